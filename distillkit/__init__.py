@@ -1,0 +1,79 @@
+"""Losses, attention capture and plugins for distilling vision-language models.
+
+Public names are imported when they are first used, so that ``import distillkit`` and every
+listing stay fast: neither torch nor transformers is loaded by them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same table for editors and type checkers
+    from . import errors as errors
+    from . import losses as losses
+    from . import testing as testing
+    from ._attention import Attention as Attention
+    from ._backbone.adapter import Adapter as Adapter
+    from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
+    from ._backbone.adapter import adapter_for as adapter_for
+    from ._backbone.signals import Signals as Signals
+    from ._backbone.tokens import ModalityTokens as ModalityTokens
+    from ._backbone.tokens import StreamTokens as StreamTokens
+    from ._backbone.tokens import TokenLayout as TokenLayout
+    from ._capture.scope import capture as capture
+    from ._objective.align import Projector as Projector
+    from ._objective.distiller import Distiller as Distiller
+    from ._objective.recipe import Recipe as Recipe
+    from ._objective.recipe import load_recipe as load_recipe
+    from ._objective.schedule import Schedule as Schedule
+    from ._objective.term import Objective as Objective
+    from ._objective.term import Term as Term
+    from ._plugins.hookspecs import hookimpl as hookimpl
+    from ._plugins.registry import register as register
+    from ._plugins.specs import AdapterSpec as AdapterSpec
+    from ._plugins.specs import AlignerSpec as AlignerSpec
+    from ._plugins.specs import LossSpec as LossSpec
+    from ._plugins.specs import OperationSpec as OperationSpec
+    from ._plugins.specs import RecipeSpec as RecipeSpec
+
+_HOMES = {
+    "Adapter": "_backbone.adapter",
+    "AdapterSpec": "_plugins.specs",
+    "AlignerSpec": "_plugins.specs",
+    "Attention": "_attention",
+    "DeclarativeAdapter": "_backbone.declarative",
+    "Distiller": "_objective.distiller",
+    "LossSpec": "_plugins.specs",
+    "ModalityTokens": "_backbone.tokens",
+    "Objective": "_objective.term",
+    "OperationSpec": "_plugins.specs",
+    "Projector": "_objective.align",
+    "Recipe": "_objective.recipe",
+    "RecipeSpec": "_plugins.specs",
+    "Schedule": "_objective.schedule",
+    "Signals": "_backbone.signals",
+    "StreamTokens": "_backbone.tokens",
+    "Term": "_objective.term",
+    "TokenLayout": "_backbone.tokens",
+    "adapter_for": "_backbone.adapter",
+    "capture": "_capture.scope",
+    "hookimpl": "_plugins.hookspecs",
+    "load_recipe": "_objective.recipe",
+    "register": "_plugins.registry",
+}
+_MODULES = ("errors", "losses", "testing")
+
+__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605 (a list, made from the table)
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

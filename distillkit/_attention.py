@@ -1,0 +1,471 @@
+"""What one attention operation consumed; its scores and probabilities are computed on demand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .errors import CaptureError, ShapeError
+
+Tokens = slice | Sequence[int] | Tensor
+
+
+class Attention:
+    r"""Queries, keys and masks of one attention operation, with gradient.
+
+    .. math:: P = \mathrm{softmax}(\mathrm{scale} \cdot Q K^\top + \mathrm{bias})
+
+    over the keys that the mask keeps. Nothing of size ``q x k`` is held; an ``Attention`` is never
+    changed, its methods return new ones.
+
+    Args:
+        query: ``(b, h, q, d)``.
+        key: ``(b, g, k, d)``, g dividing h: query head i reads key head ``i // (h // g)``.
+        value: ``(b, g, k, e)``, where it was seen.
+        scale: factor of the products; ``d ** -0.5`` by default.
+        mask: boolean, True = keep, broadcastable to ``(b, h, q, k)``.
+        bias: added to the scaled products, broadcastable to ``(b, h, q, k)``; entries at or below
+            half of their dtype's lowest number, -inf among them, drop a key as the mask does.
+        rows: boolean ``(b, q)`` or ``(b, 1 or h, q)``: the query positions that count.
+        causal: row i sees the keys 0 ... i only.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit, with both printed.
+
+    Examples:
+        >>> import torch
+        >>> attention = Attention(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 5, 8))
+        >>> attention.probabilities()[0, 0, 0]
+        tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000])
+        >>> attention.between(slice(0, 2), [3, 4]).shape
+        (2, 4, 2, 2)
+    """
+
+    __slots__ = (
+        "_key", "_query", "_replay", "bias", "causal", "mask", "rows", "scale", "shape", "value",
+    )  # fmt: skip
+
+    shape: tuple[int, int, int, int]
+    """``(b, h, q, k)`` of scores and probabilities."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None = None,
+        *,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        rows: Tensor | None = None,
+        causal: bool = False,
+    ) -> None:
+        _check_heads(query, key)
+        b, h, q, _ = query.shape
+        self.shape = shape = (b, h, q, key.shape[2])
+        self._query: Tensor | None = query
+        self._key: Tensor | None = key
+        self._replay: Callable[[], Tensor] | None = None
+        self.value = value
+        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self.mask = _as_map("mask", mask, shape)
+        self.bias = _as_map("bias", bias, shape)
+        self.rows = _as_rows(rows, shape)
+        self.causal = causal
+
+    @classmethod
+    def from_scores(
+        cls, scores: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Attention:
+        """An attention known by its scores ``(b, h, q, k)`` alone; -inf marks dropped keys."""
+        return cls.replayed(lambda: scores, scores.shape, mask=mask, rows=rows)
+
+    @classmethod
+    def from_probabilities(
+        cls, probabilities: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Attention:
+        """An attention known by its probabilities ``(b, h, q, k)`` alone; 0 marks dropped keys."""
+
+        def scores() -> Tensor:
+            kept = probabilities > 0
+            return torch.where(kept, torch.where(kept, probabilities, 1).log(), -torch.inf)
+
+        return cls.replayed(scores, probabilities.shape, mask=mask, rows=rows)
+
+    @classmethod
+    def replayed(
+        cls,
+        replay: Callable[[], Tensor],
+        shape: Sequence[int],
+        *,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Attention:
+        """Scores that queries and keys alone cannot rebuild: ``replay()`` computes them all."""
+        if len(shape) != 4:
+            raise ShapeError(f"an attention map is (b, h, q, k), 4 axes; got shape {tuple(shape)}")
+        b, h, q, k = shape
+        made = cls.__new__(cls)
+        made.shape = (b, h, q, k)
+        made._query, made._key, made.value, made._replay = query, key, None, replay
+        made.scale = math.nan if query is None else query.shape[-1] ** -0.5
+        made.mask, made.bias = _as_map("mask", mask, made.shape), None
+        made.rows, made.causal = _as_rows(rows, made.shape), False
+        return made
+
+    @classmethod
+    def cross(
+        cls,
+        query_of: Attention,
+        key_of: Attention,
+        *,
+        rows: Tensor | None = None,
+        keys: Tensor | None = None,
+        heads: int | None = None,
+    ) -> Attention:
+        """The attention that a dual encoder never computed: one tower's queries, the other's keys.
+
+        The towers' own masks, biases and causal flags are about their own tokens and are dropped.
+
+        Args:
+            query_of: the attention whose queries (and scale) are taken, ``(b, h, q, d)``.
+            key_of: the attention whose keys are taken, ``(b, h, k, d)``.
+            rows: boolean ``(b, q)``: the queries that count (no padding).
+            keys: boolean ``(b, k)``: the keys that exist (no padding).
+            heads: split both total widths into this many heads first.
+
+        Raises:
+            ShapeError: unequal batches, heads or widths; never read as grouped queries.
+
+        Source: Wang et al. 2022 (DiDE), section 3.2, equations 4 and 5.
+        """
+        query, key, scale = query_of.query, key_of.key, query_of.scale
+        if heads is not None:
+            query, key = _split_heads(query, heads), _split_heads(key, heads)
+            scale = query.shape[-1] ** -0.5
+        if query.shape[0] != key.shape[0]:
+            raise ShapeError(
+                f"cross pairs example i with example i, but the queries' tower ran "
+                f"{query.shape[0]} examples and the keys' tower {key.shape[0]}; pair them first "
+                "with take(index), or name the index entries in the adapter's `pairs`"
+            )
+        if query.shape[1] != key.shape[1] or query.shape[3] != key.shape[3]:
+            raise ShapeError(
+                f"cross needs equal heads and head widths: queries {tuple(query.shape)} against "
+                f"keys {tuple(key.shape)}, both (b, h, n, d); heads=R re-splits equal total widths"
+            )
+        mask = None if keys is None else keys[:, None, None, :]
+        return cls(query, key, scale=scale, mask=mask, rows=rows)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Attention]) -> Attention:
+        """The examples of several attentions over the same heads and tokens, one after another."""
+        first = parts[0]
+        if len({(part.shape[1:], part.scale, part.causal) for part in parts}) > 1:
+            raise ShapeError(
+                "attentions to concatenate share heads, tokens, scale and causal flag; got "
+                f"{', '.join(map(str, parts))}"
+            )
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            given = [x for x in tensors if x is not None]
+            if len(given) < len(parts):
+                if given:
+                    raise ShapeError("some attentions to concatenate have a mask, others none")
+                return None
+            sizes = [part.shape[0] for part in parts]  # a mask for all becomes one for each
+            return torch.cat([x.expand(b, *x.shape[1:]) for x, b in zip(given, sizes, strict=True)])
+
+        made = cls.__new__(cls)
+        made.shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+        made._query = joined([part._query for part in parts])
+        made._key = joined([part._key for part in parts])
+        made.value = joined([part.value for part in parts])
+        made.mask = joined([part.mask for part in parts])
+        made.bias = joined([part.bias for part in parts])
+        made.rows = joined([part.rows for part in parts])
+        made.scale, made.causal = first.scale, first.causal
+        replays = [part._replay for part in parts if part._replay is not None]
+        made._replay = (lambda: torch.cat([replay() for replay in replays])) if replays else None
+        return made
+
+    @property
+    def query(self) -> Tensor:
+        """``(b, h, q, d)``."""
+        return _known("queries", self._query)
+
+    @property
+    def key(self) -> Tensor:
+        """``(b, g, k, d)``."""
+        return _known("keys", self._key)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a loss on this attention can teach anything."""
+        if self._replay is not None:
+            return self._replay().requires_grad
+        return self.query.requires_grad or self.key.requires_grad
+
+    def keep(self) -> Tensor | None:
+        """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
+
+        Dropped are what the mask, the causal flag and ``rows`` drop, and what an additive mask
+        does: bias or scores at or below half of their dtype's lowest number.
+        """
+        kept = _both(self._masked(), None if self.rows is None else self.rows[..., None])
+        for added in (self.bias, None if self._replay is None else self._replay()):
+            if added is not None:
+                kept = _both(kept, added > torch.finfo(added.dtype).min / 2)
+        return kept
+
+    def _masked(self) -> Tensor | None:
+        """What mask and causal flag keep, whichever rows count."""
+        if not self.causal:
+            return self.mask
+        ones = torch.ones(self.shape[2:], dtype=torch.bool, device=self.query.device)
+        return _both(self.mask, ones.tril()[None, None])
+
+    def valid_rows(self) -> Tensor:
+        """The rows that count and have a key left, boolean ``(b, h, q)``."""
+        keep = self.keep()
+        if keep is None:
+            device = self.query.device
+            return torch.full(self.shape[:3], self.shape[3] > 0, device=device)
+        return keep.expand(self.shape).any(-1)
+
+    def scores(self) -> Tensor:
+        """Scaled products plus bias, ``(b, h, q, k)``; -inf where an entry does not count.
+
+        Computed in float32 at least, whatever the inputs and autocast: scores rounded to bfloat16
+        give gradients that are wrong near convergence. What a dropped entry held, NaN too, reaches
+        neither value nor gradient.
+        """
+        keep = self.keep()
+        raw = self._products(keep) if self._replay is None else widen(self._replay())
+        return raw if keep is None else torch.where(keep, raw, -torch.inf)
+
+    def _products(self, keep: Tensor | None) -> Tensor:
+        query, key, bias = widen(self.query), widen(self.key), self.bias
+        groups = key.shape[1]
+        if keep is not None:  # 0 * NaN is NaN: what is dropped must be gone before the product
+            query = torch.where(keep.any(-1)[..., None], query, 0)
+            key = torch.where(_per_group(keep.any(-2), groups)[..., None], key, 0)
+            bias = None if bias is None else torch.where(keep, bias, 0)
+        with torch.autocast(query.device.type, enabled=False):
+            folded = rearrange(query, "b (g r) q d -> b g (r q) d", g=groups)
+            products = folded @ key.mT * self.scale
+        products = rearrange(products, "b g (r q) k -> b (g r) q k", q=query.shape[2])
+        return products if bias is None else products + widen(bias)
+
+    def probabilities(self) -> Tensor:
+        """``(b, h, q, k)``; 0 where an entry does not count, so a row without keys is all 0."""
+        scores = self.scores()
+        kept = scores > -torch.inf
+        seen = kept.any(-1, keepdim=True)
+        return torch.where(kept, torch.where(seen, scores, 0).softmax(-1), 0)
+
+    def detach(self) -> Attention:
+        """The same numbers without gradient."""
+        return self._map(Tensor.detach, self.shape)
+
+    def take(self, index: Tensor | slice) -> Attention:
+        """Examples of the batch, in the order of ``index``; one may come several times."""
+        b, *rest = self.shape
+        positions = torch.arange(b, device=getattr(index, "device", None))[index]
+
+        def chosen(x: Tensor) -> Tensor:
+            return x if x.shape[0] == 1 != b else x[index]
+
+        return self._map(chosen, (len(positions), *rest))
+
+    def with_rows(self, rows: Tensor | None) -> Attention:
+        """The same attention, in which these query positions count, ``(b, q)``; None: all."""
+        made = self._map(lambda x: x, self.shape)
+        made.rows = _as_rows(rows, self.shape)
+        return made
+
+    def _map(self, function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Attention:
+        """Every tensor through ``function``, which keeps the axes where they are."""
+
+        def of(x: Tensor | None) -> Tensor | None:
+            return None if x is None else function(x)
+
+        replay = self._replay
+        made = Attention.__new__(Attention)
+        made.shape = tuple(shape)  # type: ignore[assignment]
+        made._query, made._key, made.value = of(self._query), of(self._key), of(self.value)
+        made.mask, made.bias, made.rows = of(self.mask), of(self.bias), of(self.rows)
+        made.scale, made.causal = self.scale, self.causal
+        made._replay = None if replay is None else lambda: function(replay())
+        return made
+
+    def between(self, query_tokens: Tokens, key_tokens: Tokens) -> Attention:
+        """The block of some rows and some keys, *renormalised over the block's own scores*.
+
+        Args:
+            query_tokens: a slice, positions, or a boolean ``(b, q)``. Where examples select
+                unequally many, their tokens are packed to the front; the padding never counts.
+            key_tokens: the same for the keys.
+
+        Examples:
+            >>> scores = torch.tensor([[[[0.0, 1.0, 2.0]]]])
+            >>> Attention.from_scores(scores).between([0], [0, 2]).probabilities()
+            tensor([[[[0.1192, 0.8808]]]])
+
+        Source: Wang et al. 2022 (DiDE), section 3.2: the softmax of the block's scores.
+        """
+        b, h, q, k = self.shape
+        rows, keys = _Selection(query_tokens, q), _Selection(key_tokens, k)
+
+        def block(x: Tensor) -> Tensor:
+            return keys.along(rows.along(x, 2), 3)
+
+        masked = self._masked()
+        kept = None if masked is None else block(masked)
+        mask = _both(kept, _both(rows.present(2), keys.present(3)))
+        counted = None if self.rows is None else rows.along(self.rows, 2)
+        if self._replay is not None:
+            replay, shape = self._replay, (b, h, rows.count, keys.count)
+            return Attention.replayed(lambda: block(replay()), shape, mask=mask, rows=counted)
+        return Attention(
+            rows.along(self.query, 2),
+            keys.along(self.key, 2),
+            None if self.value is None else keys.along(self.value, 2),
+            scale=self.scale,
+            mask=mask,
+            bias=None if self.bias is None else block(self.bias),
+            rows=counted,
+        )
+
+    def __repr__(self) -> str:
+        facts = ", ".join(
+            f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True)
+        )
+        return f"Attention({facts}{', causal' if self.causal else ''})"
+
+
+class _Selection:
+    """Tokens chosen along one axis of ``length``: a slice, or an index for all or per example."""
+
+    def __init__(self, tokens: Tokens, length: int) -> None:
+        self._length = length
+        self._present: Tensor | None = None
+        if isinstance(tokens, slice):
+            self._index: slice | Tensor = tokens
+            self.count = len(range(length)[tokens])
+            return
+        index = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens, dtype=torch.long)
+        if index.dtype == torch.bool and index.ndim == 1:
+            index = index.nonzero()[:, 0]
+        if index.dtype == torch.bool:
+            counts = index.sum(-1)
+            self.count = int(counts.max()) if len(counts) else 0
+            packed = torch.arange(self.count, device=index.device) < counts[:, None]
+            self._present = None if bool(packed.all()) else packed
+            # a stable sort of "not chosen" brings the chosen tokens to the front, in order
+            index = (~index).to(torch.uint8).argsort(dim=-1, stable=True)[:, : self.count]
+        self._index = index
+        self.count = index.shape[-1]
+
+    def along(self, x: Tensor, axis: int) -> Tensor:
+        """``x`` at the chosen tokens of ``axis``; one entry that stands for all is kept so."""
+        if x.shape[axis] == 1 != self._length:
+            return x
+        if isinstance(self._index, slice):
+            return x[(slice(None),) * axis + (self._index,)]
+        if self._index.ndim == 1:
+            return x.index_select(axis, self._index.to(x.device))
+        shape = [1] * x.ndim
+        shape[0], shape[axis] = self._index.shape
+        batch = x.expand(shape[0], *x.shape[1:])
+        return batch.take_along_dim(self._index.view(shape), axis)
+
+    def present(self, axis: int) -> Tensor | None:
+        """Which packed places hold a token, broadcastable to ``(b, h, q, k)``; None: all do."""
+        if self._present is None:
+            return None
+        return self._present[:, None, :, None] if axis == 2 else self._present[:, None, None, :]
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Kept by both; None keeps everything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _known(what: str, tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise CaptureError(
+            f"this Attention holds no {what}: it was made from scores or probabilities; "
+            "losses and signals that need them take an Attention that was captured"
+        )
+    return tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """At least float32: half precision is for storage."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _per_group(seen: Tensor, groups: int) -> Tensor:
+    """``(b, h or 1, k)`` over query heads -> over the key heads that they share."""
+    if seen.shape[1] in (1, groups):
+        return seen
+    return rearrange(seen, "b (g r) k -> b g r k", g=groups).any(2)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """Heads concatenated per token, in order, and split into ``heads`` again."""
+    width = x.shape[1] * x.shape[3]
+    if width % heads:
+        raise ShapeError(f"a width of {width} does not split into {heads} heads")
+    joined = rearrange(x, "b h n d -> b n (h d)")
+    return rearrange(joined, "b n (r e) -> b r n e", r=heads)
+
+
+def _check_heads(query: Tensor, key: Tensor) -> None:
+    found = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+    if query.ndim != 4 or key.ndim != 4:
+        raise ShapeError(f"query is (b, h, q, d) and key (b, g, k, d), 4 axes each; got {found}")
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ShapeError(f"query (b, h, q, d) and key (b, g, k, d) share b and d; got {found}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ShapeError(f"the key's heads must divide the query's (grouped queries); got {found}")
+    if not (query.is_floating_point() and key.is_floating_point()):
+        raise ShapeError(f"query and key are floating point; got {query.dtype} and {key.dtype}")
+
+
+def _as_map(name: str, x: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """A mask or bias with all four axes, each 1 or whole."""
+    if x is None:
+        return None
+    if name == "mask" and x.dtype != torch.bool:
+        raise ShapeError(f"mask is boolean, True = keep; got {x.dtype} (additive masks are `bias`)")
+    full = x.reshape((1,) * (4 - x.ndim) + tuple(x.shape)) if x.ndim < 4 else x
+    if full.ndim != 4 or any(n not in (1, whole) for n, whole in zip(full.shape, shape, strict=True)):
+        raise ShapeError(
+            f"{name} of shape {tuple(x.shape)} does not broadcast to (b, h, q, k) = {tuple(shape)}"
+        )
+    return full
+
+
+def _as_rows(rows: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """Rows as ``(b or 1, h or 1, q)``."""
+    if rows is None:
+        return None
+    full = rows[:, None] if rows.ndim == 2 else rows
+    b, h, q, _ = shape
+    fits = full.ndim == 3 and full.shape[0] in (1, b) and full.shape[1] in (1, h)
+    if rows.dtype != torch.bool or not fits or full.shape[2] != q:
+        raise ShapeError(
+            f"rows is boolean (b, q) or (b, 1 or h, q) for (b, h, q, k) = {tuple(shape)}; "
+            f"got {rows.dtype} {tuple(rows.shape)}"
+        )
+    return full

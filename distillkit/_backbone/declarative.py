@@ -1,0 +1,242 @@
+"""An adapter that is data: what a TOML file says of one model."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from .._capture.scope import Record
+from ..errors import SignalError, UnknownNameError, did_you_mean, unknown_name
+from .directions import attention_signals, paired
+from .signals import Signal, Signals
+from .tokens import ModalityTokens, StreamTokens, TokenLayout
+
+_MODULE = "module:"
+
+
+class _Table(BaseModel):
+    """A table of an adapter file: unknown keys are errors that say what was meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, table: Any) -> Any:
+        if isinstance(table, dict):
+            for key in table:
+                if key not in cls.model_fields:
+                    raise unknown_name("key of an adapter", key, cls.model_fields)
+        return table
+
+
+class TokenRun(_Table):
+    """A run of one modality's tokens in a sequence, as an adapter file states it."""
+
+    modality: str
+    length: str | int | None = Field(
+        None, description="a number, or the batch entry whose second axis is the length"
+    )
+    mask: str | None = Field(None, description="the batch entry that is true for real tokens")
+    special: tuple[int, ...] = Field((), description="positions in the run without word or patch")
+    grid: tuple[int, int] | None = Field(None, description="rows and columns of patches")
+    where: str | None = Field(None, description="the batch entry that marks the tokens")
+    equals: int | None = Field(None, description="its value at this modality's tokens")
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> TokenRun:
+        if (self.where is None) != (self.equals is None):
+            raise ValueError("`where` and `equals` go together: where = entry, equals = its value")
+        if self.length is None and self.grid is None and self.where is None:
+            raise ValueError(
+                f"the {self.modality} tokens have no place: give `length` (a number or a batch "
+                "entry), `grid` (rows, columns) or `where` and `equals`"
+            )
+        return self
+
+
+class _AdapterFile(_Table):
+    """The adapter file as a whole."""
+
+    streams: dict[str, str]
+    inputs: dict[str, str] | None = None
+    logits: str | None = None
+    hidden: dict[str, str] = Field(default_factory=dict)
+    embedding: dict[str, str] = Field(default_factory=dict)
+    pairs: dict[str, str] = Field(default_factory=dict)
+    tokens: dict[str, tuple[TokenRun, ...]] = Field(default_factory=dict)
+
+
+class DeclarativeAdapter:
+    """An adapter that is data: one TOML file for each model, and no Python.
+
+    Args:
+        streams: stream -> pattern of its attention modules: one ``joint``, or ``text`` and
+            ``image`` for two towers, or ``text_to_image`` and ``image_to_text``.
+        inputs: argument of the model's ``forward`` -> batch entry; absent: what forward names.
+        logits: a field of the output, or ``"module:head"``, the module that returns them.
+        hidden: stream -> pattern of the modules that return its hidden states.
+        embedding: modality -> a field of the output, or ``"module:..."``.
+        pairs: modality -> batch entry that indexes it, where texts and images are encoded once.
+        tokens: stream -> the runs of its tokens, in their order in the sequence.
+
+    Raises:
+        ValueError: what pydantic finds wrong, with its place; unknown keys say what was meant.
+    """
+
+    def __init__(self, **tables: Any) -> None:
+        self._file = _AdapterFile.model_validate(tables)
+        self._forward: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> DeclarativeAdapter:
+        """Read an adapter file.
+
+        Raises:
+            SignalError: the file says something that no adapter file means.
+        """
+        path = Path(path)
+        try:
+            return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UnknownNameError(f"there is no adapter file {str(path)!r}") from None
+        except (ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
+            raise SignalError(f"adapter file {str(path)!r}: {error}") from None
+
+    @property
+    def streams(self) -> Mapping[str, str]:
+        return self._file.streams
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        named = (self._file.logits, *self._file.embedding.values())
+        heads = [n.removeprefix(_MODULE) for n in named if n and n.startswith(_MODULE)]
+        return (*heads, *self._file.hidden.values())
+
+    def for_model(self, model: nn.Module) -> DeclarativeAdapter:
+        """This adapter, knowing the names of the model's forward (for a file without `inputs`)."""
+        made = DeclarativeAdapter.__new__(DeclarativeAdapter)
+        made._file, made._forward = self._file, _parameters_of(model)
+        return made
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if self._file.inputs is not None:
+            return {argument: _entry(batch, key) for argument, key in self._file.inputs.items()}
+        if self._forward is None:
+            return dict(batch)
+        return {name: batch[name] for name in self._forward if name in batch}
+
+    def layout(self, batch: Mapping[str, Any], record: Record) -> TokenLayout:  # noqa: ARG002
+        pairs = {modality: _entry(batch, key) for modality, key in self._file.pairs.items()}
+        streams = {s: _stream_tokens(runs, batch, pairs) for s, runs in self._file.tokens.items()}
+        return TokenLayout(streams, pairs)
+
+    def signals(self, record: Record, output: Any, layout: TokenLayout) -> Signals:
+        values: dict[str, Signal | Callable[[], Signal]] = {}
+        masks: dict[str, Tensor] = {}
+        if self._file.logits is not None:
+            values["logits"] = _field(self._file.logits, record, output)
+        for modality, name in self._file.embedding.items():
+            values[f"embedding.{modality}"] = _field(name, record, output)
+        for stream, pattern in self._file.hidden.items():
+            values[f"hidden.{stream}"] = [_tensor(one) for one in record.outputs(pattern)]
+            valid = layout[stream].valid if stream in layout else None
+            if valid is not None:
+                masks[f"hidden.{stream}"] = valid
+        attentions = {stream: record.layers(pattern) for stream, pattern in self.streams.items()}
+        values |= attention_signals(attentions, layout)
+        return Signals(values, masks)
+
+
+def _stream_tokens(
+    runs: Sequence[TokenRun], batch: Mapping[str, Any], pairs: Mapping[str, Tensor]
+) -> StreamTokens:
+    """The runs of one stream, laid one after another."""
+    joint = len({run.modality for run in runs}) > 1  # then every pair has its own sequence
+    index = pairs if joint else {}
+    marked = {
+        run.modality: paired(_entry(batch, str(run.where)) == run.equals, index.get(run.modality))
+        for run in runs
+        if run.where is not None
+    }
+    masks = [_run_mask(run, batch, index.get(run.modality)) for run in runs]
+    if marked:
+        others = ~torch.stack(list(marked.values())).any(0)
+        modalities = {
+            run.modality: ModalityTokens(marked.get(run.modality, others), run.special, run.grid)
+            for run in runs
+        }
+        given = [mask for mask in masks if mask is not None]
+        return StreamTokens(modalities, torch.stack(given).all(0) if given else None)
+    modalities, start = {}, 0
+    for run in runs:
+        stop = start + _run_length(run, batch)
+        modalities[run.modality] = ModalityTokens(slice(start, stop), run.special, run.grid)
+        start = stop
+    return StreamTokens(modalities, _joined(masks, list(modalities.values())))
+
+
+def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
+    return None if run.mask is None else paired(_entry(batch, run.mask) != 0, index)
+
+
+def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
+    if run.grid is not None:
+        return run.grid[0] * run.grid[1] + len(run.special)
+    if isinstance(run.length, int):
+        return run.length
+    size: int = _entry(batch, str(run.length)).shape[1]
+    return size
+
+
+def _joined(masks: Sequence[Tensor | None], tokens: Sequence[ModalityTokens]) -> Tensor | None:
+    """One mask over the sequence; a run without a mask has no padding."""
+    given = next((mask for mask in masks if mask is not None), None)
+    if given is None:
+        return None
+    parts = []
+    for mask, one in zip(masks, tokens, strict=True):
+        length = one.positions.stop - one.positions.start  # type: ignore[union-attr]
+        parts.append(given.new_ones(len(given), length) if mask is None else mask)
+    return torch.cat(parts, dim=1)
+
+
+def _field(name: str, record: Record, output: Any) -> Tensor:
+    """A field of a model's output, or what ``"module:head"`` returned."""
+    if name.startswith(_MODULE):
+        return _tensor(record.output(name.removeprefix(_MODULE)))
+    if isinstance(output, Mapping):
+        fields = {str(key): value for key, value in output.items()}
+    else:
+        names = getattr(output, "_fields", None) or getattr(output, "__dict__", {})
+        fields = {field: getattr(output, field) for field in names}
+    if name not in fields:
+        raise SignalError(
+            f"the output of the model ({type(output).__name__}) has no field {name!r}; "
+            f"{did_you_mean(name, fields)}; \"module:<name>\" takes what a module returned"
+        )
+    return _tensor(fields[name])
+
+
+def _tensor(value: Any) -> Tensor:
+    """The value, or the first of a tuple: blocks often return ``(hidden, ...)``."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    if not isinstance(first, Tensor):
+        raise SignalError(f"expected a tensor or a tuple that starts with one; got {type(value)}")
+    return first
+
+
+def _entry(batch: Mapping[str, Any], key: str) -> Any:
+    if key not in batch:
+        raise SignalError(f"the batch has no entry {key!r}; {did_you_mean(key, batch)}")
+    return batch[key]
+
+
+def _parameters_of(model: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(model.forward).parameters)

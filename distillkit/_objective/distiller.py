@@ -1,0 +1,167 @@
+"""Run both models under capture and return the loss: a training step in three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._backbone.adapter import Adapter, adapter_for
+from .._backbone.signals import Signals
+from .._capture.scope import Scope
+from ..errors import SignalError
+from .recipe import Recipe, load_recipe
+from .term import Objective
+
+TaskLoss = Callable[[Any, Mapping[str, Any]], Tensor]
+
+
+class Distilled(NamedTuple):
+    """What a distiller returns for one batch.
+
+    Attributes:
+        loss: the scalar to call ``backward`` on.
+        parts: term -> its unweighted value, detached, float32.
+        weights: term -> the weight it had.
+        student: the student's signals.
+        teacher: the teacher's signals; empty where no term needed them.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+    student: Signals
+    teacher: Signals
+
+
+class Distiller(nn.Module):
+    """A student, a frozen teacher and an objective, as one module to call and to wrap.
+
+    The loss is computed inside ``forward``, so that gradients of captured tensors are synchronised
+    under DDP and FSDP like any others: wrap the distiller, not the student. The teacher is kept in
+    eval mode and out of ``parameters()``, ``state_dict()`` and ``train()``; ``.to()`` moves it.
+
+    Args:
+        student: the model that learns.
+        teacher: the model that is imitated; its parameters are frozen. None where every call
+            brings ``teacher_signals``.
+        recipe: a :class:`Recipe`, its name or path, or an :class:`Objective`.
+        student_adapter: an adapter, its name, the path of its TOML file; None finds it by class.
+        teacher_adapter: the same for the teacher.
+        task_loss: ``task_loss(output, batch)`` for a term ``"task"``; by default the student's
+            output has a field ``loss``.
+
+    Raises:
+        UnknownNameError: an adapter, recipe or loss that nothing provides.
+        CaptureError: a stream's pattern that matches no module.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        recipe: Recipe | Objective | str | Path,
+        *,
+        student_adapter: Adapter | str | Path | None = None,
+        teacher_adapter: Adapter | str | Path | None = None,
+        task_loss: TaskLoss | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        if isinstance(recipe, (str, Path)):
+            recipe = load_recipe(recipe)
+        self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
+        self._task_loss = task_loss
+        self._student = _Watched(student, adapter_for(student, student_adapter))
+        self._teacher: _Watched | None = None
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+            self._teacher = _Watched(teacher, adapter_for(teacher, teacher_adapter))
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        progress: float | None = None,
+        teacher_signals: Signals | None = None,
+    ) -> Distilled:
+        """The loss of one batch.
+
+        Args:
+            batch: what the adapters take both models' inputs from.
+            progress: the part of training that is done, in [0, 1]; scheduled weights need it.
+            teacher_signals: what :meth:`run_teacher` returned for these examples before; the
+                teacher does not run.
+        """
+        needs_teacher = self.objective.compares(progress)
+        if not needs_teacher:
+            teacher_signals = Signals({})
+        elif teacher_signals is None:
+            teacher_signals = self.run_teacher(batch)
+        output, student_signals = self._student.run(batch)
+        result = self.objective(
+            student_signals,
+            teacher_signals,
+            batch=batch,
+            task=self._task(output, batch, progress),
+            progress=progress,
+        )
+        return Distilled(
+            result.loss, result.parts, result.weights, student_signals, teacher_signals
+        )
+
+    def run_teacher(self, batch: Mapping[str, Any]) -> Signals:
+        """The teacher's signals for a batch, without gradient: what is worth computing once."""
+        if self._teacher is None:
+            raise SignalError(
+                "this distiller has no teacher: pass teacher_signals=, or give it one"
+            )
+        self._teacher.model.eval()
+        with torch.no_grad():
+            return self._teacher.run(batch)[1]
+
+    def close(self) -> None:
+        """Take the hooks off both models; they are inert outside ``forward`` anyway."""
+        self._student.scope.close()
+        if self._teacher is not None:
+            self._teacher.scope.close()
+
+    def _task(
+        self, output: Any, batch: Mapping[str, Any], progress: float | None
+    ) -> Tensor | None:
+        active = self.objective.active(progress)
+        if not any(term.is_task and term.name in active for term in self.objective.terms):
+            return None
+        if self._task_loss is not None:
+            return self._task_loss(output, batch)
+        found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        return found if isinstance(found, Tensor) else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # noqa: FBT001, FBT002
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        parameter = next(self.student.parameters(), None)
+        if self._teacher is not None and parameter is not None:
+            self._teacher.model.to(parameter.device)  # its dtype is its own
+        return self
+
+
+class _Watched:
+    """A model, its adapter and the hooks that read it; no module, so that nothing registers it."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+        self.model, self.adapter = model, adapter
+        patterns = [pattern.partition("#")[0] for pattern in adapter.streams.values()]
+        self.scope = Scope(model, patterns, outputs=adapter.outputs)
+
+    def run(self, batch: Mapping[str, Any]) -> tuple[Any, Signals]:
+        """The model's output and signals for a batch."""
+        self.scope.active = True
+        try:
+            output = self.model(**self.adapter.inputs(batch))
+        finally:
+            self.scope.active = False
+        layout = self.adapter.layout(batch, self.scope.record)
+        return output, self.adapter.signals(self.scope.record, output, layout)

@@ -1,0 +1,155 @@
+"""An objective as data: a TOML file that knows no model."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .._plugins.registry import lookup
+from .._plugins.specs import RecipeSpec
+from ..errors import RecipeError, unknown_name
+from .schedule import Schedule
+from .term import TASK, Objective, Term
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    """A table of a recipe: unknown keys are errors that say what was meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, table: Any) -> Any:
+        for key in table if isinstance(table, dict) else ():
+            if key not in cls.model_fields:
+                raise unknown_name(f"key of a {_KINDS[cls.__name__]}", key, cls.model_fields)
+        return table
+
+
+class TermRecipe(_Table):
+    """One term as data; the keys are :class:`Term`'s parameters."""
+
+    loss: str
+    on: str | tuple[str, ...] = ()
+    layers: Literal["last", "all"] | tuple[tuple[int, int], ...] = "last"
+    rows: Literal["valid", "all"] = "valid"
+    per: Literal["example", "row"] = "example"
+    align: tuple[str | dict[str, Any], ...] = ()
+    weight: Weight | Schedule = 1.0
+    inputs: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _builds(self) -> TermRecipe:
+        self.build()
+        return self
+
+    @property
+    def label(self) -> str:
+        """What ``parts`` and ``override`` call the term."""
+        on = (self.on,) if isinstance(self.on, str) else self.on
+        return self.name or (TASK if self.loss == TASK else f"{self.loss}/{'+'.join(on)}")
+
+    def build(self) -> Term:
+        """The term."""
+        return Term(**{field: getattr(self, field) for field in type(self).model_fields})
+
+
+class Recipe(_Table):
+    """What to distil, as data.
+
+    Attributes:
+        name: what the recipe is called.
+        summary: one line for the listing.
+        reference: where it comes from.
+        terms: the weighted losses.
+
+    Examples:
+        >>> recipe = Recipe(name="soft", terms=[{"loss": "kl_divergence", "on": "logits"}])
+        >>> recipe.override({"kl_divergence/logits.weight": 2.0}).terms[0].weight
+        2.0
+    """
+
+    name: str
+    summary: str = ""
+    reference: str = ""
+    terms: tuple[TermRecipe, ...]
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> Recipe:
+        if not self.terms:
+            raise RecipeError("a recipe needs at least one [[terms]]")
+        return self
+
+    def build(self) -> Objective:
+        """The objective, whose parameters (of trained aligners) go to the optimiser."""
+        return Objective([term.build() for term in self.terms])
+
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same recipe with some values changed, ``{"<term>.<key>": value}``.
+
+        Raises:
+            UnknownNameError: no such term.
+            RecipeError: no such key, or a value that does not fit.
+        """
+        tables = {term.label: term.model_dump() for term in self.terms}
+        for path, value in changes.items():
+            label = next((label for label in tables if path.startswith(f"{label}.")), None)
+            if label is None:
+                raise unknown_name("term of this recipe", path, [f"{one}.weight" for one in tables])
+            *tables_in, key = path.removeprefix(f"{label}.").split(".")
+            table = tables[label]
+            for inner in tables_in:
+                table = table.setdefault(inner, {})
+            table[key] = value
+        return _validated(
+            {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}, self.name
+        )
+
+
+_KINDS = {"TermRecipe": "term", "Recipe": "recipe"}
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by its registered name, or from the path of a TOML file.
+
+    Raises:
+        UnknownNameError: no such recipe or file.
+        RecipeError: the file says something that no recipe means; every place is named.
+
+    Examples:
+        >>> [term.label for term in load_recipe("dide").terms]
+        ['kl_divergence/logits', 'attention_kl/attention.text_to_image', 'attention_kl/attention.image_to_text']
+    """
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise unknown_name("recipe file", str(path), map(str, path.parent.glob("*.toml")))
+        text = path.read_text(encoding="utf-8")
+    else:
+        package, _, resource = lookup(RecipeSpec, str(name)).resource.partition(":")
+        text = files(package).joinpath(resource).read_text(encoding="utf-8")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {str(name)!r} is no TOML: {error}") from None
+    return _validated(table, str(name))
+
+
+def _validated(table: Mapping[str, Any], name: str) -> Recipe:
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, one['loc'])) or name}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
+        raise RecipeError("\n".join([f"recipe {name!r}:", *lines])) from None

@@ -1,0 +1,436 @@
+"""One weighted loss on one signal, and their sum."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import Tensor, nn
+
+from .._attention import Attention
+from .._backbone.signals import Signals
+from .._plugins.registry import lookup
+from .._plugins.specs import AlignerSpec, LossSpec, resolve
+from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
+from ..losses import masked_mean, shared_rows
+from .schedule import Schedule
+
+Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
+Rows = Literal["valid", "all"]
+Per = Literal["example", "row"]
+
+TASK = "task"
+
+
+class Result(NamedTuple):
+    """What an objective makes of one batch.
+
+    Attributes:
+        loss: the scalar to call ``backward`` on: the sum of weight x part.
+        parts: term -> its unweighted value, detached, float32.
+        weights: term -> the weight it had; a term of weight 0 is not computed.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+
+
+class Term(nn.Module):
+    """One weighted loss on one signal.
+
+    Args:
+        loss: a registered name, a function ``(student, teacher, *, ...)``, or ``"task"``: the
+            student's own loss.
+        on: a signal, or a list of them: all of the student's come first, then the teacher's.
+        layers: of signals with layers: ``"last"``, ``"all"`` (equal depths), or pairs
+            ``[student, teacher]``. The value is the mean over the chosen pairs.
+        rows: ``"valid"`` leaves padding out; ``"all"`` averages over padded positions too, as the
+            DiDE paper does.
+        per: ``"example"``: the mean over examples of each example's mean, so that splitting a
+            batch changes nothing; ``"row"``: the mean over all positions.
+        align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
+        weight: a number >= 0, or a :class:`Schedule`.
+        inputs: tensor argument of the loss -> batch entry.
+        options: the loss's other keyword-only parameters.
+        name: what ``parts`` calls it; ``"<loss>/<on>"`` by default.
+
+    Raises:
+        UnknownNameError: no such loss, aligner, option or input.
+        RecipeError: a combination that means nothing.
+
+    Examples:
+        >>> Term("kl_divergence", on="logits", options={"temperature": 2.0}).name
+        'kl_divergence/logits'
+    """
+
+    def __init__(
+        self,
+        loss: str | Callable[..., Tensor],
+        *,
+        on: str | Sequence[str] = (),
+        layers: Layers = "last",
+        rows: Rows = "valid",
+        per: Per = "example",
+        align: Sequence[str | Mapping[str, Any]] = (),
+        weight: float | Schedule = 1.0,
+        inputs: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
+        self.on = (on,) if isinstance(on, str) else tuple(on)
+        self.layers, self.rows, self.per = layers, rows, per
+        self.weight = weight
+        self.inputs = dict(inputs or {})
+        self.name = name or "/".join([self.loss_name, "+".join(self.on)] if self.on else [TASK])
+        self.is_task = loss == TASK
+        if self.is_task:
+            self._function: Callable[..., Tensor] | None = None
+            _refuse_on_task(self.on, self.inputs, options, align)
+        else:
+            self._function = _loss_function(loss)
+            if not self.on:
+                raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
+        self.options = _checked_options(self.name, self._function, options or {}, self.inputs)
+        self.aligners = nn.ModuleList(_aligner(one) for one in align)
+
+    def weight_at(self, progress: float | None) -> float:
+        """The weight at a progress in [0, 1]; a fixed weight needs none."""
+        if not isinstance(self.weight, Schedule):
+            return self.weight
+        if progress is None:
+            if not self.training:
+                return self.weight.at(1.0)
+            raise RecipeError(
+                f"the weight of term {self.name!r} is scheduled: pass the part of training that "
+                "is done, distiller(batch, progress=step / steps)"
+            )
+        return self.weight.at(progress)
+
+    def forward(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """The unweighted value, a scalar."""
+        given = {arg: self._entry(batch, arg, key) for arg, key in self.inputs.items()}
+        of_student = [self._signal("student", student, name) for name in self.on]
+        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
+        if self.training and torch.is_grad_enabled():
+            self._check_gradient(of_student)
+        masks = [m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None]
+        pairs = self._layer_pairs(of_student, of_teacher)
+        values = [self._value(s, t, masks, given) for s, t in pairs]
+        return torch.stack(values).mean()
+
+    def _value(
+        self,
+        students: Sequence[Any],
+        teachers: Sequence[Any],
+        masks: Sequence[Tensor],
+        given: Mapping[str, Any],
+    ) -> Tensor:
+        """One layer's value: align, compare, average."""
+        assert self._function is not None
+        aligned = [self._align(s, t) for s, t in zip(students, teachers, strict=True)]
+        students, teachers = [s for s, _ in aligned], [t for _, t in aligned]
+        if self.rows == "all":
+            students = [_all_rows(one) for one in students]
+            teachers = [_all_rows(one) for one in teachers]
+            masks = ()
+        try:
+            values = self._function(*students, *teachers, **given, **self.options)
+        except ShapeError as error:
+            raise ShapeError(f"term {self.name!r}: {error}") from None
+        counted = _counted(values, students[0], teachers[0], masks)
+        return _reduced(values, counted, self.per)
+
+    def _align(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+        for aligner in self.aligners:
+            student, teacher = aligner(student, teacher)
+        return student, teacher
+
+    def _signal(self, side: str, signals: Signals, name: str) -> Any:
+        if name not in signals:
+            message = unknown_name(f"signal of the {side}", name, signals)
+            raise SignalError(f"term {self.name!r}: {message}; its adapter offers no other")
+        return signals[name]
+
+    def _entry(self, batch: Mapping[str, Any] | None, argument: str, key: str) -> Any:
+        if batch is None or key not in batch:
+            message = unknown_name("batch entry", key, batch or {})
+            raise SignalError(f"term {self.name!r} binds {argument!r} to the batch: {message}")
+        return batch[key]
+
+    def _check_gradient(self, signals: Sequence[Any]) -> None:
+        for name, signal in zip(self.on, signals, strict=True):
+            layers = [signal] if isinstance(signal, (Tensor, Attention)) else signal
+            if not any(layer.requires_grad for layer in layers):
+                raise SignalError(
+                    f"term {self.name!r}: the student's signal {name!r} carries no gradient, so "
+                    "nothing would be learned from it: the student ran under no_grad, detached "
+                    "it, has every parameter frozen, or was checkpointed with use_reentrant=True "
+                    "(use_reentrant=False keeps the gradient)"
+                )
+
+    def _layer_pairs(
+        self, students: Sequence[Any], teachers: Sequence[Any]
+    ) -> list[tuple[list[Any], list[Any]]]:
+        """Student layer with teacher layer, as ``layers`` says."""
+        signals = [*students, *teachers]
+        if all(isinstance(one, (Tensor, Attention)) for one in signals):
+            if self.layers != "last":
+                raise RecipeError(
+                    f"term {self.name!r}: layers = {self.layers!r} has no meaning for a signal "
+                    "without layers"
+                )
+            return [(list(students), list(teachers))]
+        depths = len(students[0]), len(teachers[0])
+        pairs = self._chosen_layers(*depths)
+        try:
+            return [([s[i] for s in students], [t[j] for t in teachers]) for i, j in pairs]
+        except IndexError:
+            raise RecipeError(
+                f"term {self.name!r}: layers = {self.layers!r} names a layer that is not there; "
+                f"the student has {depths[0]}, the teacher {depths[1]}"
+            ) from None
+
+    def _chosen_layers(self, student: int, teacher: int) -> list[tuple[int, int]]:
+        if self.layers == "last":
+            return [(-1, -1)]
+        if self.layers != "all":
+            return [(i, j) for i, j in self.layers]
+        if student != teacher:
+            raise RecipeError(
+                f'term {self.name!r}: layers = "all" needs equal depths; the student has '
+                f"{student} layers and the teacher {teacher}; name pairs: layers = [[0, 1], ...]"
+            )
+        return [(i, i) for i in range(student)]
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, weight={self.weight}"
+
+
+class Objective(nn.Module):
+    """The sum of weighted terms, with a report of its parts.
+
+    Args:
+        terms: their names must differ.
+
+    Examples:
+        >>> objective = Objective([Term("kl_divergence", on="logits", weight=0.5)])
+        >>> student = Signals({"logits": torch.tensor([[0.0, 0.0]], requires_grad=True)})
+        >>> teacher = Signals({"logits": torch.tensor([[0.0, 1.0986]])})
+        >>> result = objective(student, teacher)
+        >>> result.parts, result.loss.item() == 0.5 * result.parts["kl_divergence/logits"].item()
+        ({'kl_divergence/logits': tensor(0.1308)}, True)
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__()
+        if not terms:
+            raise RecipeError("an objective needs at least one term")
+        names = [term.name for term in terms]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise RecipeError(f"several terms are called {min(twice)!r}; give each a `name`")
+        self.terms = nn.ModuleList(terms)
+
+    def active(self, progress: float | None) -> dict[str, float]:
+        """Term -> its weight at this progress, without those of weight 0."""
+        weights = {term.name: term.weight_at(progress) for term in self._terms()}
+        return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def compares(self, progress: float | None) -> bool:
+        """Whether a term at this progress needs the teacher."""
+        active = self.active(progress)
+        return any(term.name in active and not term.is_task for term in self._terms())
+
+    def forward(
+        self,
+        student: Signals,
+        teacher: Signals,
+        *,
+        batch: Mapping[str, Any] | None = None,
+        task: Tensor | None = None,
+        progress: float | None = None,
+    ) -> Result:
+        """The loss of one batch.
+
+        Args:
+            student: the student's signals, with gradient.
+            teacher: the teacher's, usually detached.
+            batch: where terms with ``inputs`` find their labels.
+            task: the student's own loss, for a term ``"task"``.
+            progress: the part of training that is done, in [0, 1]; scheduled weights need it.
+        """
+        active = self.active(progress)
+        if not active and self.training:
+            raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros(())
+        for term in self._terms():
+            if term.name not in active:
+                continue
+            with _autocast_off():
+                value = _task_loss(task) if term.is_task else term(student, teacher, batch)
+            total = total.to(value.device) + active[term.name] * value
+            parts[term.name] = value.detach().float()
+        weights = {term.name: active.get(term.name, 0.0) for term in self._terms()}
+        return Result(total, parts, weights)
+
+    def _terms(self) -> list[Term]:
+        return list(self.terms)  # type: ignore[arg-type]
+
+
+def _task_loss(task: Tensor | None) -> Tensor:
+    if task is None:
+        raise SignalError(
+            'a term "task" takes the student\'s own loss: its output needs a field `loss`, or the '
+            "distiller a function, Distiller(..., task_loss=lambda output, batch: ...)"
+        )
+    return task
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """Losses run in the dtype that they choose."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _counted(values: Tensor, student: Any, teacher: Any, masks: Sequence[Tensor]) -> Tensor | None:
+    """The mask of the values' mean."""
+    if isinstance(teacher, Attention):
+        rows = shared_rows(student, teacher)
+        if rows.shape[1] != values.shape[1]:  # heads="mean" leaves one head
+            rows = rows.all(1, keepdim=True)
+        return rows.expand(values.shape)
+    kept: Tensor | None = None
+    for mask in masks:
+        kept = mask if kept is None else kept & mask
+    if kept is not None and kept.shape != values.shape[: kept.ndim]:
+        raise ShapeError(
+            f"a mask of shape {tuple(kept.shape)} does not fit values of shape "
+            f"{tuple(values.shape)}"
+        )
+    if kept is None:
+        return None
+    return kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)).expand(values.shape)
+
+
+def _reduced(values: Tensor, counted: Tensor | None, per: Per) -> Tensor:
+    if per == "row" or values.ndim < 2:
+        return masked_mean(values, counted)
+    flat = values.flatten(1)
+    kept = torch.ones_like(flat, dtype=torch.bool) if counted is None else counted.flatten(1)
+    sums = torch.where(kept, flat, 0).sum(1)
+    return masked_mean(sums / kept.sum(1).clamp_min(1))
+
+
+def _all_rows(signal: Any) -> Any:
+    return signal.with_rows(None) if isinstance(signal, Attention) else signal
+
+
+def _loss_function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if callable(loss):
+        return loss
+    function: Callable[..., Tensor] = resolve(lookup(LossSpec, loss).function)
+    return function
+
+
+def _refuse_on_task(*given: Any) -> None:
+    if any(given):
+        raise RecipeError(
+            'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
+            "`inputs`, `options` or `align`"
+        )
+
+
+def _checked_options(
+    term: str,
+    function: Callable[..., Tensor] | None,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """The options as the loss's own signature allows them."""
+    if function is None:
+        return {}
+    keywords = _keyword_parameters(function)
+    for argument in inputs:
+        if argument not in keywords:
+            raise RecipeError(f"term {term!r}: {unknown_name('input', argument, keywords)}")
+    model = options_model(function)
+    for option in options:
+        if option not in model.model_fields:
+            raise RecipeError(f"term {term!r}: {unknown_name('option', option, model.model_fields)}")
+    missing = [
+        n for n, p in keywords.items() if p.default is p.empty and n not in {*options, *inputs}
+    ]
+    if missing:
+        raise RecipeError(f"term {term!r} needs the option or input {missing[0]!r}")
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"]))
+        raise OptionError(
+            f"term {term!r}: option {place} = {detail['input']!r}: {detail['msg']}"
+        ) from None
+    return {name: getattr(checked, name) for name in checked.model_fields_set}
+
+
+def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
+    """A pydantic model of a loss's keyword-only options, read off its signature."""
+    fields: dict[str, Any] = {
+        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in _keyword_parameters(function).items()
+        if not _is_tensor(parameter.annotation)
+    }
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    name = getattr(function, "__name__", "loss")
+    return create_model(f"{name}_options", __config__=config, **fields)
+
+
+def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {
+        p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return annotation is Tensor or Tensor in getattr(annotation, "__args__", ())
+
+
+def _aligner(given: str | Mapping[str, Any]) -> nn.Module:
+    table = {"name": given} if isinstance(given, str) else dict(given)
+    if "name" not in table:
+        raise RecipeError(f"an aligner is a name or a table with a `name`; got {given!r}")
+    factory = resolve(lookup(AlignerSpec, table.pop("name")).factory)
+    try:
+        inspect.signature(factory).bind(**table)
+    except TypeError as error:
+        raise RecipeError(f"aligner {given!r}: {error}") from None
+    made = factory(**table)
+    return made if isinstance(made, nn.Module) else _Untrained(made)
+
+
+class _Untrained(nn.Module):
+    """An aligner without parameters, as a module."""
+
+    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+        return self.function(student, teacher)

@@ -1,0 +1,63 @@
+"""Every error and warning that the library raises on purpose; each message says the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillKitError(Exception):
+    """The common ancestor: one ``except`` clause catches them all."""
+
+
+class UnknownNameError(DistillKitError, ValueError):
+    """A name that nothing provides: a loss, a recipe, an adapter, a signal, an option."""
+
+
+class PluginConflictError(DistillKitError):
+    """Two distributions provide one name."""
+
+
+class ShapeError(DistillKitError, ValueError):
+    """Tensors whose shapes or dtypes do not fit together."""
+
+
+class OptionError(DistillKitError, ValueError):
+    """An option outside its range."""
+
+
+class CaptureError(DistillKitError):
+    """A capture that would be empty, ambiguous or wrong."""
+
+
+class SignalError(DistillKitError):
+    """A signal that a model does not expose, or not in a usable way."""
+
+
+class RecipeError(DistillKitError, ValueError):
+    """A recipe that does not say what it means."""
+
+
+class PluginLoadWarning(UserWarning):
+    """A plugin that was left out, and why."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known ones, or all of them.
+
+    Examples:
+        >>> did_you_mean("kl_divergance", ["kl_divergence", "mse"])
+        "did you mean 'kl_divergence'?"
+        >>> did_you_mean("x", ["mse", "kl_divergence"])
+        "known: 'kl_divergence', 'mse'"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"known: {', '.join(map(repr, names))}" if names else "there are none"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that nothing provides, with the nearest names that exist."""
+    return UnknownNameError(f"no {kind} is called {name!r}; {did_you_mean(name, known)}")

@@ -1,0 +1,121 @@
+"""Losses between two attentions, one value for each query row."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._attention import Attention
+from ..errors import OptionError, ShapeError
+from ._divergence import Temperature, forward_kl, log_softmax
+from ._signature import check_positive
+
+
+def attention_kl(
+    student: Attention,
+    teacher: Attention,
+    *,
+    temperature: Temperature = 1.0,
+    heads: Literal["mean"] | None = None,
+) -> Tensor:
+    r"""Forward KL of attention probabilities, KL(teacher || student), row by row.
+
+    .. math:: T^2 \sum_k P_k (\log P_k - \log Q_k)
+
+    with P the teacher's and Q the student's softmax of scores / T over the keys that each keeps.
+
+    Shape: ``Attention`` (b, h, q, k) twice -> ``(b, h, q)``, or ``(b, 1, q)`` for
+    ``heads="mean"``.
+
+    Args:
+        student: the student's attention; gradient reaches its queries and keys.
+        teacher: the teacher's, over the same tokens.
+        temperature: T > 0, divides the scores of both sides.
+        heads: ``"mean"`` compares probabilities averaged over the heads of each side, whose
+            numbers may then differ; None compares head with head.
+
+    Returns:
+        One value >= 0 for each row, in float32 at least. A row that does not count (see
+        :func:`shared_rows`) has value 0 and no gradient. A key that the student dropped and the
+        teacher uses makes its row +inf.
+
+    Raises:
+        ShapeError: unequal batches, heads or tokens, with both printed.
+        OptionError: a temperature that is not positive, an unknown ``heads``.
+
+    Examples:
+        >>> student = Attention.from_probabilities(torch.tensor([[[[0.5, 0.5]]]]))
+        >>> teacher = Attention.from_probabilities(torch.tensor([[[[1.0, 0.0]]]]))
+        >>> attention_kl(student, teacher)
+        tensor([[[0.6931]]])
+
+    Source: Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP
+    2022, https://arxiv.org/abs/2112.08723, section 3.2.
+    """
+    check_positive("temperature", temperature)
+    _check_tokens("attention_kl", student, teacher, heads)
+    rows = shared_rows(student, teacher)
+    if heads == "mean":
+        rows = rows.all(1, keepdim=True)
+    log_q = _log_probabilities(student.with_rows(_fit(rows, student)), temperature, heads)
+    log_p = _log_probabilities(teacher.with_rows(_fit(rows, teacher)), temperature, heads)
+    return torch.where(rows, temperature**2 * forward_kl(log_q, log_p), 0)
+
+
+def shared_rows(student: Attention, teacher: Attention) -> Tensor:
+    """The rows that count for a loss: the mask of its mean.
+
+    A row counts where the teacher has a key left for it and both sides' ``rows`` keep it.
+
+    Returns:
+        Boolean ``(b, h, q)`` with the teacher's heads, or ``(b, 1, q)`` where heads differ.
+
+    Examples:
+        >>> scores = torch.zeros(1, 1, 2, 3)
+        >>> student = Attention.from_scores(scores, rows=torch.tensor([[True, False]]))
+        >>> shared_rows(student, Attention.from_scores(scores))
+        tensor([[[ True, False]]])
+    """
+    rows = teacher.valid_rows()
+    if student.rows is None:
+        return rows
+    if student.rows.shape[1] in (1, rows.shape[1]):
+        return rows & student.rows
+    return rows.all(1, keepdim=True) & student.rows.all(1, keepdim=True)
+
+
+def _log_probabilities(attention: Attention, temperature: float, heads: str | None) -> Tensor:
+    log_p = log_softmax(attention.scores(), None, temperature)
+    if heads is None:
+        return log_p
+    # the mean in log space; a key that every head drops stays at -inf and must not meet logsumexp
+    kept = (log_p > -torch.inf).any(1, keepdim=True)
+    safe = torch.where(kept, log_p, 0)
+    return torch.where(kept, safe.logsumexp(1, keepdim=True) - math.log(log_p.shape[1]), -torch.inf)
+
+
+def _fit(rows: Tensor, attention: Attention) -> Tensor:
+    """Rows of one side's heads for the other's: equal, or one for all."""
+    return rows if rows.shape[1] in (1, attention.shape[1]) else rows.all(1, keepdim=True)
+
+
+def _check_tokens(loss: str, student: Attention, teacher: Attention, heads: str | None) -> None:
+    if heads not in (None, "mean"):
+        raise OptionError(f'{loss}: heads is None or "mean"; got {heads!r}')
+    found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
+    if student.shape[0] != teacher.shape[0]:
+        raise ShapeError(f"{loss} compares example with example; got {found}")
+    if student.shape[2:] != teacher.shape[2:]:
+        raise ShapeError(
+            f"{loss} compares token with token, and these differ in number; got {found}. "
+            "Student and teacher must see the same tokens: the same tokenizer and padding, the "
+            "same patch grid, special tokens kept or dropped on both sides"
+        )
+    if heads is None and student.shape[1] != teacher.shape[1]:
+        raise ShapeError(
+            f'{loss} compares head with head; got {found}. heads="mean" compares the average '
+            "over each side's heads"
+        )

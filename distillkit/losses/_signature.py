@@ -1,0 +1,77 @@
+"""The shape contract of a loss: numpy's gufunc notation, checked before any arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import torch
+from torch import Tensor
+
+from .._attention import widen
+from ..errors import OptionError, ShapeError
+
+
+def checked_pair(
+    loss: str, signature: str, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both tensors in float32 at least; they fit ``signature`` over equal leading axes.
+
+    Raises:
+        ShapeError: both shapes are printed, with the axis that differs.
+    """
+    found = f"student {_describe(student)}, teacher {_describe(teacher)}"
+    if not (student.is_floating_point() and teacher.is_floating_point()):
+        raise ShapeError(f"{loss} takes floating point tensors; got {found}")
+    cores = _cores(signature)
+    sizes: dict[str, int] = {}
+    leading = []
+    for tensor, core in zip((student, teacher), cores, strict=True):
+        if tensor.ndim < len(core):
+            raise ShapeError(f"{loss} consumes {signature}; got {found}")
+        split = tensor.ndim - len(core)
+        leading.append(tensor.shape[:split])
+        for axis, size in zip(core, tensor.shape[split:], strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ShapeError(
+                    f"{loss} needs the same {axis!r} on both sides ({signature}), but one has "
+                    f"{sizes[axis]} and the other {size}; got {found}"
+                )
+    if leading[0] != leading[1]:
+        raise ShapeError(
+            f"{loss} pairs position with position and never broadcasts: the axes before "
+            f"{signature} must be equal; got {found}"
+        )
+    return widen(student), widen(teacher)
+
+
+def check_where(where: Tensor | None, like: Tensor) -> None:
+    """Refuse a ``where`` that is not boolean or does not broadcast to the consumed tensor."""
+    if where is None:
+        return
+    trailing = zip(reversed(where.shape), reversed(like.shape), strict=False)
+    fits = where.ndim <= like.ndim and all(n in (1, whole) for n, whole in trailing)
+    if where.dtype != torch.bool or not fits:
+        raise ShapeError(
+            f"where is boolean, True = keep, and broadcasts to {tuple(like.shape)}; "
+            f"got {_describe(where)}"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse an option that must be above zero."""
+    if not value > 0:
+        raise OptionError(f"{name} must be greater than 0; got {value}")
+
+
+@functools.cache
+def _cores(signature: str) -> tuple[tuple[str, ...], ...]:
+    inputs = signature.split("->")[0]
+    return tuple(
+        tuple(axis.strip() for axis in core.split(",") if axis.strip())
+        for core in re.findall(r"\(([^)]*)\)", inputs)
+    )
+
+
+def _describe(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"

@@ -260,7 +260,7 @@ class Attention:
         with torch.autocast(query.device.type, enabled=False):
             folded = rearrange(query, "b (g r) q d -> b g (r q) d", g=groups)
             products = folded @ key.mT * self.scale
-        products = rearrange(products, "b g (r q) k -> b (g r) q k", q=query.shape[2])
+        products = rearrange(products, "b g (r q) k -> b (g r) q k", r=query.shape[1] // groups)
         return products if bias is None else products + widen(bias)
 
     def probabilities(self) -> Tensor:

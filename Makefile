@@ -1,0 +1,40 @@
+# Each target makes .venv and installs what it needs; a second call installs nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PINS := pyproject.toml constraints.txt
+PYTEST_ARGS ?= -n 2
+
+.PHONY: help demo test check format clean
+help:
+	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
+	@echo "make test    run every test, doctest and code block of the docs"
+	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make format  let ruff rewrite the files"
+	@echo "make clean   remove the environment and every output"
+
+demo: $(VENV)/.demo
+	$(RUN) examples/dide/train.py
+
+test: $(VENV)/.test
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

@@ -1,0 +1,176 @@
+"""attention_kl: against the oracle, under padding, with unequal heads, and its errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distillkit import Attention, errors, losses
+
+
+@dataclass
+class Case:
+    """Two attentions over the same tokens, in float64, with what keeps their entries."""
+
+    student: Attention
+    teacher: Attention
+    keep: Tensor  # (b, 1, q, k)
+    rows: Tensor  # (b, q)
+
+
+@st.composite
+def cases(draw):
+    b, g, r, q, k, d = (draw(st.integers(1, n)) for n in (3, 2, 2, 4, 4, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * draw(st.sampled_from([0.1, 1, 30]))
+
+    def boolean(*shape):
+        return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 0.8, 1.1]))
+
+    keep, rows = boolean(b, 1, q, k), boolean(b, q)
+    make = {"mask": keep, "bias": normal(1, g * r, q, k) if draw(st.booleans()) else None}
+    student = Attention(normal(b, g * r, q, d), normal(b, g, k, d), scale=0.7, rows=rows, **make)
+    teacher = Attention(normal(b, g * r, q, d + 1), normal(b, g * r, k, d + 1), **make)
+    return Case(student, teacher, keep, rows)
+
+
+def rows_of(attention, keep):
+    bias = None if attention.bias is None else attention.bias.numpy()
+    return oracle.attention_rows(
+        attention.query.numpy(), attention.key.numpy(), scale=attention.scale, keep=keep.numpy(), bias=bias
+    )
+
+
+@given(cases(), st.floats(0.2, 5))
+def test_against_the_oracle(case, temperature):
+    ours = losses.attention_kl(case.student, case.teacher, temperature=temperature)
+    counted = losses.shared_rows(case.student, case.teacher)
+    expected_counted = (case.keep.any(-1) & case.rows[:, None]).expand(counted.shape)
+    assert torch.equal(counted, expected_counted)
+    expected = oracle.attention_kl(
+        rows_of(case.student, case.keep), rows_of(case.teacher, case.keep), counted.numpy(), temperature
+    )
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8, atol=1e-10)
+
+
+@given(cases())
+def test_identity_is_exactly_zero(case):
+    assert not losses.attention_kl(case.student, case.student).any()
+
+
+@given(cases(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 1e4, math.nan, math.inf]))
+def test_padding_changes_neither_value_nor_gradient(case, more_rows, more_keys, rubbish):
+    """Tokens appended and masked out, whatever they hold, are as if they were not there."""
+
+    def value_and_gradient(rows_padding, keys_padding):
+        leaves, sides = [], []
+        for side in (case.student, case.teacher):
+            query, key = side.query.clone().requires_grad_(), side.key.clone().requires_grad_()
+            leaves += [query, key]
+            grown_query = torch.nn.functional.pad(query, (0, 0, 0, rows_padding), value=rubbish)
+            grown_key = torch.nn.functional.pad(key, (0, 0, 0, keys_padding), value=rubbish)
+            mask = torch.nn.functional.pad(case.keep, (0, keys_padding, 0, rows_padding), value=False)
+            rows = torch.nn.functional.pad(case.rows, (0, rows_padding), value=False)
+            sides.append(Attention(grown_query, grown_key, scale=side.scale, mask=mask, rows=rows))
+        value = losses.attention_kl(*sides)
+        mean = losses.masked_mean(value, losses.shared_rows(*sides))
+        gradients = torch.autograd.grad(mean, leaves)
+        return value[..., : case.keep.shape[2]], mean, *gradients
+
+    plain, padded = value_and_gradient(0, 0), value_and_gradient(more_rows, more_keys)
+    for one, other in zip(plain, padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+        assert other.isfinite().all()
+
+
+@pytest.mark.parametrize("heads", [None, "mean"])
+def test_gradcheck_both_sides(heads):
+    keep = torch.tensor([[True, True, False], [True, True, True]])[:, None, None]
+    leaves = [torch.randn(2, h, n, 2, dtype=torch.float64, requires_grad=True) for h, n in [(4, 3), (2, 3), (4, 3), (4, 3)]]
+
+    def loss(student_query, student_key, teacher_query, teacher_key):
+        student = Attention(student_query, student_key, mask=keep)
+        teacher = Attention(teacher_query, teacher_key, mask=keep)
+        return losses.attention_kl(student, teacher, temperature=1.5, heads=heads)
+
+    torch.autograd.gradcheck(loss, leaves)
+
+
+def test_heads_mean_compares_averages_of_unequal_numbers_of_heads():
+    student = Attention.from_probabilities(torch.tensor([[[[0.5, 0.5]], [[0.1, 0.9]]]]))
+    teacher = Attention.from_probabilities(torch.tensor([[[[0.2, 0.8]]]]))
+    # means: student (0.3, 0.7), teacher (0.2, 0.8)
+    expected = 0.2 * math.log(0.2 / 0.3) + 0.8 * math.log(0.8 / 0.7)
+    value = losses.attention_kl(student, teacher, heads="mean")
+    assert value.shape == (1, 1, 1)
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_key_that_only_the_student_lacks_is_infinite_and_the_reverse_is_not():
+    full = torch.tensor([[[[0.0, 1.0, 2.0]]]])
+    less = torch.tensor([[[[0.0, 1.0, -math.inf]]]])
+    assert losses.attention_kl(Attention.from_scores(less), Attention.from_scores(full)).item() == math.inf
+    value = losses.attention_kl(Attention.from_scores(full), Attention.from_scores(less)).item()
+    p, q = (torch.tensor(x).softmax(-1) for x in ([0.0, 1.0], [0.0, 1.0, 2.0]))
+    assert value == pytest.approx((p * (p / q[:2]).log()).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_accumulates_in_float32(dtype):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 16, 8).to(dtype), torch.randn(2, 2, 16, 8).to(dtype)
+    near = (query.float() + 0.05 * torch.randn(query.shape)).to(dtype)
+    near.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = losses.attention_kl(Attention(near, key), Attention(query, key))
+    exact_near = near.detach().double().requires_grad_()
+    exact = losses.attention_kl(
+        Attention(exact_near, key.double()), Attention(query.double(), key.double())
+    )
+    torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=1e-7)
+    value.sum().backward()
+    exact.sum().backward()
+    error = (near.grad.double() - exact_near.grad).norm() / exact_near.grad.norm()
+    assert error < 5e-3  # storing the gradient in half precision costs this much, no more
+
+
+def test_empty_sizes():
+    for b, q, k in [(0, 2, 3), (2, 0, 3), (2, 2, 0)]:
+        attention = Attention(torch.randn(b, 2, q, 4), torch.randn(b, 2, k, 4))
+        value = losses.attention_kl(attention, attention)
+        assert value.shape == (b, 2, q)
+        assert losses.masked_mean(value, losses.shared_rows(attention, attention)).item() == 0
+
+
+class TestBadInput:
+    def attention(self, b=2, h=4, q=3, k=5):
+        return Attention(torch.randn(b, h, q, 8), torch.randn(b, h, k, 8))
+
+    def test_unequal_heads_name_the_option(self):
+        with pytest.raises(errors.ShapeError, match=r'\(2, 2, 3, 5\).*\(2, 4, 3, 5\).*heads="mean"'):
+            losses.attention_kl(self.attention(h=2), self.attention())
+
+    @pytest.mark.parametrize("other", [{"q": 4}, {"k": 6}])
+    def test_unequal_tokens(self, other):
+        with pytest.raises(errors.ShapeError, match="differ in number"):
+            losses.attention_kl(self.attention(**other), self.attention())
+
+    def test_unequal_batches(self):
+        with pytest.raises(errors.ShapeError, match="example with example"):
+            losses.attention_kl(self.attention(b=1), self.attention())
+
+    def test_options(self):
+        with pytest.raises(errors.OptionError, match="temperature must be greater than 0"):
+            losses.attention_kl(self.attention(), self.attention(), temperature=-1.0)
+        with pytest.raises(errors.OptionError, match="heads is None or"):
+            losses.attention_kl(self.attention(), self.attention(), heads="max")

@@ -1,0 +1,211 @@
+"""Attention: hand-computed blocks and crossings, masks of every kind, and its errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from distillkit import Attention, errors
+
+E = math.e
+
+
+def of_scores(*rows, **given):
+    return Attention.from_scores(torch.tensor([[list(rows)]], dtype=torch.float64), **given)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype))
+
+
+class TestBetween:
+    def test_a_block_is_renormalised_over_its_own_scores(self):
+        # keys 1 and 3 of row 0 score ln 1 and ln 3: 1/4 and 3/4, whatever keys 0 and 2 score
+        attention = of_scores([9.0, 0.0, 5.0, math.log(3)], [0.0, 0.0, 0.0, 0.0])
+        close(attention.between([0], [1, 3]).probabilities(), [[[[0.25, 0.75]]]])
+
+    def test_it_is_not_a_slice_of_the_probabilities(self):
+        attention = of_scores([2.0, 0.0, 0.0])
+        assert not torch.isclose(
+            attention.between([0], slice(1, 3)).probabilities()[..., 0], attention.probabilities()[..., 1]
+        )
+
+    def test_from_queries_and_keys_equals_from_scores(self):
+        attention = Attention(
+            torch.randn(2, 4, 5, 3), torch.randn(2, 2, 6, 3), bias=torch.randn(1, 4, 5, 6),
+            mask=torch.rand(2, 1, 5, 6) > 0.3, rows=torch.rand(2, 5) > 0.3,
+        )  # fmt: skip
+        rows, keys = torch.tensor([4, 0, 2]), slice(1, 5)
+        block = attention.between(rows, keys)
+        scores = Attention.from_scores(attention.with_rows(None).scores(), rows=attention.rows)
+        close(block.probabilities(), scores.between(rows, keys).probabilities())
+        assert block.shape == (2, 4, 3, 4)
+        assert torch.equal(block.key, attention.key[:, :, 1:5])
+
+    def test_ragged_blocks_are_packed_and_their_padding_never_counts(self):
+        scores = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])[:, None, None].expand(2, 1, 3, 3)
+        text = torch.tensor([[True, False, True], [False, True, False]])
+        block = Attention.from_scores(scores).between(text, text)
+        assert block.shape == (2, 1, 2, 2)
+        low, high = 1 / (1 + E**2), E**2 / (1 + E**2)
+        close(
+            block.probabilities()[:, 0],
+            [[[low, high], [low, high]], [[1.0, 0.0], [0.0, 0.0]]],
+        )
+        expected = [[[True, True]], [[True, False]]]
+        assert block.valid_rows().tolist() == expected
+        assert block.with_rows(None).valid_rows().tolist() == expected
+
+    def test_causal_attention_keeps_its_positions(self):
+        attention = Attention(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), causal=True)
+        close(attention.between([1, 3], [0, 2]).probabilities(), [[[[1.0, 0.0], [0.5, 0.5]]]])
+
+    def test_one_token(self):
+        attention = Attention(torch.randn(1, 1, 1, 2), torch.randn(1, 1, 1, 2), mask=torch.ones(1, 1, 1, 1).bool())
+        assert attention.between([0, 0], [0, 0, 0]).probabilities().shape == (1, 1, 2, 3)
+        assert attention.between(slice(0, 0), [0]).shape == (1, 1, 0, 1)
+
+
+class TestCross:
+    def test_by_hand_with_padding(self):
+        text = Attention(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[2.0], [9.0]]]]), scale=1.0)
+        image = Attention(torch.tensor([[[[1.0], [0.0], [3.0]]]]), torch.tensor([[[[0.0], [1.0], [0.5]]]]), scale=1.0)
+        rows = torch.tensor([[True, False]])
+        text_to_image = Attention.cross(text, image, rows=rows)
+        weights = torch.tensor([1.0, E, E**0.5])  # exp(1 * (0, 1, 0.5))
+        close(text_to_image.probabilities()[0, 0, 0], weights / weights.sum())
+        assert text_to_image.valid_rows().tolist() == [[[True, False]]]
+        image_to_text = Attention.cross(image, text, keys=rows)
+        close(image_to_text.probabilities()[0, 0], [[1.0, 0.0]] * 3)
+
+    def test_the_towers_own_masks_are_dropped_and_their_scale_is_the_querys(self):
+        text = Attention(
+            torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), scale=0.1,
+            mask=torch.zeros(1, 1, 2, 2).bool(), causal=True,
+        )  # fmt: skip
+        image = Attention(torch.ones(1, 1, 3, 4), torch.randn(1, 1, 3, 4), scale=7.0)
+        cross = Attention.cross(text, image)
+        close(cross.scores(), 0.1 * image.key.sum(-1)[:, :, None].expand(1, 1, 2, 3))
+
+    def test_heads_are_split_again(self):
+        text, image = (Attention(torch.randn(1, h, 2, 12 // h), torch.randn(1, h, 2, 12 // h)) for h in (2, 3))
+        cross = Attention.cross(text, image, heads=4)
+        joined = text.query.transpose(1, 2).flatten(2)
+        close(cross.query[0, 1, 0], joined[0, 0, 3:6])
+        assert cross.scale == 3**-0.5
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [((1, 2, 3, 8), "heads=R re-splits"), ((1, 4, 3, 4), "heads=R re-splits"), ((2, 4, 3, 8), "take\\(index\\)")],
+    )
+    def test_unequal_towers_are_errors(self, shape, message):
+        text = Attention(torch.randn(1, 4, 2, 8), torch.randn(1, 4, 2, 8))
+        image = Attention(torch.randn(shape), torch.randn(shape))
+        with pytest.raises(errors.ShapeError, match=message):
+            Attention.cross(text, image)
+        with pytest.raises(errors.ShapeError, match="does not split into 5 heads"):
+            Attention.cross(text, text, heads=5)
+
+
+class TestMasks:
+    def test_additive_masks_drop_and_biases_add(self):
+        bias = torch.tensor([0.0, -math.inf, torch.finfo(torch.float32).min, -100.0, math.log(2)])
+        attention = Attention(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 5, 2), bias=bias)
+        close(attention.probabilities()[0, 0, 0], [1 / 3, 0, 0, 0, 2 / 3])
+        assert attention.keep().flatten().tolist() == [True, False, False, True, True]
+
+    def test_a_row_without_keys_is_zero_and_not_valid(self):
+        mask = torch.tensor([[True, True], [False, False]])
+        attention = Attention(torch.randn(1, 2, 2, 3), torch.randn(1, 2, 2, 3), mask=mask)
+        assert not attention.probabilities()[0, :, 1].any()
+        assert attention.valid_rows().tolist() == [[[True, False]] * 2]
+
+    def test_grouped_queries_read_the_key_head_of_their_group(self):
+        query, key = torch.randn(2, 6, 3, 4), torch.randn(2, 2, 5, 4)
+        grouped = Attention(query, key).scores()
+        close(grouped, Attention(query, key.repeat_interleave(3, 1)).scores())
+        heads = torch.rand(2, 6, 3, 5) > 0.5
+        nan = torch.where(heads.unflatten(1, (2, 3)).any(2).any(-2)[..., None], key, torch.nan)
+        close(Attention(query, nan, mask=heads).scores(), Attention(query, key, mask=heads).scores())
+
+    def test_probabilities_are_a_softmax(self):
+        attention = Attention(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5))
+        close(attention.probabilities(), (attention.query @ attention.key.mT * 5**-0.5).softmax(-1))
+
+
+class TestTakeAndConcatenate:
+    def attention(self, mask_batch=3):
+        return Attention(
+            torch.randn(3, 2, 4, 5), torch.randn(3, 2, 6, 5), mask=torch.rand(mask_batch, 1, 1, 6) > 0.3,
+            rows=torch.rand(3, 4) > 0.3,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("mask_batch", [1, 3])
+    @pytest.mark.parametrize("index", [torch.tensor([2, 0, 0, 1]), slice(1, 3), torch.tensor([True, False, True])])
+    def test_take_is_indexing(self, mask_batch, index):
+        attention = self.attention(mask_batch)
+        taken = attention.take(index)
+        close(taken.probabilities(), attention.probabilities()[index])
+        assert taken.shape == tuple(taken.probabilities().shape)
+        scores = Attention.from_scores(attention.scores())
+        close(scores.take(index).probabilities(), attention.probabilities()[index])
+
+    def test_concatenate_undoes_take(self):
+        attention = self.attention(1)
+        parts = [attention.take(slice(0, 1)), attention.take(slice(1, 3))]
+        close(Attention.concatenate(parts).probabilities(), attention.probabilities())
+        replayed = [Attention.from_scores(part.scores()) for part in parts]
+        close(Attention.concatenate(replayed).probabilities(), attention.probabilities())
+
+    def test_concatenate_refuses_what_does_not_fit(self):
+        with pytest.raises(errors.ShapeError, match="share heads, tokens, scale"):
+            Attention.concatenate([self.attention(), self.attention().between([0], [1])])
+        bare = Attention(torch.randn(1, 2, 4, 5), torch.randn(1, 2, 6, 5))
+        with pytest.raises(errors.ShapeError, match="have a mask, others none"):
+            Attention.concatenate([self.attention(), bare])
+
+
+class TestKnownByScoresOrProbabilities:
+    def test_round_trip(self):
+        probabilities = torch.tensor([[[[0.25, 0.0, 0.75]]]], requires_grad=True)
+        attention = Attention.from_probabilities(probabilities)
+        close(attention.probabilities(), probabilities)
+        assert attention.requires_grad
+        assert not attention.detach().requires_grad
+        attention.probabilities()[..., 0].sum().backward()
+        assert probabilities.grad.isfinite().all()
+
+    @pytest.mark.parametrize("what", ["query", "key"])
+    def test_queries_and_keys_are_not_known(self, what):
+        with pytest.raises(errors.CaptureError, match="holds no"):
+            getattr(of_scores([0.0, 1.0]), what)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("query", "key", "message"),
+        [
+            ((2, 3, 4), (2, 3, 4), "4 axes each"),
+            ((2, 3, 4, 5), (1, 3, 4, 5), "share b and d"),
+            ((2, 3, 4, 5), (2, 3, 4, 6), "share b and d"),
+            ((2, 3, 4, 5), (2, 2, 4, 5), "must divide"),
+        ],
+    )
+    def test_shapes(self, query, key, message):
+        with pytest.raises(errors.ShapeError, match=message):
+            Attention(torch.zeros(query), torch.zeros(key))
+
+    def test_dtypes(self):
+        whole = torch.zeros(1, 1, 2, 2)
+        with pytest.raises(errors.ShapeError, match="floating point"):
+            Attention(whole.long(), whole)
+        with pytest.raises(errors.ShapeError, match="additive masks are `bias`"):
+            Attention(whole, whole, mask=torch.zeros(2, 2))
+        with pytest.raises(errors.ShapeError, match="rows is boolean"):
+            Attention(whole, whole, rows=torch.ones(1, 3, dtype=torch.bool))
+        with pytest.raises(errors.ShapeError, match=r"mask of shape \(3, 2\) does not broadcast"):
+            Attention(whole, whole, mask=torch.ones(3, 2, dtype=torch.bool))
+        with pytest.raises(errors.ShapeError, match="an attention map is"):
+            Attention.from_scores(torch.zeros(2, 2))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same table for editors and type checkers
     from . import errors as errors
     from . import losses as losses
-    from . import testing as testing
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
     from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
@@ -62,7 +61,7 @@ _HOMES = {
     "load_recipe": "_objective.recipe",
     "register": "_plugins.registry",
 }
-_MODULES = ("errors", "losses", "testing")
+_MODULES = ("errors", "losses")
 
 __all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605 (a list, made from the table)
 

@@ -1,0 +1,61 @@
+"""Importing and listing stay fast: no torch, no transformers; names are what they seem."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import distillkit as dk
+
+HEAVY = ("torch", "transformers", "pydantic", "numpy")
+
+
+def loaded_by(code):
+    """Which heavy packages a fresh interpreter has loaded after running ``code``."""
+    report = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import distillkit",
+        "import distillkit; dir(distillkit); distillkit.errors.UnknownNameError",
+        "import distillkit; distillkit.LossSpec('x', 'm:f', signature='(v),(v)->()'); distillkit.register",
+        *(
+            f"from distillkit.__main__ import main; main(['{kind}'])"
+            for kind in ("losses", "recipes", "adapters", "aligners", "operations")
+        ),
+    ],
+)
+def test_nothing_heavy_is_loaded(code):
+    assert loaded_by(code) == "[]"
+
+
+def test_the_check_can_fail():
+    assert "torch" in loaded_by("import distillkit; distillkit.losses")
+
+
+def test_every_public_name_resolves_and_is_no_module():
+    modules = {name for name in dk.__all__ if isinstance(getattr(dk, name), ModuleType)}
+    assert modules == {"errors", "losses"}
+    assert dir(dk) == dk.__all__
+    with pytest.raises(AttributeError, match="no attribute 'capturing'"):
+        dk.capturing  # noqa: B018
+
+
+def test_the_table_for_editors_is_the_table_that_runs():
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(dk))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    listed = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert set(listed) == set(dk.__all__)
+    assert {n: m for n, m in listed.items() if m} == dk._HOMES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -24,10 +25,9 @@ pytest_collect_file = Sybil(
 
 @pytest.fixture(scope="module")
 def in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("docs"))
-    yield
-    os.chdir(before)
+    """Documents write where they run."""
+    with contextlib.chdir(tmp_path_factory.mktemp("docs")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from . import losses as losses
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
-    from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
     from ._backbone.adapter import adapter_for as adapter_for
+    from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
     from ._backbone.signals import Signals as Signals
     from ._backbone.tokens import ModalityTokens as ModalityTokens
     from ._backbone.tokens import StreamTokens as StreamTokens
@@ -63,7 +63,7 @@ _HOMES = {
 }
 _MODULES = ("errors", "losses")
 
-__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605 (a list, made from the table)
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> object:

@@ -344,9 +344,7 @@ class Attention:
         )
 
     def __repr__(self) -> str:
-        facts = ", ".join(
-            f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True)
-        )
+        facts = ", ".join(f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True))
         return f"Attention({facts}{', causal' if self.causal else ''})"
 
 
@@ -449,7 +447,9 @@ def _as_map(name: str, x: Tensor | None, shape: Sequence[int]) -> Tensor | None:
     if name == "mask" and x.dtype != torch.bool:
         raise ShapeError(f"mask is boolean, True = keep; got {x.dtype} (additive masks are `bias`)")
     full = x.reshape((1,) * (4 - x.ndim) + tuple(x.shape)) if x.ndim < 4 else x
-    if full.ndim != 4 or any(n not in (1, whole) for n, whole in zip(full.shape, shape, strict=True)):
+    if full.ndim != 4 or any(
+        n not in (1, whole) for n, whole in zip(full.shape, shape, strict=True)
+    ):
         raise ShapeError(
             f"{name} of shape {tuple(x.shape)} does not broadcast to (b, h, q, k) = {tuple(shape)}"
         )

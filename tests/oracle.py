@@ -62,7 +62,9 @@ def attention_kl(student_rows, teacher_rows, counted, temperature=1.0):
         if not counted[place] or not t:
             continue
         log_p, log_q = (
-            dict(zip(x, log_softmax([v / temperature for v in x.values()]), strict=True)) if x else {}
+            dict(zip(x, log_softmax([v / temperature for v in x.values()]), strict=True))
+            if x
+            else {}
             for x in (t, s)
         )
         total = math.fsum(
@@ -78,7 +80,9 @@ def cosine_distance(student, teacher):
     out = np.zeros(student.shape[:-1])
     for row in np.ndindex(out.shape):
         a, b = np.linalg.norm(student[row]), np.linalg.norm(teacher[row])
-        out[row] = 1.0 if a == 0 or b == 0 else 1 - float(np.dot(student[row] / a, teacher[row] / b))
+        out[row] = (
+            1.0 if a == 0 or b == 0 else 1 - float(np.dot(student[row] / a, teacher[row] / b))
+        )
     return out
 
 

@@ -29,7 +29,8 @@ class TestBetween:
     def test_it_is_not_a_slice_of_the_probabilities(self):
         attention = of_scores([2.0, 0.0, 0.0])
         assert not torch.isclose(
-            attention.between([0], slice(1, 3)).probabilities()[..., 0], attention.probabilities()[..., 1]
+            attention.between([0], slice(1, 3)).probabilities()[..., 0],
+            attention.probabilities()[..., 1],
         )
 
     def test_from_queries_and_keys_equals_from_scores(self):
@@ -63,15 +64,23 @@ class TestBetween:
         close(attention.between([1, 3], [0, 2]).probabilities(), [[[[1.0, 0.0], [0.5, 0.5]]]])
 
     def test_one_token(self):
-        attention = Attention(torch.randn(1, 1, 1, 2), torch.randn(1, 1, 1, 2), mask=torch.ones(1, 1, 1, 1).bool())
+        attention = Attention(
+            torch.randn(1, 1, 1, 2), torch.randn(1, 1, 1, 2), mask=torch.ones(1, 1, 1, 1).bool()
+        )
         assert attention.between([0, 0], [0, 0, 0]).probabilities().shape == (1, 1, 2, 3)
         assert attention.between(slice(0, 0), [0]).shape == (1, 1, 0, 1)
 
 
 class TestCross:
     def test_by_hand_with_padding(self):
-        text = Attention(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[2.0], [9.0]]]]), scale=1.0)
-        image = Attention(torch.tensor([[[[1.0], [0.0], [3.0]]]]), torch.tensor([[[[0.0], [1.0], [0.5]]]]), scale=1.0)
+        text = Attention(
+            torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[2.0], [9.0]]]]), scale=1.0
+        )
+        image = Attention(
+            torch.tensor([[[[1.0], [0.0], [3.0]]]]),
+            torch.tensor([[[[0.0], [1.0], [0.5]]]]),
+            scale=1.0,
+        )
         rows = torch.tensor([[True, False]])
         text_to_image = Attention.cross(text, image, rows=rows)
         weights = torch.tensor([1.0, E, E**0.5])  # exp(1 * (0, 1, 0.5))
@@ -90,7 +99,9 @@ class TestCross:
         close(cross.scores(), 0.1 * image.key.sum(-1)[:, :, None].expand(1, 1, 2, 3))
 
     def test_heads_are_split_again(self):
-        text, image = (Attention(torch.randn(1, h, 2, 12 // h), torch.randn(1, h, 2, 12 // h)) for h in (2, 3))
+        text, image = (
+            Attention(torch.randn(1, h, 2, 12 // h), torch.randn(1, h, 2, 12 // h)) for h in (2, 3)
+        )
         cross = Attention.cross(text, image, heads=4)
         joined = text.query.transpose(1, 2).flatten(2)
         close(cross.query[0, 1, 0], joined[0, 0, 3:6])
@@ -98,7 +109,11 @@ class TestCross:
 
     @pytest.mark.parametrize(
         ("shape", "message"),
-        [((1, 2, 3, 8), "heads=R re-splits"), ((1, 4, 3, 4), "heads=R re-splits"), ((2, 4, 3, 8), "take\\(index\\)")],
+        [
+            ((1, 2, 3, 8), "heads=R re-splits"),
+            ((1, 4, 3, 4), "heads=R re-splits"),
+            ((2, 4, 3, 8), "take\\(index\\)"),
+        ],
     )
     def test_unequal_towers_are_errors(self, shape, message):
         text = Attention(torch.randn(1, 4, 2, 8), torch.randn(1, 4, 2, 8))
@@ -128,7 +143,9 @@ class TestMasks:
         close(grouped, Attention(query, key.repeat_interleave(3, 1)).scores())
         heads = torch.rand(2, 6, 3, 5) > 0.5
         nan = torch.where(heads.unflatten(1, (2, 3)).any(2).any(-2)[..., None], key, torch.nan)
-        close(Attention(query, nan, mask=heads).scores(), Attention(query, key, mask=heads).scores())
+        close(
+            Attention(query, nan, mask=heads).scores(), Attention(query, key, mask=heads).scores()
+        )
 
     def test_probabilities_are_a_softmax(self):
         attention = Attention(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5))
@@ -143,7 +160,9 @@ class TestTakeAndConcatenate:
         )  # fmt: skip
 
     @pytest.mark.parametrize("mask_batch", [1, 3])
-    @pytest.mark.parametrize("index", [torch.tensor([2, 0, 0, 1]), slice(1, 3), torch.tensor([True, False, True])])
+    @pytest.mark.parametrize(
+        "index", [torch.tensor([2, 0, 0, 1]), slice(1, 3), torch.tensor([True, False, True])]
+    )
     def test_take_is_indexing(self, mask_batch, index):
         attention = self.attention(mask_batch)
         taken = attention.take(index)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .._capture.scope import Record
+from .._capture.record import Record
 from .._plugins.registry import lookup, provided
 from .._plugins.specs import AdapterSpec, resolve
 from ..errors import UnknownNameError, did_you_mean
@@ -93,6 +93,6 @@ def _matching_adapter(model: nn.Module) -> Any:
     raise UnknownNameError(
         f"no adapter fits {model_class.__module__}.{model_class.__qualname__} "
         f"({did_you_mean(model_class.__name__, known)}). Pass the path of an adapter file "
-        "(student_adapter=\"model.toml\", no Python needed), an adapter object, or install or "
+        '(student_adapter="model.toml", no Python needed), an adapter object, or install or '
         "dk.register one for its class"
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .._capture.scope import Record
-from ..errors import SignalError, UnknownNameError, did_you_mean, unknown_name
+from .._capture.record import Record
+from .._tables import Table, validated
+from ..errors import SignalError, UnknownNameError, did_you_mean
 from .directions import attention_signals, paired
 from .signals import Signal, Signals
 from .tokens import ModalityTokens, StreamTokens, TokenLayout
@@ -21,23 +22,10 @@ from .tokens import ModalityTokens, StreamTokens, TokenLayout
 _MODULE = "module:"
 
 
-class _Table(BaseModel):
-    """A table of an adapter file: unknown keys are errors that say what was meant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, table: Any) -> Any:
-        if isinstance(table, dict):
-            for key in table:
-                if key not in cls.model_fields:
-                    raise unknown_name("key of an adapter", key, cls.model_fields)
-        return table
-
-
-class TokenRun(_Table):
+class TokenRun(Table):
     """A run of one modality's tokens in a sequence, as an adapter file states it."""
+
+    what = "a token run"
 
     modality: str
     length: str | int | None = Field(
@@ -61,8 +49,10 @@ class TokenRun(_Table):
         return self
 
 
-class _AdapterFile(_Table):
+class _AdapterFile(Table):
     """The adapter file as a whole."""
+
+    what = "an adapter"
 
     streams: dict[str, str]
     inputs: dict[str, str] | None = None
@@ -87,11 +77,11 @@ class DeclarativeAdapter:
         tokens: stream -> the runs of its tokens, in their order in the sequence.
 
     Raises:
-        ValueError: what pydantic finds wrong, with its place; unknown keys say what was meant.
+        SignalError: what is wrong, with its place; unknown keys say what was meant.
     """
 
     def __init__(self, **tables: Any) -> None:
-        self._file = _AdapterFile.model_validate(tables)
+        self._file = validated(_AdapterFile, tables, "adapter", SignalError)
         self._forward: tuple[str, ...] | None = None
 
     @classmethod
@@ -102,12 +92,16 @@ class DeclarativeAdapter:
             SignalError: the file says something that no adapter file means.
         """
         path = Path(path)
+        if not path.is_file():
+            raise UnknownNameError(f"there is no adapter file {str(path)!r}")
         try:
-            return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UnknownNameError(f"there is no adapter file {str(path)!r}") from None
-        except (ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
-            raise SignalError(f"adapter file {str(path)!r}: {error}") from None
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise SignalError(f"adapter file {str(path)!r} is no TOML: {error}") from None
+        made = cls.__new__(cls)
+        made._file = validated(_AdapterFile, table, f"adapter file {str(path)!r}", SignalError)
+        made._forward = None
+        return made
 
     @property
     def streams(self) -> Mapping[str, str]:
@@ -219,7 +213,7 @@ def _field(name: str, record: Record, output: Any) -> Tensor:
     if name not in fields:
         raise SignalError(
             f"the output of the model ({type(output).__name__}) has no field {name!r}; "
-            f"{did_you_mean(name, fields)}; \"module:<name>\" takes what a module returned"
+            f'{did_you_mean(name, fields)}; "module:<name>" takes what a module returned'
         )
     return _tensor(fields[name])
 

@@ -34,8 +34,10 @@ _IN_PLACE: dict[str, Any] = {
     "__itruediv__": torch.div,
 }
 # reading a shape, a flag or a value makes no new scores
-_LOOKS = {"__get__", "size", "dim", "stride", "numel", "is_contiguous", "is_floating_point", "all",
-          "any", "isnan", "isinf", "max", "min", "amax", "item", "detach", "requires_grad_"}  # fmt: skip
+_LOOKS = {
+    "__get__", "size", "dim", "stride", "numel", "is_contiguous", "is_floating_point", "all", "any",
+    "isnan", "isinf", "max", "min", "amax", "item", "detach", "requires_grad_",
+}  # fmt: skip
 _FOLLOWED_AT_MOST = 8
 
 
@@ -127,7 +129,11 @@ class EagerReader:
             if axis in (-1, result.ndim - 1):
                 self._finish(product, tuple(result.shape))
         elif result.shape == scores.shape:
-            step = (_out_of_place(function), _without(args, scores), _without_values(kwargs, scores))
+            step = (
+                _out_of_place(function),
+                _without(args, scores),
+                _without_values(kwargs, scores),
+            )
             self._follow(result, replace(product, steps=(*product.steps, step)))
 
     def forget(self) -> None:

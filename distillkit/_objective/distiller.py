@@ -78,7 +78,7 @@ class Distiller(nn.Module):
         self._student = _Watched(student, adapter_for(student, student_adapter))
         self._teacher: _Watched | None = None
         if teacher is not None:
-            teacher.eval().requires_grad_(False)
+            teacher.eval().requires_grad_(requires_grad=False)
             self._teacher = _Watched(teacher, adapter_for(teacher, teacher_adapter))
 
     def forward(
@@ -129,9 +129,7 @@ class Distiller(nn.Module):
         if self._teacher is not None:
             self._teacher.scope.close()
 
-    def _task(
-        self, output: Any, batch: Mapping[str, Any], progress: float | None
-    ) -> Tensor | None:
+    def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:
         active = self.objective.active(progress)
         if not any(term.is_task and term.name in active for term in self.objective.terms):
             return None

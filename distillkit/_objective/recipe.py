@@ -8,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from .._plugins.registry import lookup
 from .._plugins.specs import RecipeSpec
+from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
 from .schedule import Schedule
 from .term import TASK, Objective, Term
@@ -19,22 +20,10 @@ from .term import TASK, Objective, Term
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Table(BaseModel):
-    """A table of a recipe: unknown keys are errors that say what was meant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, table: Any) -> Any:
-        for key in table if isinstance(table, dict) else ():
-            if key not in cls.model_fields:
-                raise unknown_name(f"key of a {_KINDS[cls.__name__]}", key, cls.model_fields)
-        return table
-
-
-class TermRecipe(_Table):
+class TermRecipe(Table):
     """One term as data; the keys are :class:`Term`'s parameters."""
+
+    what = "a term"
 
     loss: str
     on: str | tuple[str, ...] = ()
@@ -63,7 +52,7 @@ class TermRecipe(_Table):
         return Term(**{field: getattr(self, field) for field in type(self).model_fields})
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """What to distil, as data.
 
     Attributes:
@@ -77,6 +66,8 @@ class Recipe(_Table):
         >>> recipe.override({"kl_divergence/logits.weight": 2.0}).terms[0].weight
         2.0
     """
+
+    what = "a recipe"
 
     name: str
     summary: str = ""
@@ -110,12 +101,8 @@ class Recipe(_Table):
             for inner in tables_in:
                 table = table.setdefault(inner, {})
             table[key] = value
-        return _validated(
-            {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}, self.name
-        )
-
-
-_KINDS = {"TermRecipe": "term", "Recipe": "recipe"}
+        changed = {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}
+        return validated(type(self), changed, f"recipe {self.name!r}", RecipeError)
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -126,8 +113,8 @@ def load_recipe(name: str | Path) -> Recipe:
         RecipeError: the file says something that no recipe means; every place is named.
 
     Examples:
-        >>> [term.label for term in load_recipe("dide").terms]
-        ['kl_divergence/logits', 'attention_kl/attention.text_to_image', 'attention_kl/attention.image_to_text']
+        >>> [term.loss for term in load_recipe("dide").terms]
+        ['kl_divergence', 'attention_kl', 'attention_kl']
     """
     if str(name).endswith(".toml"):
         path = Path(name)
@@ -141,15 +128,4 @@ def load_recipe(name: str | Path) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {str(name)!r} is no TOML: {error}") from None
-    return _validated(table, str(name))
-
-
-def _validated(table: Mapping[str, Any], name: str) -> Recipe:
-    try:
-        return Recipe.model_validate(table)
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, one['loc'])) or name}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise RecipeError("\n".join([f"recipe {name!r}:", *lines])) from None
+    return validated(Recipe, table, f"recipe {str(name)!r}", RecipeError)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from ..errors import OptionError, unknown_name
+from .._tables import Table
+from ..errors import OptionError
 
 
-class Schedule(BaseModel):
+class Schedule(Table):
     """A weight that goes from ``start`` to ``stop`` while the progress goes from 0 to ``until``.
 
     Attributes:
@@ -26,20 +27,12 @@ class Schedule(BaseModel):
         0.0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    what = "a weight schedule"
 
     start: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     stop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     until: Annotated[float, Field(gt=0, le=1)] = 1.0
     shape: Literal["step", "linear", "cosine"] = "linear"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, given: Any) -> Any:
-        for key in given if isinstance(given, dict) else ():
-            if key not in cls.model_fields:
-                raise unknown_name("key of a weight schedule", key, cls.model_fields)
-        return given
 
     def at(self, progress: float) -> float:
         """The weight at a progress in [0, 1].

@@ -8,15 +8,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from .._attention import Attention
 from .._backbone.signals import Signals
 from .._plugins.registry import lookup
 from .._plugins.specs import AlignerSpec, LossSpec, resolve
-from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
+from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from ..losses import masked_mean, shared_rows
+from .options import checked_options
 from .schedule import Schedule
 
 Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
@@ -68,7 +68,7 @@ class Term(nn.Module):
         'kl_divergence/logits'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the keys of a recipe's term, all but one by keyword)
         self,
         loss: str | Callable[..., Tensor],
         *,
@@ -97,7 +97,7 @@ class Term(nn.Module):
             self._function = _loss_function(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
-        self.options = _checked_options(self.name, self._function, options or {}, self.inputs)
+        self.options = checked_options(self.name, self._function, options or {}, self.inputs)
         self.aligners = nn.ModuleList(_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
@@ -122,7 +122,9 @@ class Term(nn.Module):
         of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
         if self.training and torch.is_grad_enabled():
             self._check_gradient(of_student)
-        masks = [m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None]
+        masks = [
+            m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None
+        ]
         pairs = self._layer_pairs(of_student, of_teacher)
         values = [self._value(s, t, masks, given) for s, t in pairs]
         return torch.stack(values).mean()
@@ -352,64 +354,6 @@ def _refuse_on_task(*given: Any) -> None:
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
             "`inputs`, `options` or `align`"
         )
-
-
-def _checked_options(
-    term: str,
-    function: Callable[..., Tensor] | None,
-    options: Mapping[str, Any],
-    inputs: Mapping[str, str],
-) -> dict[str, Any]:
-    """The options as the loss's own signature allows them."""
-    if function is None:
-        return {}
-    keywords = _keyword_parameters(function)
-    for argument in inputs:
-        if argument not in keywords:
-            raise RecipeError(f"term {term!r}: {unknown_name('input', argument, keywords)}")
-    model = options_model(function)
-    for option in options:
-        if option not in model.model_fields:
-            raise RecipeError(f"term {term!r}: {unknown_name('option', option, model.model_fields)}")
-    missing = [
-        n for n, p in keywords.items() if p.default is p.empty and n not in {*options, *inputs}
-    ]
-    if missing:
-        raise RecipeError(f"term {term!r} needs the option or input {missing[0]!r}")
-    try:
-        checked = model.model_validate(dict(options))
-    except ValidationError as error:
-        detail = error.errors()[0]
-        place = ".".join(map(str, detail["loc"]))
-        raise OptionError(
-            f"term {term!r}: option {place} = {detail['input']!r}: {detail['msg']}"
-        ) from None
-    return {name: getattr(checked, name) for name in checked.model_fields_set}
-
-
-def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
-    """A pydantic model of a loss's keyword-only options, read off its signature."""
-    fields: dict[str, Any] = {
-        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in _keyword_parameters(function).items()
-        if not _is_tensor(parameter.annotation)
-    }
-    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    name = getattr(function, "__name__", "loss")
-    return create_model(f"{name}_options", __config__=config, **fields)
-
-
-def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return {
-        p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY
-    }
-
-
-def _is_tensor(annotation: Any) -> bool:
-    return annotation is Tensor or Tensor in getattr(annotation, "__args__", ())
 
 
 def _aligner(given: str | Mapping[str, Any]) -> nn.Module:

@@ -44,7 +44,8 @@ QUESTIONS = tuple(
     wording.format(digit) for kind in KINDS for digit in DIGITS for wording in WORDINGS[kind]
 )
 VOCABULARY = (
-    "[PAD]", "[CLS]", "[SEP]", *DIGITS, "what", "which", "in", "color", "row", "column", "is", "has", "the",
+    "[PAD]", "[CLS]", "[SEP]", *DIGITS,
+    "what", "which", "in", "color", "row", "column", "is", "has", "the",
 )  # fmt: skip
 LENGTH = 8  # of the longest question, [CLS] and [SEP] included
 
@@ -81,7 +82,9 @@ def load(split: Split, scenes: int) -> Pairs:
     random = RandomState({"train": 1, "val": 2, "test": 3}[split])
     by_digit = [np.flatnonzero(digits == digit) for digit in range(len(DIGITS))]
     drawn = [_draw_scene(random, scans, by_digit) for _ in range(scenes)]
-    asked = [_draw_question(random, placed) for _, placed in drawn for _ in range(QUESTIONS_PER_SCENE)]
+    asked = [
+        _draw_question(random, placed) for _, placed in drawn for _ in range(QUESTIONS_PER_SCENE)
+    ]
     ids = torch.tensor([encode(question) for question in QUESTIONS])
     question, answer, kind = torch.tensor(asked).T.contiguous()
     pairs = Pairs(
@@ -117,22 +120,25 @@ def _draw_scene(
     cells = random.permutation(CELLS)[:count]
     digits = random.permutation(len(DIGITS))[:count]
     names = list(COLORS)
-    placed = [(int(c), int(d), names[random.randint(len(names))]) for c, d in zip(cells, digits, strict=True)]
+    placed = [
+        (int(c), int(d), names[random.randint(len(names))])
+        for c, d in zip(cells, digits, strict=True)
+    ]
     image = np.zeros((CELLS, CELL_PIXELS, CELL_PIXELS, 3), np.float32)
     for cell, digit, color in placed:
         image[cell] = colored(scans[random.choice(by_digit[digit])], color)
     return image.reshape(CELLS, CELL_SIZE), placed
 
 
-def _draw_question(
-    random: RandomState, placed: list[tuple[int, int, str]]
-) -> tuple[int, int, int]:
+def _draw_question(random: RandomState, placed: list[tuple[int, int, str]]) -> tuple[int, int, int]:
     """Indices of a question, its answer and its kind."""
     cell, digit, color = placed[random.randint(len(placed))]
     kind = KINDS[random.randint(len(KINDS))]
     wording = WORDINGS[kind][random.randint(2)]
     row, column = divmod(cell, GRID)
-    answer = {"color": color, "row": f"{ROWS[row]} row", "column": f"{COLUMNS[column]} column"}[kind]
+    answer = {"color": color, "row": f"{ROWS[row]} row", "column": f"{COLUMNS[column]} column"}[
+        kind
+    ]
     question = QUESTIONS.index(wording.format(DIGITS[digit]))
     return question, ANSWERS.index(answer), KINDS.index(kind)
 

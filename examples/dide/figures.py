@@ -10,9 +10,9 @@ import numpy as np
 from data import GRID
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 # Okabe and Ito's colours, told apart with any kind of colour vision
 COLORS = {"teacher": "#222222", "alone": "#999999", "soft labels": "#E69F00", "DiDE": "#0072B2"}

@@ -113,7 +113,12 @@ class FusionEncoder(nn.Module):
         self.apply(initialize)
 
     def forward(
-        self, questions: Tensor, question_mask: Tensor, scenes: Tensor, question: Tensor, scene: Tensor
+        self,
+        questions: Tensor,
+        question_mask: Tensor,
+        scenes: Tensor,
+        question: Tensor,
+        scene: Tensor,
     ) -> Answer:
         """Pair i is question ``question[i]`` of (m, 8) with scene ``scene[i]`` of (n, 9, 192)."""
         words, cells = self.words(questions)[question], self.cells(scenes)[scene]
@@ -144,7 +149,12 @@ class DualEncoder(nn.Module):
         self.apply(initialize)
 
     def forward(
-        self, questions: Tensor, question_mask: Tensor, scenes: Tensor, question: Tensor, scene: Tensor
+        self,
+        questions: Tensor,
+        question_mask: Tensor,
+        scenes: Tensor,
+        question: Tensor,
+        scene: Tensor,
     ) -> Answer:
         """As the fusion encoder's; every question and every scene is encoded once."""
         text, image = self.text(questions, question_mask), self.image(scenes)
@@ -157,9 +167,7 @@ class DualEncoder(nn.Module):
 
 def stem() -> nn.Sequential:
     """What sees a cell's pixels; it is trained on single digits first, as ViLT's is on ImageNet."""
-    return nn.Sequential(
-        nn.Linear(CELL_SIZE, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
-    )
+    return nn.Sequential(nn.Linear(CELL_SIZE, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
 
 def head(width: int, out: int) -> nn.Sequential:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def batch_of(pairs: data.Pairs, index: Tensor) -> dict[str, Tensor]:
     }
 
 
-def compare_some(batch: Mapping[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+def compare_some(
+    batch: Mapping[str, Tensor], generator: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor]:
     """The batch with attention compared on a few random questions of each scene, and which."""
     scenes = len(batch["question"]) // QUESTIONS_PER_SCENE
     drawn = torch.randint(QUESTIONS_PER_SCENE, (scenes, COMPARED_PER_SCENE), generator=generator)
@@ -145,7 +148,10 @@ def train(
 
 
 def train_teacher(
-    plan: Plan, stem: Mapping[str, Tensor], pairs: data.Pairs, validation: data.Pairs,
+    plan: Plan,
+    stem: Mapping[str, Tensor],
+    pairs: data.Pairs,
+    validation: data.Pairs,
     on_step: Callable[[], None],
 ) -> Trained:
     """The fusion encoder on the noisy labels."""
@@ -171,8 +177,14 @@ def teacher_signals(distiller: dk.Distiller, pairs: data.Pairs) -> dk.Signals:
 
 
 def train_student(
-    recipe: str, plan: Plan, stem: Mapping[str, Tensor], teacher: nn.Module, known: dk.Signals,
-    pairs: data.Pairs, validation: data.Pairs, on_step: Callable[[], None],
+    recipe: str,
+    plan: Plan,
+    stem: Mapping[str, Tensor],
+    teacher: nn.Module,
+    known: dk.Signals,
+    pairs: data.Pairs,
+    validation: data.Pairs,
+    on_step: Callable[[], None],
 ) -> Trained:
     """A dual encoder by one recipe."""
     torch.manual_seed(plan.seed)
@@ -236,11 +248,10 @@ def by_kind(right: Tensor, pairs: data.Pairs) -> dict[str, float]:
 
 
 def attention_examples(
-    students: Mapping[str, nn.Module], teacher: nn.Module, pairs: data.Pairs, count: int
+    students: Mapping[str, nn.Module], teacher: nn.Module, pairs: data.Pairs
 ) -> list[figures.Example]:
-    """A few test pairs of each kind: what every model looks at, and what it answers."""
-    by_kind_index = [torch.nonzero(pairs.kind == kind)[0, 0] for kind in range(len(data.KINDS))]
-    index = torch.stack(by_kind_index[:count])
+    """The first test question of each kind, about different scenes: who looks where."""
+    index = first_of_each_kind(pairs)
     batch = batch_of(pairs, index)
     panels: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     for name, student in students.items():
@@ -255,8 +266,20 @@ def attention_examples(
     return [_example(pairs, int(one), row, panels) for row, one in enumerate(index)]
 
 
+def first_of_each_kind(pairs: data.Pairs) -> Tensor:
+    """One pair of each kind, no two about one scene."""
+    chosen: list[int] = []
+    for kind in range(len(data.KINDS)):
+        free = ~torch.isin(pairs.scene, pairs.scene[chosen]) & (pairs.kind == kind)
+        chosen.append(int(free.nonzero()[0]))
+    return torch.tensor(chosen)
+
+
 def _example(
-    pairs: data.Pairs, one: int, row: int, panels: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+    pairs: data.Pairs,
+    one: int,
+    row: int,
+    panels: Mapping[str, tuple[Tensor, Tensor, Tensor | None]],
 ) -> figures.Example:
     question = data.QUESTIONS[pairs.question[one]]
     word = question.split()[-1]
@@ -320,10 +343,9 @@ def main() -> None:
         {name: trained[name].history for name in STUDENTS},
         trained["teacher"].history[-1][1],
     )
-    figures.draw_attention(
-        out / "attention.png", attention_examples(students, teacher, test, len(data.KINDS))
-    )
-    console.print(f"results.json, learning_curves.png and attention.png are in {out}")
+    figures.draw_attention(out / "attention.png", attention_examples(students, teacher, test))
+    where = os.path.relpath(out)
+    console.print(f"results.json, learning_curves.png and attention.png are in {where}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import distillkit as dk
 from distillkit import errors
-from distillkit._capture.scope import _regex
+from distillkit._capture.names import pattern_regex
 
 
 def inputs():
@@ -72,7 +72,14 @@ def with_dropout(q, k, keep):
     return F.dropout((0.5 * (q @ k.mT)).masked_fill(~keep, -1e30).softmax(dim=-1), 0.0, True)
 
 
-SPELLINGS = [divided_and_filled, scaled_query_and_added, in_place, position_bias, soft_capped, with_dropout]
+SPELLINGS = [
+    divided_and_filled,
+    scaled_query_and_added,
+    in_place,
+    position_bias,
+    soft_capped,
+    with_dropout,
+]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda f: f.__name__)
@@ -87,9 +94,15 @@ def test_probabilities_equal_the_models_own(spelling):
         watched = model(x, keep)
     assert torch.equal(plain, watched)
     attention = record["attention"]
-    torch.testing.assert_close(attention.probabilities(), model["attention"].weights, rtol=1e-5, atol=1e-6)
-    own = torch.autograd.grad(model["attention"].weights.square().sum(), model["attention"].qkv.weight, retain_graph=True)
-    ours = torch.autograd.grad(attention.probabilities().square().sum(), model["attention"].qkv.weight)
+    torch.testing.assert_close(
+        attention.probabilities(), model["attention"].weights, rtol=1e-5, atol=1e-6
+    )
+    own = torch.autograd.grad(
+        model["attention"].weights.square().sum(), model["attention"].qkv.weight, retain_graph=True
+    )
+    ours = torch.autograd.grad(
+        attention.probabilities().square().sum(), model["attention"].qkv.weight
+    )
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
 
 
@@ -106,7 +119,9 @@ def test_fused_attention_is_read_from_its_arguments(mask):
         "causal": {"is_causal": True},
     }[mask]
     model = nn.Module()
-    model.forward = lambda: F.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True, **given)
+    model.forward = lambda: F.scaled_dot_product_attention(
+        q, k, v, scale=0.3, enable_gqa=True, **given
+    )
     with dk.capture(model) as record:
         output = model()
     (attention,) = record.calls("")
@@ -133,7 +148,7 @@ def test_names_and_patterns():
     ],
 )  # fmt: skip
 def test_pattern_segments(pattern, name, matches):
-    assert bool(_regex(pattern).fullmatch(name)) == matches
+    assert bool(pattern_regex(pattern).fullmatch(name)) == matches
 
 
 def test_wrappers_are_no_part_of_a_name():
@@ -263,13 +278,18 @@ class TestNothingIsLeft:
 
 class TestSilenceIsAnError:
     def test_a_pattern_that_matches_nothing(self):
-        with pytest.raises(errors.CaptureError, match=r"'blocks\.1' matches no module of Dual; did you mean"):
+        with pytest.raises(
+            errors.CaptureError, match=r"'blocks\.1' matches no module of Dual; did you mean"
+        ):
             with dk.capture(tiny.Dual(), "blocks.1"):
                 pass
 
     def test_a_chosen_module_that_recorded_nothing(self):
         model = tiny.Dual()
-        with pytest.raises(errors.CaptureError, match=r"module 'head' \(Linear\) was chosen but recorded no attention"):
+        with pytest.raises(
+            errors.CaptureError,
+            match=r"module 'head' \(Linear\) was chosen but recorded no attention",
+        ):
             with dk.capture(model, "text.blocks.*", "head"):
                 model(**inputs())
 
@@ -320,7 +340,10 @@ def test_a_plugin_teaches_capture_a_kernel_of_its_own():
 
     # a function of one's own is seen by a mode only if it asks, as torch's functionals do
     def target(x, temperature):
-        if torch.overrides.has_torch_function((x,)) or torch.overrides._is_torch_function_mode_enabled():
+        if (
+            torch.overrides.has_torch_function((x,))
+            or torch.overrides._is_torch_function_mode_enabled()
+        ):
             return torch.overrides.handle_torch_function(target, (x,), x, temperature)
         return fused(x, temperature)
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import distillkit as dk
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import tiny  # noqa: E402
+import tiny
 
 TERMS = [
     {"loss": "attention_kl", "on": f"attention.{direction}"}

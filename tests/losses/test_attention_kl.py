@@ -32,7 +32,9 @@ def cases(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64) * draw(st.sampled_from([0.1, 1, 30]))
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * draw(
+            st.sampled_from([0.1, 1, 30])
+        )
 
     def boolean(*shape):
         return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 0.8, 1.1]))
@@ -47,7 +49,11 @@ def cases(draw):
 def rows_of(attention, keep):
     bias = None if attention.bias is None else attention.bias.numpy()
     return oracle.attention_rows(
-        attention.query.numpy(), attention.key.numpy(), scale=attention.scale, keep=keep.numpy(), bias=bias
+        attention.query.numpy(),
+        attention.key.numpy(),
+        scale=attention.scale,
+        keep=keep.numpy(),
+        bias=bias,
     )
 
 
@@ -58,7 +64,10 @@ def test_against_the_oracle(case, temperature):
     expected_counted = (case.keep.any(-1) & case.rows[:, None]).expand(counted.shape)
     assert torch.equal(counted, expected_counted)
     expected = oracle.attention_kl(
-        rows_of(case.student, case.keep), rows_of(case.teacher, case.keep), counted.numpy(), temperature
+        rows_of(case.student, case.keep),
+        rows_of(case.teacher, case.keep),
+        counted.numpy(),
+        temperature,
     )
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8, atol=1e-10)
 
@@ -68,7 +77,9 @@ def test_identity_is_exactly_zero(case):
     assert not losses.attention_kl(case.student, case.student).any()
 
 
-@given(cases(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 1e4, math.nan, math.inf]))
+@given(
+    cases(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 1e4, math.nan, math.inf])
+)
 def test_padding_changes_neither_value_nor_gradient(case, more_rows, more_keys, rubbish):
     """Tokens appended and masked out, whatever they hold, are as if they were not there."""
 
@@ -79,7 +90,9 @@ def test_padding_changes_neither_value_nor_gradient(case, more_rows, more_keys, 
             leaves += [query, key]
             grown_query = torch.nn.functional.pad(query, (0, 0, 0, rows_padding), value=rubbish)
             grown_key = torch.nn.functional.pad(key, (0, 0, 0, keys_padding), value=rubbish)
-            mask = torch.nn.functional.pad(case.keep, (0, keys_padding, 0, rows_padding), value=False)
+            mask = torch.nn.functional.pad(
+                case.keep, (0, keys_padding, 0, rows_padding), value=False
+            )
             rows = torch.nn.functional.pad(case.rows, (0, rows_padding), value=False)
             sides.append(Attention(grown_query, grown_key, scale=side.scale, mask=mask, rows=rows))
         value = losses.attention_kl(*sides)
@@ -96,7 +109,10 @@ def test_padding_changes_neither_value_nor_gradient(case, more_rows, more_keys, 
 @pytest.mark.parametrize("heads", [None, "mean"])
 def test_gradcheck_both_sides(heads):
     keep = torch.tensor([[True, True, False], [True, True, True]])[:, None, None]
-    leaves = [torch.randn(2, h, n, 2, dtype=torch.float64, requires_grad=True) for h, n in [(4, 3), (2, 3), (4, 3), (4, 3)]]
+    leaves = [
+        torch.randn(2, h, n, 2, dtype=torch.float64, requires_grad=True)
+        for h, n in [(4, 3), (2, 3), (4, 3), (4, 3)]
+    ]
 
     def loss(student_query, student_key, teacher_query, teacher_key):
         student = Attention(student_query, student_key, mask=keep)
@@ -119,7 +135,10 @@ def test_heads_mean_compares_averages_of_unequal_numbers_of_heads():
 def test_a_key_that_only_the_student_lacks_is_infinite_and_the_reverse_is_not():
     full = torch.tensor([[[[0.0, 1.0, 2.0]]]])
     less = torch.tensor([[[[0.0, 1.0, -math.inf]]]])
-    assert losses.attention_kl(Attention.from_scores(less), Attention.from_scores(full)).item() == math.inf
+    assert (
+        losses.attention_kl(Attention.from_scores(less), Attention.from_scores(full)).item()
+        == math.inf
+    )
     value = losses.attention_kl(Attention.from_scores(full), Attention.from_scores(less)).item()
     p, q = (torch.tensor(x).softmax(-1) for x in ([0.0, 1.0], [0.0, 1.0, 2.0]))
     assert value == pytest.approx((p * (p / q[:2]).log()).sum().item(), rel=1e-5)
@@ -157,7 +176,9 @@ class TestBadInput:
         return Attention(torch.randn(b, h, q, 8), torch.randn(b, h, k, 8))
 
     def test_unequal_heads_name_the_option(self):
-        with pytest.raises(errors.ShapeError, match=r'\(2, 2, 3, 5\).*\(2, 4, 3, 5\).*heads="mean"'):
+        with pytest.raises(
+            errors.ShapeError, match=r'\(2, 2, 3, 5\).*\(2, 4, 3, 5\).*heads="mean"'
+        ):
             losses.attention_kl(self.attention(h=2), self.attention())
 
     @pytest.mark.parametrize("other", [{"q": 4}, {"k": 6}])

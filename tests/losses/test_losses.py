@@ -21,7 +21,9 @@ TEMPERATURES = st.floats(0.1, 10)
 @st.composite
 def pairs(draw, elements=FLOATS, max_side=5):
     shape = draw(npst.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=max_side))
-    return tuple(torch.from_numpy(draw(npst.arrays(np.float64, shape, elements=elements))) for _ in "st")
+    return tuple(
+        torch.from_numpy(draw(npst.arrays(np.float64, shape, elements=elements))) for _ in "st"
+    )
 
 
 @st.composite
@@ -36,7 +38,9 @@ class TestKLDivergence:
     def test_against_the_oracle(self, drawn, temperature):
         student, teacher, where = drawn
         ours = losses.kl_divergence(student, teacher, temperature=temperature, where=where)
-        expected = oracle.kl_divergence(student.numpy(), teacher.numpy(), temperature, where.numpy())
+        expected = oracle.kl_divergence(
+            student.numpy(), teacher.numpy(), temperature, where.numpy()
+        )
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-11)
 
     @given(pairs(st.sampled_from([-math.inf, -1e4, 0.0, 1.0, 1e4])), TEMPERATURES)
@@ -81,7 +85,10 @@ class TestKLDivergence:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_computed_in_float32(self, dtype):
-        student, teacher = (torch.randn(64, 100) * 5).to(dtype), (torch.randn(64, 100) * 5).to(dtype)
+        student, teacher = (
+            (torch.randn(64, 100) * 5).to(dtype),
+            (torch.randn(64, 100) * 5).to(dtype),
+        )
         ours = losses.kl_divergence(student, teacher, temperature=2.0)
         assert ours.dtype == torch.float32
         exact = losses.kl_divergence(student.double(), teacher.double(), temperature=2.0)
@@ -98,11 +105,15 @@ class TestKLDivergence:
         assert losses.kl_divergence(torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)
         assert losses.kl_divergence(torch.randn(2, 1), torch.randn(2, 1)).tolist() == [0, 0]
         nothing = torch.zeros(2, 3, dtype=torch.bool)
-        assert losses.kl_divergence(torch.randn(2, 3), torch.randn(2, 3), where=nothing).tolist() == [0, 0]
+        assert losses.kl_divergence(
+            torch.randn(2, 3), torch.randn(2, 3), where=nothing
+        ).tolist() == [0, 0]
 
     def test_temperature_squared_keeps_the_gradients_size(self):
         student, teacher = torch.randn(2, 8, 50, dtype=torch.float64) * 0.01
-        cold, hot = (losses.kl_divergence(student, teacher, temperature=t).sum() for t in (1.0, 20.0))
+        cold, hot = (
+            losses.kl_divergence(student, teacher, temperature=t).sum() for t in (1.0, 20.0)
+        )
         assert 0.9 < (hot / cold).item() < 1.1
 
 
@@ -132,7 +143,8 @@ class TestFeatures:
         student, teacher = drawn
         student = torch.where(student.abs() < 1e-3, 0, student)
         torch.testing.assert_close(
-            losses.cosine_distance(student * factor, teacher), losses.cosine_distance(student, teacher)
+            losses.cosine_distance(student * factor, teacher),
+            losses.cosine_distance(student, teacher),
         )
 
     def test_cosine_of_a_zero_vector_is_one_without_gradient(self):
@@ -144,7 +156,9 @@ class TestFeatures:
 
     @pytest.mark.parametrize("loss", [losses.mse, losses.cosine_distance])
     def test_gradcheck(self, loss):
-        student, teacher = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in "st")
+        student, teacher = (
+            torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in "st"
+        )
         torch.autograd.gradcheck(loss, (student, teacher))
 
     @pytest.mark.parametrize("loss", [losses.mse, losses.cosine_distance])
@@ -220,7 +234,9 @@ class TestBadInput:
         with pytest.raises(errors.OptionError, match="temperature must be greater than 0"):
             losses.kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), temperature=temperature)
 
-    @pytest.mark.parametrize("where", [torch.ones(2, 3), torch.ones(4, dtype=torch.bool), torch.ones(1, 2, 3).bool()])
+    @pytest.mark.parametrize(
+        "where", [torch.ones(2, 3), torch.ones(4, dtype=torch.bool), torch.ones(1, 2, 3).bool()]
+    )
     def test_where_is_boolean_and_fits(self, where):
         with pytest.raises(errors.ShapeError, match="where is boolean"):
             losses.kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), where=where)

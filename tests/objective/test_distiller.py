@@ -66,8 +66,10 @@ def test_dide_equals_the_arithmetic_of_the_paper_by_hand():
     parts = list(result.parts.values())
     torch.testing.assert_close(parts[1], torch.stack(text_to_image).mean().detach())
     torch.testing.assert_close(parts[2], torch.stack(image_to_text).mean().detach())
-    soft = kl(student(**{k: batch[k] for k in tiny.INPUTS}).logits, teacher(
-        **{k: batch[k] for k in tiny.INPUTS}).logits).mean()
+    soft = kl(
+        student(**{k: batch[k] for k in tiny.INPUTS}).logits,
+        teacher(**{k: batch[k] for k in tiny.INPUTS}).logits,
+    ).mean()
     torch.testing.assert_close(parts[0], soft.detach())
     torch.testing.assert_close(result.loss.detach(), sum(parts))
 
@@ -92,7 +94,9 @@ def test_the_paper_averages_over_padded_rows():
 def test_every_student_parameter_before_the_last_attention_gets_a_gradient():
     distiller = distiller_of(recipe_of(ATTENTION))
     distiller(tiny.batch()).loss.backward()
-    got = {n for n, p in distiller.student.named_parameters() if p.grad is not None and p.grad.any()}
+    got = {
+        n for n, p in distiller.student.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert {"words.weight", "patches.weight", "text.blocks.1.qkv.weight"} <= got
     assert {"image.blocks.0.out.weight", "image.blocks.1.qkv.weight"} <= got
     assert all(p.grad is None for p in distiller._teacher.model.parameters())
@@ -215,7 +219,7 @@ def test_splitting_a_batch_changes_nothing():
 
 class TestBadInput:
     def test_a_student_without_gradient_in_training(self):
-        student = tiny.Dual().requires_grad_(False)  # noqa: FBT003
+        student = tiny.Dual().requires_grad_(False)
         with pytest.raises(errors.SignalError, match="'logits' carries no gradient"):
             distiller_of(student=student)(tiny.batch())
 
@@ -226,7 +230,9 @@ class TestBadInput:
 
     def test_a_scheduled_recipe_without_progress(self):
         weight = {"start": 8.0, "stop": 0.0, "until": 0.5, "shape": "step"}
-        distiller = distiller_of(recipe_of({**ATTENTION, "weight": weight}, {"loss": "kl_divergence", "on": "logits"}))
+        distiller = distiller_of(
+            recipe_of({**ATTENTION, "weight": weight}, {"loss": "kl_divergence", "on": "logits"})
+        )
         with pytest.raises(errors.RecipeError, match="progress=step / steps"):
             distiller(tiny.batch())
         early, late = (distiller(tiny.batch(), progress=p) for p in (0.4, 0.5))
@@ -235,7 +241,10 @@ class TestBadInput:
         assert "attention_kl/attention.text_to_image" not in late.parts
 
     def test_a_pattern_that_matches_no_module(self):
-        with pytest.raises(errors.CaptureError, match=r"'encoder\.layers\.\*' matches no module of Fusion; did you mean"):
+        with pytest.raises(
+            errors.CaptureError,
+            match=r"'encoder\.layers\.\*' matches no module of Fusion; did you mean",
+        ):
             dk.Distiller(
                 tiny.Dual(), tiny.Fusion(), "dide",
                 student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
@@ -255,13 +264,18 @@ class TestBadInput:
             distiller(tiny.batch())
 
     def test_a_layout_of_another_length(self):
-        tables = {**tiny.FUSION_TABLES, "tokens": {"joint": [tiny.TEXT, {"modality": "image", "grid": [3, 2]}]}}
+        tables = {
+            **tiny.FUSION_TABLES,
+            "tokens": {"joint": [tiny.TEXT, {"modality": "image", "grid": [3, 2]}]},
+        }
         distiller = dk.Distiller(
             tiny.Dual(), tiny.Fusion(), "dide",
             student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
             teacher_adapter=dk.DeclarativeAdapter(**tables),
         )  # fmt: skip
-        with pytest.raises(errors.SignalError, match="describes 11 tokens, but its attention has 9"):
+        with pytest.raises(
+            errors.SignalError, match="describes 11 tokens, but its attention has 9"
+        ):
             distiller(tiny.batch())
 
     def test_different_numbers_of_tokens(self):
@@ -271,10 +285,18 @@ class TestBadInput:
         batch = tiny.batch()
         signals = distiller.run_teacher(batch)
         fewer = {**batch, "pixels": batch["pixels"][:, :3]}
-        tables = {**tiny.DUAL_TABLES, "tokens": {"text": [tiny.TEXT], "image": [{"modality": "image", "length": "pixels"}]}}
-        other = dk.Distiller(student, None, recipe_of(ATTENTION), student_adapter=dk.DeclarativeAdapter(**tables))
+        tables = {
+            **tiny.DUAL_TABLES,
+            "tokens": {"text": [tiny.TEXT], "image": [{"modality": "image", "length": "pixels"}]},
+        }
+        other = dk.Distiller(
+            student, None, recipe_of(ATTENTION), student_adapter=dk.DeclarativeAdapter(**tables)
+        )
         assert adapter.streams == other._student.adapter.streams
-        with pytest.raises(errors.ShapeError, match=r"term 'attention_kl/attention.text_to_image'.*\(3, 4, 5, 3\).*\(3, 4, 5, 4\)"):
+        with pytest.raises(
+            errors.ShapeError,
+            match=r"term 'attention_kl/attention.text_to_image'.*\(3, 4, 5, 3\).*\(3, 4, 5, 4\)",
+        ):
             other(fewer, teacher_signals=signals)
 
     def test_different_numbers_of_heads(self):
@@ -288,11 +310,16 @@ class TestBadInput:
 
     def test_a_signal_that_nobody_exposes(self):
         distiller = distiller_of(recipe_of({"loss": "mse", "on": "hidden.text"}))
-        with pytest.raises(errors.SignalError, match="no signal of the student is called 'hidden.text'"):
+        with pytest.raises(
+            errors.SignalError, match="no signal of the student is called 'hidden.text'"
+        ):
             distiller(tiny.batch())
 
     def test_no_adapter_fits(self):
-        with pytest.raises(errors.UnknownNameError, match="no adapter fits torch.nn.modules.linear.Linear.*TOML|adapter file"):
+        with pytest.raises(
+            errors.UnknownNameError,
+            match="no adapter fits torch.nn.modules.linear.Linear.*TOML|adapter file",
+        ):
             dk.Distiller(nn.Linear(2, 2), None, "dide")
         with pytest.raises(errors.UnknownNameError, match="no adapter is called 'vilt'"):
             dk.Distiller(nn.Linear(2, 2), None, "dide", student_adapter="vilt")

@@ -86,21 +86,29 @@ class TestRecipeFiles:
 
     def test_a_file_that_is_not_there(self, tmp_path):
         write(tmp_path, "")
-        with pytest.raises(errors.UnknownNameError, match=r"no recipe file .*did you mean .*recipe\.toml"):
+        with pytest.raises(
+            errors.UnknownNameError, match=r"no recipe file .*did you mean .*recipe\.toml"
+        ):
             dk.load_recipe(tmp_path / "recipes.toml")
-        with pytest.raises(errors.UnknownNameError, match="no recipe is called 'did'; did you mean 'dide'"):
+        with pytest.raises(
+            errors.UnknownNameError, match="no recipe is called 'did'; did you mean 'dide'"
+        ):
             dk.load_recipe("did")
 
     def test_override(self):
         recipe = dk.load_recipe("dide")
-        changed = recipe.override({
-            "attention_kl/attention.text_to_image.weight": 8.0,
-            "kl_divergence/logits.options.temperature": 2.0,
-        })
+        changed = recipe.override(
+            {
+                "attention_kl/attention.text_to_image.weight": 8.0,
+                "kl_divergence/logits.options.temperature": 2.0,
+            }
+        )
         assert [term.weight for term in changed.terms] == [1.0, 8.0, 1.0]
         assert changed.terms[0].options == {"temperature": 2.0}
         assert recipe.terms[1].weight == 1.0
-        with pytest.raises(errors.UnknownNameError, match="did you mean 'kl_divergence/logits.weight'"):
+        with pytest.raises(
+            errors.UnknownNameError, match="did you mean 'kl_divergence/logits.weight'"
+        ):
             recipe.override({"kl_divergence/logit.weight": 1.0})
         with pytest.raises(errors.RecipeError, match="no key of a term is called 'wieght'"):
             recipe.override({"kl_divergence/logits.wieght": 1.0})
@@ -127,26 +135,38 @@ class TestTerm:
         def value(layers, other=teacher):
             return dk.Term("mse", on="hidden.text", layers=layers, rows="all")(student, other)
 
-        each = [(s - t).square().mean() for s, t in zip(student["hidden.text"], teacher["hidden.text"], strict=True)]
+        each = [
+            (s - t).square().mean()
+            for s, t in zip(student["hidden.text"], teacher["hidden.text"], strict=True)
+        ]
         torch.testing.assert_close(value("last"), each[2])
         torch.testing.assert_close(value("all"), sum(each) / 3)
         torch.testing.assert_close(value([[0, 0], [-1, 2]]), (each[0] + each[2]) / 2)
         with pytest.raises(errors.RecipeError, match="student has 3 layers and the teacher 2"):
             value("all", signals(layers=2))
-        with pytest.raises(errors.RecipeError, match="names a layer that is not there; the student has 3"):
+        with pytest.raises(
+            errors.RecipeError, match="names a layer that is not there; the student has 3"
+        ):
             value([[3, 0]])
         with pytest.raises(errors.RecipeError, match="no meaning for a signal without layers"):
             dk.Term("kl_divergence", on="logits", layers="all")(student, teacher)
 
     def test_inputs_come_from_the_batch(self):
-        def weighted(student: Tensor, teacher: Tensor, *, labels: Tensor, power: float = 1.0) -> Tensor:
+        def weighted(
+            student: Tensor, teacher: Tensor, *, labels: Tensor, power: float = 1.0
+        ) -> Tensor:
             return (student - teacher).abs().mean(-1) * labels**power
 
         term = dk.Term(weighted, on="logits", inputs={"labels": "y"}, options={"power": 2.0})
         student, teacher = signals(a=1), signals(a=2)
         value = term(student, teacher, {"y": torch.tensor([2.0, 0.0])})
-        torch.testing.assert_close(value, 2 * (student["logits"] - teacher["logits"])[0].abs().mean())
-        with pytest.raises(errors.SignalError, match="binds 'labels' to the batch: no batch entry is called 'y'; known: 'x'"):
+        torch.testing.assert_close(
+            value, 2 * (student["logits"] - teacher["logits"])[0].abs().mean()
+        )
+        with pytest.raises(
+            errors.SignalError,
+            match="binds 'labels' to the batch: no batch entry is called 'y'; known: 'x'",
+        ):
             term(student, teacher, {"x": 1})
         with pytest.raises(errors.RecipeError, match="needs the option or input 'labels'"):
             dk.Term(weighted, on="logits")
@@ -155,17 +175,30 @@ class TestTerm:
         def second(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
             return (a - c).square().mean(-1) + 0 * (b - d).sum(-1)
 
-        student = dk.Signals({"embedding.text": torch.randn(2, 3, requires_grad=True), "embedding.image": torch.randn(2, 3, requires_grad=True)})
-        teacher = dk.Signals({"embedding.text": torch.randn(2, 3), "embedding.image": torch.randn(2, 3)})
+        student = dk.Signals(
+            {
+                "embedding.text": torch.randn(2, 3, requires_grad=True),
+                "embedding.image": torch.randn(2, 3, requires_grad=True),
+            }
+        )
+        teacher = dk.Signals(
+            {"embedding.text": torch.randn(2, 3), "embedding.image": torch.randn(2, 3)}
+        )
         value = dk.Term(second, on=["embedding.text", "embedding.image"])(student, teacher)
-        torch.testing.assert_close(value, (student["embedding.text"] - teacher["embedding.text"]).square().mean())
+        torch.testing.assert_close(
+            value, (student["embedding.text"] - teacher["embedding.text"]).square().mean()
+        )
 
     def test_an_aligner_of_ones_own_and_widths_that_do_not_fit(self):
-        dk.register(dk.AlignerSpec("test_first_two", factory=lambda: lambda s, t: (s[..., :2], t[..., :2])))
+        dk.register(
+            dk.AlignerSpec("test_first_two", factory=lambda: lambda s, t: (s[..., :2], t[..., :2]))
+        )
         student, teacher = signals(3), signals(6)
         value = dk.Term("mse", on="hidden.text", align=["test_first_two"])(student, teacher)
         assert value.isfinite()
-        with pytest.raises(errors.ShapeError, match=r"term 'mse/hidden.text': mse needs the same 'd'"):
+        with pytest.raises(
+            errors.ShapeError, match=r"term 'mse/hidden.text': mse needs the same 'd'"
+        ):
             dk.Term("mse", on="hidden.text")(student, teacher)
         with pytest.raises(errors.ShapeError, match="projector maps width 4 to 6; got student"):
             align = [{"name": "projector", "student_width": 4, "teacher_width": 6}]
@@ -203,7 +236,10 @@ class TestObjective:
         align = [{"name": "projector", "student_width": 3, "teacher_width": 6}]
         objective = dk.Objective([dk.Term("mse", on="hidden.text", align=align)])
         assert isinstance(objective, nn.Module)
-        assert set(objective.state_dict()) == {"terms.0.aligners.0.linear.weight", "terms.0.aligners.0.linear.bias"}
+        assert set(objective.state_dict()) == {
+            "terms.0.aligners.0.linear.weight",
+            "terms.0.aligners.0.linear.bias",
+        }
 
 
 class TestSchedule:
@@ -218,7 +254,13 @@ class TestSchedule:
         schedule = dk.Schedule(start=8.0, stop=2.0, until=0.5, shape=shape)
         assert schedule.at(progress) == pytest.approx(weight)
 
-    @given(st.floats(0, 10), st.floats(0, 10), st.floats(0.01, 1), st.sampled_from(["step", "linear", "cosine"]), st.floats(0, 1))
+    @given(
+        st.floats(0, 10),
+        st.floats(0, 10),
+        st.floats(0.01, 1),
+        st.sampled_from(["step", "linear", "cosine"]),
+        st.floats(0, 1),
+    )
     def test_it_stays_between_its_ends(self, start, stop, until, shape, progress):
         weight = dk.Schedule(start=start, stop=stop, until=until, shape=shape).at(progress)
         assert min(start, stop) - 1e-9 <= weight <= max(start, stop) + 1e-9
@@ -228,7 +270,10 @@ class TestSchedule:
         with pytest.raises(errors.OptionError, match=r"in \[0, 1\]; got"):
             dk.Schedule(start=1.0, stop=0.0).at(progress)
 
-    @pytest.mark.parametrize("wrong", [{"start": -1.0}, {"until": 0.0}, {"until": 2.0}, {"stop": math.inf}, {"shape": "exp"}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"start": -1.0}, {"until": 0.0}, {"until": 2.0}, {"stop": math.inf}, {"shape": "exp"}],
+    )
     def test_ranges(self, wrong):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             dk.Schedule(**{"start": 1.0, "stop": 0.0, **wrong})

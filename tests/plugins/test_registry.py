@@ -36,7 +36,10 @@ def plugin():
 class Acme:
     @dk.hookimpl
     def distillkit_losses(self):
-        return [dk.LossSpec("mse", "math:dist", signature="(d),(d)->()"), dk.LossSpec("acme", "math:dist", signature="(d),(d)->()")]
+        return [
+            dk.LossSpec("mse", "math:dist", signature="(d),(d)->()"),
+            dk.LossSpec("acme", "math:dist", signature="(d),(d)->()"),
+        ]
 
 
 def test_every_builtin_reference_resolves():
@@ -66,7 +69,10 @@ def test_every_spec_type_has_a_hook_and_every_hook_a_doc():
 
 
 def test_unknown_names_say_what_was_meant():
-    with pytest.raises(errors.UnknownNameError, match="no loss is called 'kl_divergance'; did you mean 'kl_divergence'"):
+    with pytest.raises(
+        errors.UnknownNameError,
+        match="no loss is called 'kl_divergance'; did you mean 'kl_divergence'",
+    ):
         lookup(dk.LossSpec, "kl_divergance")
     with pytest.raises(errors.UnknownNameError, match="no recipe is called 'xyz'; known: 'dide'"):
         lookup(dk.RecipeSpec, "xyz")
@@ -114,8 +120,11 @@ def test_an_adapter_is_found_by_the_class_of_the_model():
 
     adapter = dk.DeclarativeAdapter(streams={"joint": "blocks.*"})
     for name in ("Model", "Child"):
-        spec = dk.AdapterSpec(f"test_{name}", matches=f"*.{name}", factory=lambda model, name=name: (
-            dk.DeclarativeAdapter(streams={"joint": name})))
+        spec = dk.AdapterSpec(
+            f"test_{name}",
+            matches=f"*.{name}",
+            factory=lambda model, name=name: dk.DeclarativeAdapter(streams={"joint": name}),
+        )
         dk.register(spec)
     assert dk.adapter_for(Child()).streams == {"joint": "Child"}
     assert dk.adapter_for(torch.nn.DataParallel(Model())).streams == {"joint": "Model"}
@@ -125,9 +134,18 @@ def test_an_adapter_is_found_by_the_class_of_the_model():
         dk.adapter_for(Child(), 3)
 
 
-@pytest.mark.parametrize(("kind", "line"), [("losses", "attention_kl     distillkit  Forward KL"), ("recipes", "dide  distillkit  DiDE"), ("adapters", "no adapters are registered")])
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("losses", "attention_kl     distillkit  Forward KL"),
+        ("recipes", "dide  distillkit  DiDE"),
+        ("adapters", "no adapters are registered"),
+    ],
+)
 def test_the_listing(kind, line):
-    done = subprocess.run([sys.executable, "-m", "distillkit", kind], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "distillkit", kind], capture_output=True, text=True, check=True
+    )
     assert line in done.stdout
 
 

@@ -1,0 +1,75 @@
+"""A loss's options as its own signature allows them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import Tensor
+
+from ..errors import OptionError, RecipeError, unknown_name
+
+
+def checked_options(
+    term: str,
+    function: Callable[..., Tensor] | None,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """The options as the loss's own signature allows them."""
+    if function is None:
+        return {}
+    keywords = _keyword_parameters(function)
+    for argument in inputs:
+        if argument not in keywords:
+            raise RecipeError(f"term {term!r}: {unknown_name('input', argument, keywords)}")
+    model = options_model(function)
+    for option in options:
+        if option not in model.model_fields:
+            raise RecipeError(
+                f"term {term!r}: {unknown_name('option', option, model.model_fields)}"
+            )
+    missing = [
+        n for n, p in keywords.items() if p.default is p.empty and n not in {*options, *inputs}
+    ]
+    if missing:
+        raise RecipeError(f"term {term!r} needs the option or input {missing[0]!r}")
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"]))
+        raise OptionError(
+            f"term {term!r}: option {place} = {detail['input']!r}: {detail['msg']}"
+        ) from None
+    return {name: getattr(checked, name) for name in checked.model_fields_set}
+
+
+def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
+    """A pydantic model of a loss's keyword-only options, read off its signature."""
+    fields: dict[str, Any] = {
+        name: (
+            parameter.annotation,
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for name, parameter in _keyword_parameters(function).items()
+        if not _is_tensor(parameter.annotation)
+    }
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    name = getattr(function, "__name__", "loss")
+    return create_model(f"{name}_options", __config__=config, **fields)
+
+
+def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {
+        p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return annotation is Tensor or Tensor in getattr(annotation, "__args__", ())

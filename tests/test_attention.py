@@ -59,6 +59,13 @@ class TestBetween:
         assert block.valid_rows().tolist() == expected
         assert block.with_rows(None).valid_rows().tolist() == expected
 
+    def test_packing_keeps_the_order_of_many_tokens(self):
+        chosen = torch.rand(2, 200) < 0.5
+        position = torch.arange(200.0).expand(2, 1, 1, 200)
+        block = Attention.from_scores(position).between([0], chosen)
+        for row, own in zip(block.scores()[:, 0, 0], chosen, strict=True):
+            close(row[row > -math.inf], own.nonzero()[:, 0])
+
     def test_causal_attention_keeps_its_positions(self):
         attention = Attention(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), causal=True)
         close(attention.between([1, 3], [0, 2]).probabilities(), [[[[1.0, 0.0], [0.5, 0.5]]]])

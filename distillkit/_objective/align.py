@@ -42,4 +42,4 @@ class Projector(nn.Module):
                 f"projector maps width {widths[0]} to {widths[1]}; got student "
                 f"{tuple(student.shape)}, teacher {tuple(teacher.shape)}"
             )
-        return self.linear(student.to(self.linear.weight.dtype)), teacher
+        return self.linear(student), teacher

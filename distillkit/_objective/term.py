@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._attention import Attention
+from .._attention import Attention, widen
 from .._backbone.signals import Signals
 from .._plugins.registry import lookup
 from .._plugins.specs import AlignerSpec, LossSpec, resolve
@@ -138,7 +138,8 @@ class Term(nn.Module):
     ) -> Tensor:
         """One layer's value: align, compare, average."""
         assert self._function is not None
-        aligned = [self._align(s, t) for s, t in zip(students, teachers, strict=True)]
+        pairs = zip(map(_widened, students), map(_widened, teachers), strict=True)
+        aligned = [self._align(s, t) for s, t in pairs]
         students, teachers = [s for s, _ in aligned], [t for _, t in aligned]
         if self.rows == "all":
             students = [_all_rows(one) for one in students]
@@ -335,6 +336,11 @@ def _reduced(values: Tensor, counted: Tensor | None, per: Per) -> Tensor:
     kept = torch.ones_like(flat, dtype=torch.bool) if counted is None else counted.flatten(1)
     sums = torch.where(kept, flat, 0).sum(1)
     return masked_mean(sums / kept.sum(1).clamp_min(1))
+
+
+def _widened(signal: Any) -> Any:
+    """At least float32; an attention sees to it when it computes its scores."""
+    return signal if isinstance(signal, Attention) else widen(signal)
 
 
 def _all_rows(signal: Any) -> Any:

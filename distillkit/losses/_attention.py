@@ -62,7 +62,7 @@ def attention_kl(
         rows = rows.all(1, keepdim=True)
     log_q = _log_probabilities(student.with_rows(_fit(rows, student)), temperature, heads)
     log_p = _log_probabilities(teacher.with_rows(_fit(rows, teacher)), temperature, heads)
-    return torch.where(rows, temperature**2 * forward_kl(log_q, log_p), 0)
+    return temperature**2 * forward_kl(log_q, log_p)  # 0 where neither side counts anything
 
 
 def shared_rows(student: Attention, teacher: Attention) -> Tensor:

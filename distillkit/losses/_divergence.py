@@ -74,7 +74,12 @@ def log_softmax(scores: Tensor, where: Tensor | None, temperature: float) -> Ten
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """KL(p || q) from log-probabilities; entries without mass in p contribute 0, never NaN."""
-    p = log_p.exp()
-    difference = torch.where(p > 0, log_p - log_q, 0)
-    return (p * difference).sum(-1)
+    """KL(p || q) from log-probabilities.
+
+    An entry without mass in p contributes 0; one that only q lacks makes the value +inf.
+    """
+    has_mass = log_p > -torch.inf
+    lacking = has_mass & (log_q == -torch.inf)
+    # a difference of two infinities is NaN, and so is 0 * inf where p underflows: both stay out
+    difference = torch.where(has_mass & ~lacking, log_p - log_q, 0)
+    return torch.where(lacking.any(-1), torch.inf, (log_p.exp() * difference).sum(-1))

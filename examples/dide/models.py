@@ -191,7 +191,7 @@ def initialize(module: nn.Module) -> None:
 
 def pretrain_stem(seed: int, steps: int = 300) -> dict[str, Tensor]:
     """The weights of a stem that tells digit and colour of single training scans."""
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     scans, digits = split_scans("train")
     cells = torch.stack(
         [torch.stack([torch.from_numpy(colored(s, c)).flatten() for c in COLORS]) for s in scans]
@@ -202,8 +202,8 @@ def pretrain_stem(seed: int, steps: int = 300) -> dict[str, Tensor]:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
-        scan = torch.randint(len(cells), (256,), generator=generator)
-        color = torch.randint(len(COLORS), (256,), generator=generator)
+        scan = torch.randint(len(cells), (256,))
+        color = torch.randint(len(COLORS), (256,))
         seen = model["stem"](cells[scan, color] / PIXEL_SCALE)
         loss = F.cross_entropy(model["digit"](seen), labels[scan])
         loss = loss + F.cross_entropy(model["color"](seen), color)

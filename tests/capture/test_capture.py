@@ -63,6 +63,11 @@ def position_bias(q, k, keep):
     return (lowest(keep) + 0.5 * (q @ k.mT) - distance.abs().float()).softmax(-1)
 
 
+def scaled_after_the_bias(q, k, keep):
+    distance = (torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None]).abs()
+    return ((q @ k.mT + distance) * 0.5 + lowest(keep)).softmax(-1)
+
+
 def soft_capped(q, k, keep):
     scores = 5.0 * torch.tanh(q @ k.mT * 0.5 / 5.0)
     return torch.where(keep, scores, -torch.inf).softmax(3)
@@ -77,6 +82,7 @@ SPELLINGS = [
     scaled_query_and_added,
     in_place,
     position_bias,
+    scaled_after_the_bias,
     soft_capped,
     with_dropout,
 ]

@@ -46,30 +46,62 @@ def cases(draw):
     return Case(student, teacher, keep, rows)
 
 
-def rows_of(attention, keep):
-    bias = None if attention.bias is None else attention.bias.numpy()
-    return oracle.attention_rows(
-        attention.query.numpy(),
-        attention.key.numpy(),
-        scale=attention.scale,
-        keep=keep.numpy(),
-        bias=bias,
-    )
+def plain(attention):
+    """The same for the oracle."""
+    fields = {
+        name: getattr(attention, name) for name in ("scale", "mask", "bias", "causal", "rows")
+    }
+    return {"query": attention.query, "key": attention.key, **fields}
 
 
-@given(cases(), st.floats(0.2, 5))
-def test_against_the_oracle(case, temperature):
-    ours = losses.attention_kl(case.student, case.teacher, temperature=temperature)
-    counted = losses.shared_rows(case.student, case.teacher)
-    expected_counted = (case.keep.any(-1) & case.rows[:, None]).expand(counted.shape)
-    assert torch.equal(counted, expected_counted)
-    expected = oracle.attention_kl(
-        rows_of(case.student, case.keep),
-        rows_of(case.teacher, case.keep),
-        counted.numpy(),
-        temperature,
+@given(cases(), st.floats(0.2, 5), st.sampled_from([None, "mean"]))
+def test_against_the_oracle(case, temperature, heads):
+    ours = losses.attention_kl(case.student, case.teacher, temperature=temperature, heads=heads)
+    expected, expected_counted = oracle.attention_kl(
+        plain(case.student), plain(case.teacher), temperature=temperature, heads=heads
     )
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8, atol=1e-10)
+    if heads is None:
+        counted = losses.shared_rows(case.student, case.teacher)
+        assert torch.equal(counted, torch.from_numpy(expected_counted))
+
+
+@given(cases())
+def test_probabilities_against_the_oracle(case):
+    given = plain(case.student)
+    del given["rows"]
+    expected = oracle.attention_probabilities(given.pop("query"), given.pop("key"), **given)
+    ours = case.student.with_rows(None).probabilities()
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(cases(), st.integers(0, 2**16))
+def test_blocks_against_the_oracle(case, seed):
+    """``between`` with positions that differ between examples, packed."""
+    b, _, q, k = case.student.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows, keys = (torch.rand(b, n, generator=generator) < 0.6 for n in (q, k))
+    block = case.student.with_rows(None).between(rows, keys)
+    positions = [[row.nonzero()[:, 0].tolist() for row in side] for side in (rows, keys)]
+    expected = oracle.between(plain(case.student), *positions)
+    for ours, one, r, c in zip(block.probabilities(), expected, *positions, strict=True):
+        np.testing.assert_allclose(ours[:, : len(r), : len(c)].numpy(), one, rtol=1e-9, atol=1e-12)
+        assert not ours[:, len(r) :].any()
+        assert not ours[:, :, len(c) :].any()
+
+
+@given(cases())
+def test_crossings_against_the_oracle(case):
+    b, h, _, d = case.student.query.shape
+    key_of = Attention(
+        torch.randn(b, h, 3, d, dtype=torch.float64), torch.randn(b, h, 3, d, dtype=torch.float64)
+    )
+    keys = torch.rand(b, 3) < 0.6
+    ours = Attention.cross(case.student, key_of, rows=case.rows, keys=keys)
+    if case.student.key.shape[1] != h:  # the oracle wants equal heads of both towers' own
+        return
+    expected = oracle.cross(plain(case.student), plain(key_of), case.rows, keys)
+    np.testing.assert_allclose(ours.probabilities().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 @given(cases())

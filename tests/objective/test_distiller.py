@@ -209,6 +209,27 @@ def test_losses_run_in_float32_under_autocast():
     result.loss.backward()
 
 
+def test_a_term_of_ones_own_runs_without_autocast_too():
+    def product(student, teacher):
+        made = student @ teacher.mT
+        assert made.dtype == torch.float32
+        return made.square().mean(-1)
+
+    terms = dk.Objective([dk.Term(product, on="logits")])
+    with torch.autocast("cpu", torch.bfloat16):
+        distiller_of(terms)(
+            {**tiny.batch()}, teacher_signals=dk.Signals({"logits": torch.randn(3, 3)})
+        )
+
+
+def test_the_teacher_runs_in_eval_mode_whatever_was_done_to_it():
+    teacher = tiny.Fusion()
+    distiller = distiller_of(teacher=teacher)
+    teacher.train()
+    distiller.run_teacher(tiny.batch())
+    assert not teacher.training
+
+
 def test_splitting_a_batch_changes_nothing():
     distiller = distiller_of()
     batch = tiny.batch(4)

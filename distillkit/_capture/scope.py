@@ -192,6 +192,7 @@ class _Wrapped:
 
     def __init__(self, owner: nn.Module, method: str, keep: Callable[[Any], None]) -> None:
         self._owner, self._name, self._keep = owner, method, keep
+        self._replaced = vars(owner).get(method)  # another capture's, where captures nest
         self._original = getattr(owner, method)
         object.__setattr__(owner, method, self)
 
@@ -204,7 +205,10 @@ class _Wrapped:
         return getattr(type(self._owner), self._name).__get__(memo[id(self._owner)])
 
     def remove(self) -> None:
-        object.__delattr__(self._owner, self._name)
+        if self._replaced is None:
+            object.__delattr__(self._owner, self._name)
+        else:
+            object.__setattr__(self._owner, self._name, self._replaced)
 
 
 def _in_backward() -> bool:

@@ -64,7 +64,7 @@ def position_bias(q, k, keep):
 
 
 def scaled_after_the_bias(q, k, keep):
-    distance = (torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None]).abs()
+    distance = (torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None]).abs().float()
     return ((q @ k.mT + distance) * 0.5 + lowest(keep)).softmax(-1)
 
 
@@ -242,6 +242,14 @@ def test_outputs_and_returned_values():
         assert not torch.equal(twin(x), y)
         assert record.returned("0.visual_embed")[0] is seen
     assert torch.equal(record.output("1"), y)
+    assert "visual_embed" not in vars(model[0])
+    both = {"outputs": ["1"], "returns": ["0.visual_embed"]}
+    with dk.capture(model, **both) as outer:
+        with dk.capture(model, **both) as inner:
+            model(x)
+        assert inner.returned("0.visual_embed")[1] == "patch order"
+        model(x)
+        assert outer.returned("0.visual_embed")[1] == "patch order"
     assert "visual_embed" not in vars(model[0])
 
 

@@ -146,7 +146,7 @@ class Attention:
         """
         query, key, scale = query_of.query, key_of.key, query_of.scale
         if heads is not None:
-            query, key = _split_heads(query, heads), _split_heads(key, heads)
+            query, key = split_heads(query, heads), split_heads(key, heads)
             scale = query.shape[-1] ** -0.5
         if query.shape[0] != key.shape[0]:
             raise ShapeError(
@@ -256,9 +256,8 @@ class Attention:
             query = torch.where(keep.any(-1)[..., None], query, 0)
             key = torch.where(_per_group(keep.any(-2), groups)[..., None], key, 0)
             bias = None if bias is None else torch.where(keep, bias, 0)
-        with torch.autocast(query.device.type, enabled=False):
-            folded = rearrange(query, "b (g r) q d -> b g (r q) d", g=groups)
-            products = folded @ key.mT * self.scale
+        folded = rearrange(query, "b (g r) q d -> b g (r q) d", g=groups)
+        products = inner_products(folded, key) * self.scale
         products = rearrange(products, "b g (r q) k -> b (g r) q k", r=query.shape[1] // groups)
         return products if bias is None else products + widen(bias)
 
@@ -368,6 +367,12 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def inner_products(one: Tensor, other: Tensor) -> Tensor:
+    """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
+    with torch.autocast(one.device.type, enabled=False):
+        return one @ other.mT
+
+
 def _per_group(seen: Tensor, groups: int) -> Tensor:
     """``(b, h or 1, k)`` over query heads -> over the key heads that they share."""
     if seen.shape[1] in (1, groups):
@@ -375,7 +380,7 @@ def _per_group(seen: Tensor, groups: int) -> Tensor:
     return rearrange(seen, "b (g r) k -> b g r k", g=groups).any(2)
 
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """Heads concatenated per token, in order, and split into ``heads`` again."""
     width = x.shape[1] * x.shape[3]
     if width % heads:

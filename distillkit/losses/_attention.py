@@ -10,7 +10,15 @@ from torch import Tensor
 
 from .._attention import Attention
 from ..errors import OptionError, ShapeError
-from ._divergence import Temperature, forward_kl, log_softmax
+from ._divergence import (
+    Beta,
+    Temperature,
+    check_beta,
+    forward_kl,
+    log_softmax,
+    mixture_divergence,
+)
+from ._feature import unit
 from ._signature import check_positive
 
 
@@ -55,14 +63,134 @@ def attention_kl(
     Source: Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP
     2022, https://arxiv.org/abs/2112.08723, section 3.2.
     """
-    check_positive("temperature", temperature)
-    _check_tokens("attention_kl", student, teacher, heads)
-    rows = shared_rows(student, teacher)
-    if heads == "mean":
-        rows = rows.all(1, keepdim=True)
-    log_q = _log_probabilities(student.with_rows(_fit(rows, student)), temperature, heads)
-    log_p = _log_probabilities(teacher.with_rows(_fit(rows, teacher)), temperature, heads)
+    log_q, log_p = _compared("attention_kl", student, teacher, temperature, heads)
     return temperature**2 * forward_kl(log_q, log_p)  # 0 where neither side counts anything
+
+
+def attention_reverse_kl(
+    student: Attention,
+    teacher: Attention,
+    *,
+    temperature: Temperature = 1.0,
+    heads: Literal["mean"] | None = None,
+) -> Tensor:
+    r"""Reverse KL of attention probabilities, KL(student || teacher), row by row.
+
+    .. math:: T^2 \sum_k Q_k (\log Q_k - \log P_k)
+
+    Shape, arguments and errors are those of :func:`attention_kl`.
+
+    Returns:
+        One value >= 0 for each row; +inf where the student uses a key that the teacher dropped.
+
+    Examples:
+        >>> student = Attention.from_probabilities(torch.tensor([[[[1.0, 0.0]]]]))
+        >>> teacher = Attention.from_probabilities(torch.tensor([[[[0.5, 0.5]]]]))
+        >>> attention_reverse_kl(student, teacher)
+        tensor([[[0.6931]]])
+
+    Source: the reverse of Wang et al. 2022 (DiDE), section 3.2.
+    """
+    log_q, log_p = _compared("attention_reverse_kl", student, teacher, temperature, heads)
+    return temperature**2 * forward_kl(log_p, log_q)
+
+
+def attention_jsd(
+    student: Attention,
+    teacher: Attention,
+    *,
+    beta: Beta = 0.5,
+    temperature: Temperature = 1.0,
+    heads: Literal["mean"] | None = None,
+) -> Tensor:
+    r"""Generalised Jensen-Shannon divergence of attention probabilities, row by row.
+
+    .. math:: T^2 [\beta\, KL(P \| M) + (1 - \beta)\, KL(Q \| M)], \quad M = \beta P + (1-\beta) Q
+
+    Shape, further arguments and errors are those of :func:`attention_kl`.
+
+    Args:
+        student: the student's attention.
+        teacher: the teacher's, over the same tokens.
+        beta: the teacher's weight in the mixture, in (0, 1).
+        temperature: T > 0.
+        heads: ``"mean"`` compares probabilities averaged over heads.
+
+    Returns:
+        One value >= 0 for each row, finite whatever either side dropped.
+
+    Examples:
+        >>> student = Attention.from_probabilities(torch.tensor([[[[1.0, 0.0]]]]))
+        >>> teacher = Attention.from_probabilities(torch.tensor([[[[0.0, 1.0]]]]))
+        >>> attention_jsd(student, teacher)
+        tensor([[[0.6931]]])
+
+    Source: Agarwal et al. 2024 (GKD), https://arxiv.org/abs/2306.13649, equation 1, on attention.
+    """
+    check_beta(beta)
+    log_q, log_p = _compared("attention_jsd", student, teacher, temperature, heads)
+    return temperature**2 * mixture_divergence(log_q, log_p, beta)
+
+
+def attention_mse(
+    student: Attention,
+    teacher: Attention,
+    *,
+    temperature: Temperature = 1.0,
+    heads: Literal["mean"] | None = None,
+) -> Tensor:
+    r"""Mean squared difference of attention probabilities over the keys that either side keeps.
+
+    .. math:: \frac{T^2}{k} \sum_k (P_k - Q_k)^2
+
+    Shape, arguments and errors are those of :func:`attention_kl`.
+
+    Returns:
+        One value >= 0 for each row; exactly 0 for equal attentions.
+
+    Examples:
+        >>> student = Attention.from_scores(torch.tensor([[[[0.0, 0.0]]]]))
+        >>> teacher = Attention.from_scores(torch.tensor([[[[50.0, 0.0]]]]))
+        >>> attention_mse(student, teacher)
+        tensor([[[0.2500]]])
+
+    Source: Jiao et al., *TinyBERT*, 2020, https://arxiv.org/abs/1909.10351, equation 7 (there of
+    the scores; probabilities are what is comparable between models).
+    """
+    log_q, log_p = _compared("attention_mse", student, teacher, temperature, heads)
+    kept = (log_q > -torch.inf) | (log_p > -torch.inf)
+    squares = (log_p.exp() - log_q.exp()).square().sum(-1)
+    return temperature**2 * squares / kept.sum(-1).clamp_min(1)
+
+
+def attention_cosine(
+    student: Attention,
+    teacher: Attention,
+    *,
+    temperature: Temperature = 1.0,
+    heads: Literal["mean"] | None = None,
+) -> Tensor:
+    r"""One minus the cosine of two rows of attention probabilities.
+
+    .. math:: T^2 \left(1 - \frac{\langle P, Q \rangle}{\|P\| \|Q\|}\right)
+
+    Shape, arguments and errors are those of :func:`attention_kl`.
+
+    Returns:
+        One value in [0, T^2] for each row; a row that does not count has value 0.
+
+    Examples:
+        >>> student = Attention.from_probabilities(torch.tensor([[[[1.0, 0.0]]]]))
+        >>> teacher = Attention.from_probabilities(torch.tensor([[[[0.0, 1.0]]]]))
+        >>> attention_cosine(student, teacher)
+        tensor([[[1.]]])
+
+    Source: the cosine of :func:`cosine_distance`, of probabilities.
+    """
+    log_q, log_p = _compared("attention_cosine", student, teacher, temperature, heads)
+    counted = (log_p > -torch.inf).any(-1)
+    cosine = (unit(log_q.exp()) * unit(log_p.exp())).sum(-1)
+    return torch.where(counted, temperature**2 * (1 - cosine).clamp(0, 1), 0)
 
 
 def shared_rows(student: Attention, teacher: Attention) -> Tensor:
@@ -85,6 +213,22 @@ def shared_rows(student: Attention, teacher: Attention) -> Tensor:
     if student.rows.shape[1] in (1, rows.shape[1]):
         return rows & student.rows
     return rows.all(1, keepdim=True) & student.rows.all(1, keepdim=True)
+
+
+def _compared(
+    loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
+) -> tuple[Tensor, Tensor]:
+    """Checked log-probabilities of both sides, -inf throughout where a row does not count."""
+    check_positive("temperature", temperature)
+    _check_tokens(loss, student, teacher, heads)
+    rows = shared_rows(student, teacher)
+    if heads == "mean":
+        rows = rows.all(1, keepdim=True)
+    log_q, log_p = (
+        _log_probabilities(side.with_rows(_fit(rows, side)), temperature, heads)
+        for side in (student, teacher)
+    )
+    return log_q, log_p
 
 
 def _log_probabilities(attention: Attention, temperature: float, heads: str | None) -> Tensor:

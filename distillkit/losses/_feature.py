@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Annotated
 
-from ._signature import checked_pair
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._signature import check_positive, checked_pair
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -36,6 +40,68 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().mean(-1)
 
 
+def smooth_l1(
+    student: Tensor, teacher: Tensor, *, beta: Annotated[float, Field(gt=0)] = 1.0
+) -> Tensor:
+    r"""Mean over the width of a difference that is squared near 0 and absolute beyond.
+
+    .. math:: \frac{1}{d} \sum_i h(s_i - t_i), \quad
+              h(x) = x^2 / 2\beta \text{ if } |x| < \beta \text{ else } |x| - \beta / 2
+
+    Shape: ``(d),(d)->()``.
+
+    Args:
+        student: vectors.
+        teacher: vectors of the same shape.
+        beta: where the square ends, > 0.
+
+    Returns:
+        One value >= 0 for each position; exactly 0 for equal vectors.
+
+    Raises:
+        ShapeError: unequal shapes, or vectors that are not floating point.
+        OptionError: a beta that is not positive.
+
+    Examples:
+        >>> smooth_l1(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([0.7500])
+
+    Source: Girshick, *Fast R-CNN*, 2015, https://arxiv.org/abs/1504.08083, equation 3.
+    """
+    check_positive("beta", beta)
+    student, teacher = checked_pair("smooth_l1", "(d),(d)->()", student, teacher)
+    return F.smooth_l1_loss(student, teacher, reduction="none", beta=beta).mean(-1)
+
+
+def normalized_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared difference of the two vectors brought to length 1.
+
+    .. math:: \frac{1}{d} \sum_i \left(\frac{s_i}{\|s\|} - \frac{t_i}{\|t\|}\right)^2
+
+    Shape: ``(d),(d)->()``.
+
+    Args:
+        student: vectors.
+        teacher: vectors of the same shape.
+
+    Returns:
+        One value in [0, 4 / d] for each position; exactly 0 for equal vectors. Of a zero vector
+        only the other side remains.
+
+    Raises:
+        ShapeError: unequal shapes, or vectors that are not floating point.
+
+    Examples:
+        >>> normalized_mse(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
+        tensor([1.])
+
+    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732 (feature distillation,
+    on both embeddings).
+    """
+    student, teacher = checked_pair("normalized_mse", "(d),(d)->()", student, teacher)
+    return (unit(student) - unit(teacher)).square().mean(-1)
+
+
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     r"""One minus the cosine of the angle between two vectors.
 
@@ -61,11 +127,48 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Sanh et al., *DistilBERT*, 2019, https://arxiv.org/abs/1910.01108, section 2.
     """
     student, teacher = checked_pair("cosine_distance", "(d),(d)->()", student, teacher)
-    cosine = (_unit(student) * _unit(teacher)).sum(-1)
+    cosine = (unit(student) * unit(teacher)).sum(-1)
     return (1 - cosine).clamp(0, 2)
 
 
-def _unit(x: Tensor) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Squared difference of two feature maps' spatial attention.
+
+    .. math:: \sum_{hw} \left(\frac{Q_s}{\|Q_s\|} - \frac{Q_t}{\|Q_t\|}\right)^2, \quad
+              Q = \sum_c F_c^2
+
+    Shape: ``(c,h,w),(d,h,w)->()``: channels may differ in number.
+
+    Args:
+        student: feature maps.
+        teacher: feature maps over the same positions.
+
+    Returns:
+        One value in [0, 2] for each map; exactly 0 for equal maps.
+
+    Raises:
+        ShapeError: unequal positions, or maps that are not floating point.
+
+    Examples:
+        >>> attention_transfer(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]]))
+        tensor([2.])
+
+    Source: Zagoruyko and Komodakis, *Paying More Attention to Attention*, 2017,
+    https://arxiv.org/abs/1612.03928, equation 2 (there the norm, in the authors' code its square).
+    """
+    student, teacher = checked_pair("attention_transfer", "(c,h,w),(d,h,w)->()", student, teacher)
+    maps = (_scaled(x).square().sum(-3).flatten(-2) for x in (student, teacher))
+    one, other = (unit(attention) for attention in maps)
+    return (one - other).square().sum(-1)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """A map divided by its largest entry, which changes no direction: its squares stay finite."""
+    peak = x.detach().abs().flatten(-3).amax(-1) if x.flatten(-3).shape[-1] else x.sum((-1, -2, -3))
+    return x / torch.where(peak > 0, peak, 1)[..., None, None, None]
+
+
+def unit(x: Tensor) -> Tensor:
     """Length 1, or zero for a zero vector: value and gradient finite at every scale."""
     # a factor changes no direction: dividing by the largest entry keeps squares representable
     peak = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
-
 import torch
 from torch import Tensor
 
@@ -64,13 +61,18 @@ def check_positive(name: str, value: float) -> None:
         raise OptionError(f"{name} must be greater than 0; got {value}")
 
 
-@functools.cache
-def _cores(signature: str) -> tuple[tuple[str, ...], ...]:
+def check_between(name: str, value: float, low: float, high: float, fix: str) -> None:
+    """Refuse an option outside an open interval."""
+    if not low < value < high:
+        raise OptionError(
+            f"{name} lies between {low} and {high}, both excluded; got {value}: {fix}"
+        )
+
+
+def _cores(signature: str) -> list[list[str]]:
+    """The consumed axes of every input; plain string methods, which a compiler can trace."""
     inputs = signature.split("->")[0]
-    return tuple(
-        tuple(axis.strip() for axis in core.split(",") if axis.strip())
-        for core in re.findall(r"\(([^)]*)\)", inputs)
-    )
+    return [core.split(",") for core in inputs.strip("()").split("),(")]
 
 
 def _describe(x: Tensor) -> str:

@@ -163,7 +163,7 @@ def train_teacher(
         batch = batch_of(pairs, index)
         return F.cross_entropy(answer(teacher, batch), batch["answer"])
 
-    indices = batches(pairs, 8, plan.steps, plan.seed)
+    indices = batches(pairs, 16, plan.steps, plan.seed)  # 8 scenes can stay on a plateau
     return train(teacher, loss_of, indices, 2e-3, plan, validation, on_step)
 
 

@@ -1,4 +1,4 @@
-"""Two real processes train a student exactly as one does on the joined batch."""
+"""Two real processes compute exactly what one does on the joined batch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from pathlib import Path
 
 import torch
 
-SCRIPT = Path(__file__).parent / "train_ddp.py"
+HERE = Path(__file__).parent
+
+
+def run_in_two_processes(script, folder):
+    """What each of two processes saved."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(HERE / f"{script}.py"), str(folder),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def imported(script):
+    spec = importlib.util.spec_from_file_location(script, HERE / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_attention_alone_trains_under_ddp_as_in_one_process(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-
-    spec = importlib.util.spec_from_file_location("train_ddp", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    first, second = run_in_two_processes("train_ddp", tmp_path)
+    script = imported("train_ddp")
     distiller = script.distiller_of()
     before = {name: value.clone() for name, value in distiller.student.state_dict().items()}
     alone = script.train(distiller, distiller.student, slice(0, 4))
@@ -45,3 +44,10 @@ def test_attention_alone_trains_under_ddp_as_in_one_process(tmp_path):
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_gathered_examples_give_the_loss_and_gradient_of_the_joined_batch(tmp_path):
+    loss, gradient = imported("gather_pairs").gradient(slice(None))
+    for one_loss, one_gradient in run_in_two_processes("gather_pairs", tmp_path):
+        torch.testing.assert_close(one_loss, loss)
+        torch.testing.assert_close(one_gradient, gradient)

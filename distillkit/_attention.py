@@ -142,7 +142,7 @@ class Attention:
         Raises:
             ShapeError: unequal batches, heads or widths; never read as grouped queries.
 
-        Source: Wang et al. 2022 (DiDE), section 3.2, equations 4 and 5.
+        Source: Wang et al. 2022 (DiDE), "Cross-Modal Attention Distillation", the student's side.
         """
         query, key, scale = query_of.query, key_of.key, query_of.scale
         if heads is not None:
@@ -316,7 +316,7 @@ class Attention:
             >>> Attention.from_scores(scores).between([0], [0, 2]).probabilities()
             tensor([[[[0.1192, 0.8808]]]])
 
-        Source: Wang et al. 2022 (DiDE), section 3.2: the softmax of the block's scores.
+        Source: Wang et al. 2022 (DiDE), "Cross-Modal Attention Distillation", the teacher's side.
         """
         b, h, q, k = self.shape
         rows, keys = Selection(query_tokens, q), Selection(key_tokens, k)

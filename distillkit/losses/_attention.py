@@ -61,7 +61,7 @@ def attention_kl(
         tensor([[[0.6931]]])
 
     Source: Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP
-    2022, https://arxiv.org/abs/2112.08723, section 3.2.
+    2022, https://arxiv.org/abs/2112.08723, "Cross-Modal Attention Distillation".
     """
     log_q, log_p = _compared("attention_kl", student, teacher, temperature, heads)
     return temperature**2 * forward_kl(log_q, log_p)  # 0 where neither side counts anything
@@ -89,7 +89,7 @@ def attention_reverse_kl(
         >>> attention_reverse_kl(student, teacher)
         tensor([[[0.6931]]])
 
-    Source: the reverse of Wang et al. 2022 (DiDE), section 3.2.
+    Source: the reverse of :func:`attention_kl`, as Gu et al. 2024 (MiniLLM) do for logits.
     """
     log_q, log_p = _compared("attention_reverse_kl", student, teacher, temperature, heads)
     return temperature**2 * forward_kl(log_p, log_q)

@@ -54,7 +54,7 @@ def relation_kl(
         >>> relation_kl(student, teacher, relation_heads=2).shape
         torch.Size([1, 2, 3])
 
-    Source: Wang et al., *MiniLMv2*, 2021, https://arxiv.org/abs/2012.15828, equations 4 to 7.
+    Source: Wang et al., *MiniLMv2*, 2021, https://arxiv.org/abs/2012.15828, section 3.1.
     """
     if of not in ("query", "key", "value"):
         raise OptionError(f'relation_kl: of is "query", "key" or "value"; got {of!r}')
@@ -108,7 +108,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
                 [0., 0.]])
 
     Source: Park et al., *Relational Knowledge Distillation*, 2019,
-    https://arxiv.org/abs/1904.05068, equations 4 to 6.
+    https://arxiv.org/abs/1904.05068, section 3.2.1.
     """
     student, teacher = checked_pair("rkd_distance", "(n,d),(n,e)->(n,n)", student, teacher)
     one, other = _mean_one_distances(student), _mean_one_distances(teacher)
@@ -148,7 +148,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
         >>> rkd_angle(x, 3 * x).sum()
         tensor(0.)
 
-    Source: Park et al. 2019, https://arxiv.org/abs/1904.05068, equations 7 to 9.
+    Source: Park et al. 2019, https://arxiv.org/abs/1904.05068, section 3.2.2.
     """
     student, teacher = checked_pair("rkd_angle", "(n,d),(n,e)->(n,n,n)", student, teacher)
     return F.huber_loss(_angles(student), _angles(teacher), reduction="none")
@@ -181,7 +181,7 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(1.1716)
 
     Source: Tung and Mori, *Similarity-Preserving Knowledge Distillation*, 2019,
-    https://arxiv.org/abs/1907.09682, equations 1 to 4.
+    https://arxiv.org/abs/1907.09682, section 3.
     """
     student, teacher = checked_pair("similarity_preserving", "(n,d),(n,e)->(n,n)", student, teacher)
     one, other = (unit(inner_products(x, x)) for x in (student, teacher))
@@ -255,7 +255,7 @@ def cka_distance(student: Tensor, teacher: Tensor, *, unbiased: bool = False) ->
         tensor(0.)
 
     Source: Kornblith et al., *Similarity of Neural Network Representations Revisited*, 2019,
-    https://arxiv.org/abs/1905.00414, equations 1 to 3; unbiased: Song et al. 2012, equation 5.
+    https://arxiv.org/abs/1905.00414, section 3; unbiased: Song et al. 2012, equation 5.
     """
     student, teacher = checked_pair("cka_distance", "(n,d),(n,e)->()", student, teacher)
     n = student.shape[-2]

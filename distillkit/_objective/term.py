@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,8 @@ from .._attention import Attention, widen
 from .._backbone.signals import Signals
 from .._plugins.registry import lookup
 from .._plugins.specs import AlignerSpec, LossSpec, resolve
-from ..errors import RecipeError, ShapeError, SignalError, unknown_name
+from .._tables import validated
+from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
 from ..losses import masked_mean, shared_rows
 from .options import checked_options
 from .schedule import Schedule
@@ -54,7 +56,7 @@ class Term(nn.Module):
         per: ``"example"``: the mean over examples of each example's mean, so that splitting a
             batch changes nothing; ``"row"``: the mean over all positions.
         align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
-        weight: a number >= 0, or a :class:`Schedule`.
+        weight: a number >= 0, or a :class:`Schedule` or its keys.
         inputs: tensor argument of the loss -> batch entry.
         options: the loss's other keyword-only parameters.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default.
@@ -77,7 +79,7 @@ class Term(nn.Module):
         rows: Rows = "valid",
         per: Per = "example",
         align: Sequence[str | Mapping[str, Any]] = (),
-        weight: float | Schedule = 1.0,
+        weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -86,7 +88,11 @@ class Term(nn.Module):
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
         self.on = (on,) if isinstance(on, str) else tuple(on)
         self.layers, self.rows, self.per = layers, rows, per
-        self.weight = weight
+        self.weight = _checked_weight(weight)
+        _check_choice("rows", rows, ("valid", "all"))
+        _check_choice("per", per, ("example", "row"))
+        if isinstance(layers, str):
+            _check_choice("layers", layers, ("last", "all"))
         self.inputs = dict(inputs or {})
         self.name = name or "/".join([self.loss_name, "+".join(self.on)] if self.on else [TASK])
         self.is_task = loss == TASK
@@ -352,6 +358,21 @@ def _loss_function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
         return loss
     function: Callable[..., Tensor] = resolve(lookup(LossSpec, loss).function)
     return function
+
+
+def _checked_weight(weight: float | Schedule | Mapping[str, Any]) -> float | Schedule:
+    if isinstance(weight, Schedule):
+        return weight
+    if isinstance(weight, Mapping):
+        return validated(Schedule, weight, "weight", RecipeError)
+    if not 0 <= weight < math.inf:
+        raise OptionError(f"a weight is a finite number >= 0 or a schedule; got {weight}")
+    return weight
+
+
+def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise unknown_name(f"choice of `{what}`", given, known)
 
 
 def _refuse_on_task(*given: Any) -> None:

@@ -218,6 +218,25 @@ class TestTerm:
             values.append(loss.item())
         assert values[-1] < 0.9 * values[0]
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"rows": "al"}, "no choice of `rows` is called 'al'; did you mean 'all'"),
+            ({"per": "rows"}, "no choice of `per` is called 'rows'; did you mean 'row'"),
+            ({"layers": "lst"}, "no choice of `layers` is called 'lst'; did you mean 'last'"),
+            ({"weight": -1.0}, "finite number >= 0"),
+            ({"weight": math.nan}, "finite number >= 0"),
+            ({"weight": {"start": 1.0, "stop": 0.0, "til": 0.5}}, "did you mean 'until'"),
+        ],
+    )
+    def test_misspelt_choices(self, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            dk.Term("mse", on="logits", **wrong)
+
+    def test_a_schedule_by_its_keys(self):
+        term = dk.Term("mse", on="logits", weight={"start": 4.0, "stop": 2.0})
+        assert term.weight_at(0.5) == 3.0
+
 
 class TestObjective:
     def test_names_must_differ(self):

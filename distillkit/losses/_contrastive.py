@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -158,7 +158,7 @@ def gather(x: Tensor) -> Tensor:
     those of one process on the joined batch. Without a process group it returns ``x``.
 
     Raises:
-        ShapeError: a scalar.
+        ShapeError: a scalar; unequal numbers of examples.
 
     Examples:
         >>> gather(torch.ones(2, 3)).shape
@@ -168,11 +168,34 @@ def gather(x: Tensor) -> Tensor:
         raise ShapeError("gather joins examples along the first axis; got a scalar")
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    # not every build of torch has it
-    from torch.distributed.nn.functional import all_gather
+    counts = [
+        torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(counts, torch.full_like(counts[0], x.shape[0]))
+    if len({int(count) for count in counts}) > 1:
+        raise ShapeError(
+            "gather needs equally many examples on every process; got "
+            f"{[int(count) for count in counts]} (drop_last=True makes batches equal)"
+        )
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
 
-    parts: list[Tensor] = all_gather(x.contiguous())  # type: ignore[no-untyped-call]
-    return torch.cat(list(parts))
+
+class _Gather(torch.autograd.Function):
+    """Everybody's examples; each process gets back the sum of everybody's gradients to its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() * ctx.count :][: ctx.count]
 
 
 def _own_among_all(one: Tensor, other: Tensor, temperature: float) -> Tensor:

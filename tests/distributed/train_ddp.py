@@ -42,11 +42,12 @@ def train(model: torch.nn.Module, student: torch.nn.Module, part: slice) -> dict
 
 
 if __name__ == "__main__":
+    from leave import save_and_leave
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     distiller = distiller_of()
     wrapped = DistributedDataParallel(distiller, find_unused_parameters=True)
     state = train(wrapped, distiller.student, slice(2 * rank, 2 * rank + 2))
-    torch.save(state, Path(sys.argv[1]) / f"{rank}.pt")
-    dist.destroy_process_group()
+    save_and_leave(state, sys.argv[1], rank)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same table for editors and type checkers
     from . import errors as errors
     from . import losses as losses
+    from . import testing as testing
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
     from ._backbone.adapter import adapter_for as adapter_for
@@ -61,7 +62,7 @@ _HOMES = {
     "load_recipe": "_objective.recipe",
     "register": "_plugins.registry",
 }
-_MODULES = ("errors", "losses")
+_MODULES = ("errors", "losses", "testing")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -45,7 +45,7 @@ class Attention:
     """
 
     __slots__ = (
-        "_key", "_query", "_replay", "bias", "causal", "mask", "rows", "scale", "shape", "value",
+        "_key", "_query", "_replay", "_used", "bias", "causal", "mask", "rows", "scale", "shape", "value",
     )  # fmt: skip
 
     shape: tuple[int, int, int, int]
@@ -69,6 +69,7 @@ class Attention:
         self._query: Tensor | None = query
         self._key: Tensor | None = key
         self._replay: Callable[[], Tensor] | None = None
+        self._used: Callable[[], Tensor] | None = None
         self.value = value
         self.scale = query.shape[-1] ** -0.5 if scale is None else scale
         self.mask = _as_map("mask", mask, shape)
@@ -81,7 +82,7 @@ class Attention:
         cls, scores: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Attention:
         """An attention known by its scores ``(b, h, q, k)`` alone; -inf marks dropped keys."""
-        return cls.replayed(lambda: scores, scores.shape, mask=mask, rows=rows)
+        return cls.replayed(scores.shape, scores=lambda: scores, mask=mask, rows=rows)
 
     @classmethod
     def from_probabilities(
@@ -90,29 +91,45 @@ class Attention:
         """An attention known by its probabilities ``(b, h, q, k)`` alone; 0 marks dropped keys."""
 
         def scores() -> Tensor:
-            kept = probabilities > 0
-            return torch.where(kept, torch.where(kept, probabilities, 1).log(), -torch.inf)
+            return _logs(probabilities)
 
-        return cls.replayed(scores, probabilities.shape, mask=mask, rows=rows)
+        return cls.replayed(probabilities.shape, scores=scores, mask=mask, rows=rows)
 
     @classmethod
     def replayed(
         cls,
-        replay: Callable[[], Tensor],
         shape: Sequence[int],
         *,
-        mask: Tensor | None = None,
-        rows: Tensor | None = None,
+        scores: Callable[[], Tensor] | None = None,
+        used: Callable[[], Tensor] | None = None,
         query: Tensor | None = None,
         key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Attention:
-        """Scores that queries and keys alone cannot rebuild: ``replay()`` computes them all."""
+        """An attention that queries and keys alone cannot rebuild.
+
+        Args:
+            shape: ``(b, h, q, k)``.
+            scores: computes all scores, such as soft-capped ones.
+            used: computes all probabilities instead, where a model changes them before it weighs
+                its values (mixed heads, attention sinks). Losses compare them renormalised over
+                the keys.
+            query: the queries, where they are known.
+            key: the keys.
+            value: the values.
+            mask: as of any attention.
+            rows: as of any attention.
+        """
         if len(shape) != 4:
             raise ShapeError(f"an attention map is (b, h, q, k), 4 axes; got shape {tuple(shape)}")
         b, h, q, k = shape
         made = cls.__new__(cls)
         made.shape = (b, h, q, k)
-        made._query, made._key, made.value, made._replay = query, key, None, replay
+        made._query, made._key, made.value = query, key, value
+        made._used = used
+        made._replay = scores if used is None else lambda: _logs(used())
         made.scale = math.nan if query is None else query.shape[-1] ** -0.5
         made.mask, made.bias = _as_map("mask", mask, made.shape), None
         made.rows, made.causal = _as_rows(rows, made.shape), False
@@ -190,8 +207,8 @@ class Attention:
         made.bias = joined([part.bias for part in parts])
         made.rows = joined([part.rows for part in parts])
         made.scale, made.causal = first.scale, first.causal
-        replays = [part._replay for part in parts if part._replay is not None]
-        made._replay = (lambda: torch.cat([replay() for replay in replays])) if replays else None
+        made._replay = _one_after_another([part._replay for part in parts])
+        made._used = _one_after_another([part._used for part in parts])
         return made
 
     @property
@@ -207,9 +224,10 @@ class Attention:
     @property
     def requires_grad(self) -> bool:
         """Whether a loss on this attention can teach anything."""
-        if self._replay is not None:
+        known = [x for x in (self._query, self._key, self.bias) if x is not None]
+        if self._replay is not None and not known:
             return self._replay().requires_grad
-        return self.query.requires_grad or self.key.requires_grad
+        return any(x.requires_grad for x in known)
 
     def keep(self) -> Tensor | None:
         """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
@@ -217,8 +235,11 @@ class Attention:
         Dropped are what the mask, the causal flag and ``rows`` drop, and what an additive mask
         does: bias or scores at or below half of their dtype's lowest number.
         """
+        return self._kept(None if self._replay is None else self._replay())
+
+    def _kept(self, replayed: Tensor | None) -> Tensor | None:
         kept = _both(self._masked(), None if self.rows is None else self.rows[..., None])
-        for added in (self.bias, None if self._replay is None else self._replay()):
+        for added in (self.bias, replayed):
             if added is not None:
                 kept = _both(kept, added > torch.finfo(added.dtype).min / 2)
         return kept
@@ -245,8 +266,9 @@ class Attention:
         give gradients that are wrong near convergence. What a dropped entry held, NaN too, reaches
         neither value nor gradient.
         """
-        keep = self.keep()
-        raw = self._products(keep) if self._replay is None else widen(self._replay())
+        replayed = None if self._replay is None else self._replay()
+        keep = self._kept(replayed)
+        raw = self._products(keep) if replayed is None else widen(replayed)
         return raw if keep is None else torch.where(keep, raw, -torch.inf)
 
     def _products(self, keep: Tensor | None) -> Tensor:
@@ -263,6 +285,10 @@ class Attention:
 
     def probabilities(self) -> Tensor:
         """``(b, h, q, k)``; 0 where an entry does not count, so a row without keys is all 0."""
+        if self._used is not None:
+            used = self._used()
+            kept = _both(self._masked(), None if self.rows is None else self.rows[..., None])
+            return widen(used if kept is None else torch.where(kept, used, 0))
         scores = self.scores()
         kept = scores > -torch.inf
         seen = kept.any(-1, keepdim=True)
@@ -294,13 +320,14 @@ class Attention:
         def of(x: Tensor | None) -> Tensor | None:
             return None if x is None else function(x)
 
-        replay = self._replay
+        replay, used = self._replay, self._used
         made = Attention.__new__(Attention)
         made.shape = tuple(shape)  # type: ignore[assignment]
         made._query, made._key, made.value = of(self._query), of(self._key), of(self.value)
         made.mask, made.bias, made.rows = of(self.mask), of(self.bias), of(self.rows)
         made.scale, made.causal = self.scale, self.causal
         made._replay = None if replay is None else lambda: function(replay())
+        made._used = None if used is None else lambda: function(used())
         return made
 
     def between(self, query_tokens: Tokens, key_tokens: Tokens) -> Attention:
@@ -330,7 +357,14 @@ class Attention:
         counted = None if self.rows is None else rows.along(self.rows, 2)
         if self._replay is not None:
             replay, shape = self._replay, (b, h, rows.count, keys.count)
-            return Attention.replayed(lambda: block(replay()), shape, mask=mask, rows=counted)
+            return Attention.replayed(
+                shape,
+                scores=lambda: block(replay()),
+                query=None if self._query is None else rows.along(self._query, 2),
+                key=None if self._key is None else keys.along(self._key, 2),
+                mask=mask,
+                rows=counted,
+            )
         return Attention(
             rows.along(self.query, 2),
             keys.along(self.key, 2),
@@ -351,6 +385,24 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one & other
+
+
+def _one_after_another(
+    parts: Sequence[Callable[[], Tensor] | None],
+) -> Callable[[], Tensor] | None:
+    known = [part for part in parts if part is not None]
+    return (lambda: torch.cat([part() for part in known])) if known else None
+
+
+def _logs(probabilities: Tensor) -> Tensor:
+    """Their logarithms, -inf where there is nothing."""
+    if bool((probabilities < 0).any()):
+        raise CaptureError(
+            "this attention has negative weights (its model mixes heads or subtracts softmaxes), "
+            "which no divergence compares; probabilities() has them as they are"
+        )
+    kept = probabilities > 0
+    return torch.where(kept, torch.where(kept, probabilities, 1).log(), -torch.inf)
 
 
 def _known(what: str, tensor: Tensor | None) -> Tensor:

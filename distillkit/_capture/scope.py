@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
-from .._attention import Attention
 from ..errors import CaptureError
 from . import operations
+from .follow import Follower, Owner, Sighting
+from .kernels import Shown
 from .names import matching, method_of, named_modules
-from .record import Record
+from .record import Record, Seen
 
 
 @contextmanager
@@ -71,26 +74,57 @@ class Scope:
         outputs: Iterable[str] = (),
         returns: Iterable[str] = (),
         detach: bool = False,
+        keep_outputs: bool = False,
     ) -> None:
-        self.active = False
-        self._detach = detach
-        self._stack: list[str] = []
-        self._eager = operations.EagerReader(self._add, self._add_failure)
-        self._mode = _Mode(self._stack, operations.readers(), self._eager, self._add)
+        self._active = False
+        self.detach, self.with_grad = detach, False
+        self.stack: list[str] = []
+        self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
+        readers = operations.readers()
+        self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
         modules = named_modules(model)
         chosen = {n: modules[n] for n in matching(patterns or ["**"], modules, model)}
         wanted = {n: modules[n] for n in matching(outputs, modules, model)}
         methods = [method_of(name, modules, model) for name in returns]
         classes = {name: type(module).__name__ for name, module in chosen.items()}
         self.record = Record(classes, wanted, strict=bool(patterns))
+        self._shown = Shown(readers)
         self._handles: list[RemovableHandle | _Wrapped] = []
-        self._handles.append(model.register_forward_pre_hook(self._start(model), prepend=True))
+        start = _Hooks(self, "", model)
+        self._handles.append(
+            model.register_forward_pre_hook(start.start, prepend=True, with_kwargs=True)
+        )
         for name, module in chosen.items():
-            self._watch(name, module)
+            hooks = _Hooks(self, name, module)
+            self._handles.append(module.register_forward_pre_hook(hooks.enter))
+            self._handles.append(module.register_forward_hook(hooks.leave, always_call=True))
         for name, module in wanted.items():
-            self._handles.append(module.register_forward_hook(self._keep_output(name, module)))
+            hooks = _Hooks(self, name, module)
+            self._handles.append(module.register_forward_hook(hooks.keep_output))
         for name, owner, method in methods:
-            self._handles.append(_Wrapped(owner, method, self._keep_returned(name)))
+            self._handles.append(_Wrapped(owner, method, self, name))
+        self._nesting = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
+        ]
+
+    @property
+    def active(self) -> bool:
+        """Whether the hooks record anything."""
+        return self._active
+
+    @active.setter
+    def active(self, active: bool) -> None:
+        if active == self._active:
+            return
+        self._active = active
+        for module in self._nesting:  # nested tensors go past the attention modules, or crash
+            module.use_nested_tensor = not active
+        if active:
+            self._shown.open()
+        else:
+            self._shown.close()
 
     def close(self) -> None:
         """Leave nothing on the model."""
@@ -98,9 +132,9 @@ class Scope:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._stack:
-            self._stack.clear()
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self.stack:
+            self.stack.clear()
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         return self
@@ -108,64 +142,46 @@ class Scope:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _watch(self, name: str, module: nn.Module) -> None:
-        def enter(running: nn.Module, _: object) -> None:
-            if running is module and self.active:  # a deep copy of the model has the hooks too
-                self._stack.append(name)
-                if len(self._stack) == 1:
-                    self._mode.__enter__()  # type: ignore[no-untyped-call]
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward of the whole model begins."""
+        self.with_grad = torch.is_grad_enabled()
+        self.record.keep_score()
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim > 0]
+        self.record.start(frozenset(a.shape[0] for a in given))
 
-        def leave(running: nn.Module, _: object, __: object) -> None:
-            if running is module and self._stack and self._stack[-1] == name:
-                self._stack.pop()
-                if not self._stack:
-                    self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-                    self._eager.forget()
+    def enter(self, name: str) -> None:
+        self.stack.append(name)
+        self.record.ran.append(name)
+        if len(self.stack) == 1:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
 
-        self._handles.append(module.register_forward_pre_hook(enter))
-        self._handles.append(module.register_forward_hook(leave, always_call=True))
+    def leave(self) -> None:
+        self.stack.pop()
+        if not self.stack:
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self.follower.forget()
 
-    def _start(self, model: nn.Module) -> Callable[[nn.Module, Any], None]:
-        def start(running: nn.Module, _: object) -> None:
-            if running is model and self.active and not _in_backward():
-                self.record.clear()
+    def add(self, owner: Owner, seen: Seen) -> None:
+        """Write down an attention that was seen."""
+        if in_backward():
+            return
+        if self.with_grad and not self.detach and not torch.is_grad_enabled():
+            _refuse_reentrant(owner)
+        if self.detach:
+            seen.detach()
+        self.record.seen.append((owner[-1] if owner else "", seen))
 
-        return start
-
-    def _keep_output(self, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(running: nn.Module, _: object, output: object) -> None:
-            if running is module and self.active and not _in_backward():
-                self.record.add_output(name, output)
-
-        return keep
-
-    def _keep_returned(self, name: str) -> Callable[[Any], None]:
-        def keep(value: object) -> None:
-            if self.active:
-                self.record.add_returned(name, value)
-
-        return keep
-
-    def _add(self, attention: Attention) -> None:
-        if not _in_backward():
-            self.record.add(self._stack[-1], attention.detach() if self._detach else attention)
-
-    def _add_failure(self, reason: str) -> None:
-        self.record.add_failure(self._stack[-1], reason)
+    def notice(self, owner: Owner, reason: str) -> None:
+        """Write down why something could not be followed."""
+        self.record.notices.append((owner[-1] if owner else "", reason))
 
 
 class _Mode(TorchFunctionMode):
     """Shows every torch call to the readers; on only while a chosen module runs."""
 
-    def __init__(
-        self,
-        stack: list[str],
-        readers: dict[Callable[..., Any], operations.Reader],
-        eager: operations.EagerReader,
-        add: Callable[[Attention], None],
-    ) -> None:
+    def __init__(self, scope: Scope, readers: dict[Any, Any], *, keep_outputs: bool) -> None:
         super().__init__()
-        self._stack, self._readers, self._eager, self._add = stack, readers, eager, add
+        self._scope, self._readers, self._keep_outputs = scope, readers, keep_outputs
 
     def __torch_function__(
         self,
@@ -175,42 +191,101 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in operations.OPENED:
+            with self:
+                return operations.OPENED[func](*args, **kwargs)
         result = func(*args, **kwargs)
-        read = self._readers.get(func)
+        read = self._readers.get(operations.known_as(func))
         if read is None:
-            self._eager.saw((func, args, kwargs), result)
-            return result
-        try:
-            self._add(read(*args, **kwargs))
-        except CaptureError as error:
-            self._eager.failed(str(error))
+            self._scope.follower.saw(func, args, kwargs, result)
+            kernel = operations.opaque(func, args)
+            if kernel:
+                self._scope.notice(tuple(self._scope.stack), operations.cannot_see_into(kernel))
+        else:
+            call = operations.FusedCall(read, args, kwargs, result if self._keep_outputs else None)
+            self._scope.add(tuple(self._scope.stack), call)
         return result
+
+
+class _Hooks:
+    """What one module calls; a copy of the model has them too, and there they do nothing."""
+
+    def __init__(self, scope: Scope | None, name: str, module: nn.Module | None) -> None:
+        self._scope, self._name, self._module = scope, name, module
+
+    def _of(self, running: nn.Module) -> Scope | None:
+        scope = self._scope
+        return scope if scope is not None and running is self._module and scope.active else None
+
+    def start(self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        scope = self._of(running)
+        if scope is not None and not in_backward():
+            scope.start(args, kwargs)
+
+    def enter(self, running: nn.Module, _: object) -> None:
+        scope = self._of(running)
+        if scope is not None:
+            scope.enter(self._name)
+
+    def leave(self, running: nn.Module, _: object, __: object) -> None:
+        scope = self._of(running)
+        if scope is not None and scope.stack and scope.stack[-1] == self._name:
+            scope.leave()
+
+    def keep_output(self, running: nn.Module, _: object, output: object) -> None:
+        scope = self._of(running)
+        if scope is not None and not in_backward():
+            scope.record.add_output(self._name, output)
+
+    def __reduce__(self) -> tuple[type[_Hooks], tuple[None, str, None]]:
+        return _Hooks, (None, self._name, None)
+
+    def __deepcopy__(self, _: object) -> _Hooks:
+        return _Hooks(None, self._name, None)
 
 
 class _Wrapped:
     """A bound method that shows what it returns; a deep copy of its owner gets the plain method."""
 
-    def __init__(self, owner: nn.Module, method: str, keep: Callable[[Any], None]) -> None:
-        self._owner, self._name, self._keep = owner, method, keep
+    def __init__(self, owner: nn.Module, method: str, scope: Scope, name: str) -> None:
+        self._owner, self._method, self._scope, self._name = owner, method, scope, name
         self._replaced = vars(owner).get(method)  # another capture's, where captures nest
         self._original = getattr(owner, method)
         object.__setattr__(owner, method, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         value = self._original(*args, **kwargs)
-        self._keep(value)
+        if self._scope.active:
+            self._scope.record.add_returned(self._name, value)
         return value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return getattr(type(self._owner), self._name).__get__(memo[id(self._owner)])
+        return getattr(type(self._owner), self._method).__get__(memo[id(self._owner)])
 
     def remove(self) -> None:
         if self._replaced is None:
-            object.__delattr__(self._owner, self._name)
+            object.__delattr__(self._owner, self._method)
         else:
-            object.__setattr__(self._owner, self._name, self._replaced)
+            object.__setattr__(self._owner, self._method, self._replaced)
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Gradient checkpointing runs a forward again inside the backward: nothing new."""
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._current_graph_task_id() != -1
+
+
+def _refuse_reentrant(owner: Owner) -> None:
+    """Checkpointing with use_reentrant=True runs without gradient: a loss would teach nothing."""
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise CaptureError(
+                f"module {owner[-1]!r} runs inside a checkpoint with use_reentrant=True, which "
+                "computes it without gradient: what is captured could teach nothing; checkpoint "
+                "with use_reentrant=False, or capture with detach=True"
+            )
+        frame = frame.f_back  # type: ignore[assignment]

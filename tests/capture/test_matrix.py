@@ -1,0 +1,185 @@
+"""Real architectures, as they are: what is captured is what the model computed.
+
+Each family runs in the implementation that transformers chooses and in eager, with padding and
+with queries and keys made large, so that no map is near-uniform.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import distillkit as dk
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference
+import zoo
+from reference import TOLERANCE
+
+IMPLEMENTATIONS = ["default", "eager"]
+
+
+def build(name, implementation):
+    return zoo.build(name, None if implementation == "default" else implementation)
+
+
+class Run(NamedTuple):
+    """A model, what it computed alone, and what was recorded while it computed the same again."""
+
+    name: str
+    implementation: str
+    model: torch.nn.Module
+    batch: dict[str, Any]
+    plain: list[Tensor]
+    watched: list[Tensor]
+    products: list[Tensor]
+    records: dict[str, tuple[dk.Attention, ...]]
+
+
+def run(name, implementation) -> Run:
+    model, batch = build(name, implementation)
+    with reference.Products() as products:
+        plain = reference.tensors_in(model(**batch))
+    with dk.capture(model) as record:
+        watched = reference.tensors_in(model(**batch))
+    records = {module: record.calls(module) for module in record.names}
+    return Run(name, implementation, model, batch, plain, watched, products.results, records)
+
+
+@functools.lru_cache(maxsize=1)
+def official(name):
+    model, batch = zoo.build(name, "eager")
+    return model, reference.own_maps(model, batch)
+
+
+CASES = [
+    pytest.param(
+        (name, implementation), id=f"{name}-{implementation}", marks=pytest.mark.xdist_group(name)
+    )
+    for name in zoo.FAMILIES
+    for implementation in IMPLEMENTATIONS
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def found(request) -> Run:
+    """One run per family and implementation, for all tests; the tests of a case run together."""
+    return run(*request.param)
+
+
+class TestFamily:
+    def test_every_attention_is_recorded_once(self, found):
+        counts = {module: len(attentions) for module, attentions in found.records.items()}
+        assert sum(counts.values()) == zoo.FAMILIES[found.name].attentions, counts
+
+    def test_the_models_results_are_the_same_bits(self, found):
+        assert len(found.plain) == len(found.watched) > 0
+        for before, after in zip(found.plain, found.watched, strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+    def test_every_map_that_the_model_returns_in_eager_is_a_record(self, found):
+        if found.implementation == "default" and zoo.FAMILIES[found.name].eager_differs:
+            pytest.skip("transformers' own eager model computes something else")
+        _, maps = official(found.name)
+        off = [
+            (one.module or "in the output", tuple(one.probabilities.shape), distance)
+            for one in maps
+            if (distance := reference.distance_to_a_map(one, found.records)) > TOLERANCE
+        ]
+        assert len(off) <= zoo.FAMILIES[found.name].other_maps, off
+
+    def test_probabilities_times_value_is_what_the_attention_computed(self, found):
+        off = {}
+        for module, attentions in found.records.items():
+            for call, attention in enumerate(attentions):
+                if attention.value is None and found.name == "groupvit" and "assign" in module:
+                    continue  # a hard assignment: nothing is multiplied with these probabilities
+                distance = reference.distance_to_a_product(
+                    reference.mixed(attention), attention.valid_rows(), found.products
+                )
+                if distance > TOLERANCE:
+                    off[f"{module}#{call}"] = distance
+        assert not off
+
+    def test_gradient_reaches_the_modules_parameters(self, found):
+        modules = dict(found.model.named_modules())
+        for module, attentions in found.records.items():
+            owner = modules[module]
+            while not list(owner.parameters()):
+                module = module.rpartition(".")[0]
+                owner = modules[module]
+            for attention in attentions:
+                assert attention.requires_grad, module
+                probabilities = attention.probabilities()
+                weights = torch.linspace(-1, 1, probabilities.numel()).view_as(probabilities)
+                reached = torch.autograd.grad(
+                    (probabilities * weights).sum(), [p for p in owner.parameters() if p.requires_grad],
+                    retain_graph=True, allow_unused=True,
+                )  # fmt: skip
+                assert any(g is not None and g.abs().max() > 0 for g in reached), module
+
+
+def test_the_gradient_is_that_of_the_eager_models_own_maps(found):
+    model, maps = official(found.name)
+    named = [one for one in maps if one.module in found.records and one.probabilities.requires_grad]
+    pairs = []
+    for module in dict.fromkeys(one.module for one in named):
+        own = [one.probabilities for one in named if one.module == module]
+        ours = [attention.probabilities() for attention in found.records[module]]
+        if [p.numel() for p in own] == [p.numel() for p in ours]:
+            pairs += zip(own, ours, found.records[module], strict=True)
+    differs = found.implementation == "default" and zoo.FAMILIES[found.name].eager_differs
+    if not pairs or differs:
+        pytest.skip(
+            "nothing to compare with: no module returns its map in eager, or eager computes otherwise"
+        )
+
+    def gradients(maps_, of):
+        loss = sum(
+            (p.reshape(a.shape) * torch.sin(torch.arange(p.numel()).view(a.shape)))[
+                a.valid_rows()
+            ].sum()
+            for p, a in maps_
+        )
+        parameters = {name: p for name, p in of.named_parameters() if p.requires_grad}
+        values = torch.autograd.grad(
+            loss, list(parameters.values()), retain_graph=True, allow_unused=True
+        )
+        return dict(zip(parameters, values, strict=True))
+
+    expected = gradients([(own, attention) for own, _, attention in pairs], model)
+    given = gradients([(ours, attention) for _, ours, attention in pairs], found.model)
+    largest = max(g.abs().max() for g in expected.values() if g is not None)
+    assert largest > 1e-4
+    for parameter, gradient in expected.items():
+        if gradient is not None and gradient.abs().max() > 1e-5 * largest:
+            assert given[parameter] is not None, parameter
+            off = (given[parameter] - gradient).abs().max() / largest
+            assert off < 1e-4, (parameter, off)
+
+
+def test_find_attention_lists_and_verifies_each(found):
+    model = found.model
+    table = dk.find_attention(model, **found.batch)
+    rows = {row.name: row for row in table if row.verified != "not read"}
+    assert set(rows) == set(found.records)
+    for module, attentions in found.records.items():
+        row, attention = rows[module], attentions[0]
+        assert row.calls == len(attentions)
+        assert row.cls == type(dict(model.named_modules())[module]).__name__
+        assert (row.heads, row.query_length, row.key_length) == attention.shape[1:]
+        assert row.head_dim == attention.query.shape[-1]
+        assert row.kind in ("self", "cross")
+        if not (found.name == "groupvit" and "assign" in module):
+            assert row.verified == "verified", (module, row.note)
+            assert row.error <= TOLERANCE
+        assert module in str(table)
+    assert not any(
+        hooks for m in model.modules() if (hooks := [*m._forward_hooks]) and m is not model
+    )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.tokens import ModalityTokens as ModalityTokens
     from ._backbone.tokens import StreamTokens as StreamTokens
     from ._backbone.tokens import TokenLayout as TokenLayout
+    from ._capture.find import find_attention as find_attention
     from ._capture.scope import capture as capture
     from ._objective.align import Projector as Projector
     from ._objective.distiller import Distiller as Distiller
@@ -58,6 +59,7 @@ _HOMES = {
     "TokenLayout": "_backbone.tokens",
     "adapter_for": "_backbone.adapter",
     "capture": "_capture.scope",
+    "find_attention": "_capture.find",
     "hookimpl": "_plugins.hookspecs",
     "load_recipe": "_objective.recipe",
     "register": "_plugins.registry",

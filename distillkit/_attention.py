@@ -229,6 +229,11 @@ class Attention:
             return self._replay().requires_grad
         return any(x.requires_grad for x in known)
 
+    @property
+    def is_replayed(self) -> bool:
+        """Whether its scores are more than scaled products with a mask and a bias."""
+        return self._replay is not None
+
     def keep(self) -> Tensor | None:
         """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
 

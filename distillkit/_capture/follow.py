@@ -94,6 +94,7 @@ class Sighting:
         self.values: Values | None = None
         self.output: Tensor | None = None
         self.detached = False
+        self.same_source = same_source(product.left_node, product.right_node)
         self.refused = ""  # why it is no attention after all
         self.versions = versions_of((product.left, product.right))
 
@@ -213,8 +214,7 @@ class Follower:
             reason = "it takes a softmax of something that was not seen to be a product"
             self._noticed(tuple(self._owner), reason)
         elif self._scores:
-            if self._pass_on(self._scores, function, name, args, kwargs, result):
-                return
+            self._pass_on(self._scores, function, name, args, kwargs, result)
         self._note(name, args, kwargs, result)
 
     # products
@@ -234,11 +234,10 @@ class Follower:
         left, right, equation, steps = operands
         if self._weigh(left, right, equation, function, name, args, kwargs, result):
             return
-        if _at(self._scores, left) is not None or _at(self._scores, right) is not None:
-            if not self._pass_on(self._scores, function, name, args, kwargs, result):
-                self._note("made", (), {}, result)
-            return
         self._note("made", (), {}, result)
+        if self._mixes_heads(left, right) or self._mixes_heads(right, left):
+            self._pass_on(self._scores, function, name, args, kwargs, result)
+            return
         if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(left):
             reason = "it runs inside torch.vmap, whose tensors end with it"
             self._noticed(tuple(self._owner), reason)
@@ -256,6 +255,13 @@ class Follower:
             tuple(self._owner),
         )  # fmt: skip
         self._live(self._scores, result, _Followed(product, steps, self._order))
+
+    def _mixes_heads(self, scores: Tensor, weight: Tensor) -> bool:
+        """Whether a product is of scores and a small matrix; else it is a product of its own."""
+        followed = _at(self._scores, scores)
+        if followed is None or followed.source.doubtful:
+            return False
+        return _is_weight(weight) or weight.ndim <= 2
 
     def _weigh(
         self,
@@ -365,12 +371,16 @@ class Follower:
     ) -> None:
         """Remember how a tensor was made, as far as its axes are concerned."""
         if name in _MAKERS or name == "made":
-            self._remember(result, Node("made", tuple(result.shape)))
+            sources = _tensors(args, kwargs) if self._keep_outputs else ()
+            # the first is what was projected; held weakly, and only to compare it with another
+            of = tuple(_ref(tensor) for tensor in sources)[:1]
+            self._remember(result, Node("made", tuple(result.shape), of))
             return
         if name in _HISTORY:
             rest = args[1:]
             if name in ("cat", "stack"):
                 parts = args[0] if args else kwargs.get("tensors", ())
+                parts = [part for part in parts if name == "stack" or part.ndim == result.ndim]
                 parents = tuple(self._node(part) for part in parts)
             elif args and isinstance(args[0], Tensor):
                 parents = (self._node(args[0]),)
@@ -412,6 +422,10 @@ class Follower:
         node = self._known(tensor)
         return Node("given", tuple(tensor.shape)) if node is None else node
 
+    def same_source(self, one: Tensor, other: Tensor) -> bool | None:
+        """Whether queries and keys of a fused call were made from the same tensor."""
+        return same_source(self._node(one), self._node(other))
+
 
 def _chosen(
     live: list[tuple[Any, _Followed]],
@@ -437,6 +451,20 @@ def _chosen(
         if best is None or rank < best_rank:
             tensor, best, best_rank = given, followed, rank
     return tensor, best
+
+
+def same_source(one: Node, other: Node) -> bool | None:
+    """Whether two tensors were made from the same one; None: that was not seen."""
+    while one.parents:
+        one = one.parents[0]
+    while other.parents:
+        other = other.parents[0]
+    if one is other:
+        return True
+    if not one.args or not other.args:
+        return None
+    first, second = _held(one.args[0]), _held(other.args[0])
+    return None if first is None or second is None else first is second
 
 
 def _refuse(one: Sighting, other: Sighting) -> None:

@@ -39,6 +39,7 @@ class FusedCall:
     ) -> None:
         self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
         self.refused = ""
+        self.same_source: bool | None = None
         self.versions = versions_of((*args, *kwargs.values()))
 
     def detach(self) -> None:

@@ -114,17 +114,25 @@ class _Seen:
         few = _held_heads(heads, key_axes)
         key = arranged(key, key_axes, (batch, few, keys, sides.width))
         self.query, self.key = query.expand(b, h, -1, -1), key.expand(b, -1, -1, -1)
+        self.values = sighting.values if self._weighs_keys() else None
+
+    def _weighs_keys(self) -> bool:
+        """Whether the product with the values sums over the keys (that of slots does not)."""
+        if self.sighting.values is None:
+            return False
+        labels, axes = self._value_labels(), self._used_axes()
+        summed = [axis for n, axis in zip(labels.left, axes, strict=True) if n not in labels.out]
+        return all(_has_role(axis, self.key_role) for axis in summed if axis)
 
     def reading(self) -> Reading:
         value, output = self._value_and_output()
         return Reading(self._attention(value), output)
 
     def _attention(self, value: Tensor | None) -> Attention:
-        values, shape = self.sighting.values, self.groups.shape
-        post = () if values is None else values.steps
+        post, shape = self._post, self.groups.shape
         given: dict[str, Any] = {"query": self.query, "key": self.key, "value": value}
-        if any(not _keeps_entries(step) for step in post):
-            return Attention.replayed(shape, used=lambda: self._used(post), **given)
+        if self.values is not None and any(not _keeps_entries(step) for step in post):
+            return Attention.replayed(shape, used=self._used, **given)
         if self.has_sinks:
             raise Unreadable("its softmax has other entries than its product has keys")
         folded = _folded(self.sighting.steps, self.product_axes, self.groups)
@@ -149,33 +157,42 @@ class _Seen:
             raw = self._raw_scores()
         return arranged(raw, self.axes, self.groups).expand(self.groups.shape)
 
-    def _used(self, post: Sequence[Step]) -> Tensor:
+    @property
+    def _post(self) -> tuple[Step, ...]:
+        """What was done to the probabilities before they met the values."""
+        values = self.sighting.values
+        return () if values is None else values.steps
+
+    def _used(self) -> Tensor:
         """The probabilities that the values were weighed with, after what was done to them."""
         with torch.autocast(self.query.device.type, enabled=False):
-            used = _replayed(post, self._raw_scores().softmax(self.sighting.axis))
-        return arranged(used, self._used_axes(post), self.groups).expand(self.groups.shape)
+            used = _replayed(self._post, self._raw_scores().softmax(self.sighting.axis))
+        return arranged(used, self._used_axes(), self.groups).expand(self.groups.shape)
 
-    def _used_axes(self, post: Sequence[Step]) -> Axes:
+    def _used_axes(self) -> Axes:
         keys = self.groups.keys
         return tuple(
             keys if _has_role(axis, self.key_role) and size_of(axis) == size_of(keys) else axis
-            for axis in _after(self.axes, post)
+            for axis in _after(self.axes, self._post)
         )
+
+    def _value_labels(self) -> Labels:
+        values = self.sighting.values
+        assert values is not None
+        n = len(self._post[-1].shape if self._post else self.sighting.shape)
+        if values.turned and not values.equation:
+            right, left, out = matmul_labels(values.tensor.ndim, n)
+            return Labels(left, right, out)
+        return _labels(values.equation, n, values.tensor.ndim)
 
     def _value_and_output(self) -> tuple[Tensor | None, Tensor | None]:
         """The values ``(b, g, k, e)`` and what they became, ``(b, h, q, e)``."""
-        values = self.sighting.values
+        values = self.values
         if values is None:
             return None, None
-        n_used = values.steps[-1].shape if values.steps else self.sighting.shape
-        if values.turned and not values.equation:
-            other, one, out = matmul_labels(values.tensor.ndim, len(n_used))
-            labels = Labels(one, other, out)
-        else:
-            labels = _labels(values.equation, len(n_used), values.tensor.ndim)
-        sides = weighed(labels, self._used_axes(values.steps), axes_of(values.node))
+        sides = weighed(self._value_labels(), self._used_axes(), axes_of(values.node))
         batch, heads, queries, keys = self.groups
-        b, h, q, k = self.groups.shape
+        b, h, q, _ = self.groups.shape
         few = _held_heads(heads, sides.right)
         value = arranged(values.tensor, sides.right, (batch, few, keys, sides.width))
         output = self.sighting.output

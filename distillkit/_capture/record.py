@@ -87,6 +87,17 @@ class Record:
             raise CaptureError(self._nothing(name))
         return tuple(found)
 
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """Of each call, whether queries and keys are of the same tokens: ``self`` or ``cross``."""
+        attentions = iter(self.calls(name))
+        kinds = []
+        for owner, seen in self.seen:
+            if owner == name and _counts(seen):
+                _, _, q, k = next(attentions).shape
+                same = q == k if seen.same_source is None else seen.same_source
+                kinds.append("self" if same else "cross")
+        return tuple(kinds)
+
     def _reading(self, i: int, name: str, seen: Seen) -> Reading:
         if i not in self._read:
             try:

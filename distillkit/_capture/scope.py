@@ -203,6 +203,8 @@ class _Mode(TorchFunctionMode):
                 self._scope.notice(tuple(self._scope.stack), operations.cannot_see_into(kernel))
         else:
             call = operations.FusedCall(read, args, kwargs, result if self._keep_outputs else None)
+            if self._keep_outputs and len(args) >= 2:
+                call.same_source = self._scope.follower.same_source(*args[:2])
             self._scope.add(tuple(self._scope.stack), call)
         return result
 

@@ -1,0 +1,273 @@
+"""The table of a model's attentions: what there is, how it is shaped, whether it is read right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._attention import Attention, widen
+from ..errors import CaptureError
+from .names import named_modules
+from .reading import Reading
+from .record import Record
+from .scope import Scope
+
+Verdict = Literal["verified", "not verified", "not read"]
+# of the largest output; fused kernels and sums in another order differ by less
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class FoundAttention:
+    """One module that computes attention, or looks as if it did.
+
+    Attributes:
+        name: of the module, as a pattern of ``capture`` takes it.
+        cls: its class.
+        kind: ``"self"`` where queries and keys are of the same tokens, ``"cross"``, or empty.
+        calls: how many attentions it computed in one forward.
+        heads: of the first call, as are all below.
+        query_length: how many queries.
+        key_length: how many keys.
+        head_dim: their width.
+        mask: ``"none"``, ``"boolean"``, ``"additive"``, or ``"replayed"`` where its scores are
+            computed in a way that no mask and bias describe.
+        causal: whether the operation was told to be causal (a mask may say so instead).
+        verified: ``"verified"`` where ``probabilities() @ value`` is what the module computed,
+            ``"not verified"`` where that could not be compared, ``"not read"``.
+        error: the largest difference of that comparison.
+        note: why it is not read or not verified.
+    """
+
+    name: str
+    cls: str
+    kind: str = ""
+    calls: int = 0
+    heads: int = 0
+    query_length: int = 0
+    key_length: int = 0
+    head_dim: int = 0
+    mask: str = ""
+    causal: bool = False
+    verified: Verdict = "not read"
+    error: float | None = None
+    note: str = ""
+
+
+class AttentionTable(Sequence[FoundAttention]):
+    """The attentions of a model, in the order of its modules; ``print`` shows a table."""
+
+    def __init__(self, rows: Sequence[FoundAttention]) -> None:
+        self._rows = tuple(rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules whose attention is read: what ``capture`` takes."""
+        return tuple(row.name for row in self if row.verified != "not read")
+
+    def streams(self) -> str:
+        """The ``streams`` line of an adapter file to start from, one stream for each pattern."""
+        patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in self.names)
+        named = {_stream_name(pattern, len(patterns)): pattern for pattern in patterns}
+        if len(named) < len(patterns):
+            named = {f"stream_{i}": pattern for i, pattern in enumerate(patterns)}
+        inner = ", ".join(f'{name} = "{pattern}"' for name, pattern in named.items())
+        return f"streams = {{ {inner} }}"
+
+    def __str__(self) -> str:
+        if not self._rows:
+            return "no attention was found"
+        header = (
+            "name", "class", "kind", "calls", "heads", "queries", "keys", "dim", "mask", "causal",
+            "check",
+        )  # fmt: skip
+        lines = [header, *map(_cells, self._rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        notes = [f"{row.name or '(the model)'}: {row.note}" for row in self._rows if row.note]
+        return "\n".join([*shown, *([""] if notes else []), *notes])
+
+    __repr__ = __str__
+
+
+def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable:
+    """Run the model once and list every attention that it computes.
+
+    The model runs in eval mode, without gradient; its mode, its buffers' random state and
+    everything else on it are afterwards what they were.
+
+    Args:
+        model: any module.
+        args: what it is called with.
+        batch: what it is called with, by name.
+
+    Returns:
+        A row for every module that computes attention or looks as if it did. Each reading is
+        checked against the model itself: ``probabilities() @ value`` must be what the module's own
+        product of probabilities and values gave.
+
+    Examples:
+        >>> import torch
+        >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        >>> x = torch.zeros(1, 5, 8)
+        >>> print(find_attention(layer, x, x, x))
+        name         class               kind  calls  heads  queries  keys  dim  mask  causal  check
+        (the model)  MultiheadAttention  self  1      2      5        5     4    none  no      verified...
+    """
+    scope = Scope(model, (), keep_outputs=True)
+    with scope, _undisturbed(model), torch.no_grad():
+        scope.active = True
+        model(*args, **batch)
+        scope.active = False
+        return AttentionTable(list(_rows(scope.record, named_modules(model))))
+
+
+def _rows(record: Record, modules: Mapping[str, nn.Module]) -> Iterator[FoundAttention]:
+    notices = dict(record.notices)
+    owners = {name for name, _ in record.seen}
+    for name, module in modules.items():
+        cls = type(module).__name__
+        if name in owners:
+            try:
+                readings = record.readings(name)
+            except CaptureError as reason:
+                if name in record.unread or looks_like_attention(module):
+                    yield FoundAttention(name, cls, note=str(reason))
+                continue
+            yield _found(name, cls, readings, record.kinds(name))
+        elif name in record.ran and looks_like_attention(module) and not _related(name, owners):
+            note = notices.get(name, "no softmax of a product of queries and keys was seen in it")
+            yield FoundAttention(name, cls, note=note)
+        elif name in notices and "kernel" in notices[name]:
+            yield FoundAttention(name, cls, note=notices[name])
+
+
+def _found(
+    name: str, cls: str, readings: Sequence[Reading], kinds: Sequence[str]
+) -> FoundAttention:
+    first = readings[0].attention
+    _, h, q, k = first.shape
+    errors = [error for error in map(self_check, readings) if error is not None]
+    exact = len(errors) == len(readings) and all(error <= _TOLERANCE for error in errors)
+    if exact:
+        note = ""
+    elif len(errors) < len(readings):
+        note = "its product of probabilities and values was not seen in it"
+    else:
+        note = "probabilities @ value differs from what it computed"
+    return FoundAttention(
+        name, cls,
+        kind=kinds[0],
+        calls=len(readings),
+        heads=h, query_length=q, key_length=k,
+        head_dim=first.query.shape[-1],
+        mask=_mask_kind(first),
+        causal=first.causal,
+        verified="verified" if exact else "not verified",
+        error=max(errors, default=None),
+        note=note,
+    )  # fmt: skip
+
+
+def self_check(reading: Reading) -> float | None:
+    """How far ``probabilities() @ value`` is from what the model computed; None: not comparable.
+
+    Relative to the largest value; on rows that see a key, since models disagree about the others.
+    """
+    attention, output = reading.attention, reading.output
+    if attention.value is None or output is None:
+        return None
+    h = attention.shape[1]
+    value = attention.value
+    values = widen(value).repeat_interleave(h // value.shape[1], 1)
+    ours = attention.probabilities() @ values
+    theirs = _laid_out_as(widen(output), ours)
+    if theirs is None:
+        return None
+    rows = attention.valid_rows()[..., None]
+    difference = torch.where(rows, ours - theirs, 0).abs()
+    if not difference.numel():
+        return 0.0
+    scale = torch.where(rows, theirs, 0).abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
+    return float(difference.max() / scale)
+
+
+def _laid_out_as(output: Tensor, ours: Tensor) -> Tensor | None:
+    """A kernel's output as ``(b, h, q, e)``, from that or ``(b, q, h, e)``, heads joined or not."""
+    if output.shape == ours.shape:
+        return output
+    b, h, q, e = ours.shape
+    if output.numel() != ours.numel():
+        return None
+    if output.shape in ((b, q, h, e), (b, q, h * e)):
+        return output.reshape(b, q, h, e).transpose(1, 2)
+    return output.reshape(ours.shape) if output.shape[-2:] == (q, e) else None
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """By its class's name, or by children for queries, keys and values."""
+    if re.search(r"attention|attn", type(module).__name__, re.IGNORECASE):
+        return True
+    first = {name[0].lower() for name, _ in module.named_children()}
+    linear = [child for child in module.children() if isinstance(child, nn.Linear)]
+    return len(linear) >= 3 and {"q", "k", "v"} <= first
+
+
+def _related(name: str, owners: set[str]) -> bool:
+    """Whether the module is inside of one that was read, or one that was read is inside of it."""
+    inside = any(owner and name.startswith(f"{owner}.") for owner in owners)
+    return inside or any(owner.startswith(f"{name}.") or not name for owner in owners)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; modes and the random state as before outside."""
+    training = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[]):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in training:
+                module.training = mode
+
+
+def _mask_kind(attention: Attention) -> str:
+    if attention.is_replayed:
+        return "replayed"
+    if attention.bias is not None:
+        return "additive"
+    return "none" if attention.mask is None else "boolean"
+
+
+def _cells(row: FoundAttention) -> tuple[str, ...]:
+    name = row.name or "(the model)"
+    if row.verified == "not read":
+        return (name, row.cls, *[""] * 8, "not read")
+    error = "" if row.error is None else f" ({row.error:.0e})"
+    numbers = (row.calls, row.heads, row.query_length, row.key_length, row.head_dim)
+    causal = "yes" if row.causal else "no"
+    return (
+        name, row.cls, row.kind, *map(str, numbers), row.mask, causal, f"{row.verified}{error}",
+    )  # fmt: skip
+
+
+def _stream_name(pattern: str, count: int) -> str:
+    if count == 1:
+        return "joint"
+    for name, words in (("image", "vision|visual|image|pixel|vit"), ("text", "text|language|bert")):
+        if re.search(words, pattern):
+            return name
+    return re.sub(r"[^a-z]+", "_", pattern.replace(".*", "").lower()).strip("_")

@@ -240,10 +240,13 @@ class Attention:
         Dropped are what the mask, the causal flag and ``rows`` drop, and what an additive mask
         does: bias or scores at or below half of their dtype's lowest number.
         """
+        if self._used is not None:
+            return self._kept(None, self._used() != 0)
         return self._kept(None if self._replay is None else self._replay())
 
-    def _kept(self, replayed: Tensor | None) -> Tensor | None:
-        kept = _both(self._masked(), None if self.rows is None else self.rows[..., None])
+    def _kept(self, replayed: Tensor | None, kept: Tensor | None = None) -> Tensor | None:
+        rows = None if self.rows is None else self.rows[..., None]
+        kept = _both(kept, _both(self._masked(), rows))
         for added in (self.bias, replayed):
             if added is not None:
                 kept = _both(kept, added > torch.finfo(added.dtype).min / 2)
@@ -291,8 +294,7 @@ class Attention:
     def probabilities(self) -> Tensor:
         """``(b, h, q, k)``; 0 where an entry does not count, so a row without keys is all 0."""
         if self._used is not None:
-            used = self._used()
-            kept = _both(self._masked(), None if self.rows is None else self.rows[..., None])
+            used, kept = self._used(), self._kept(None)
             return widen(used if kept is None else torch.where(kept, used, 0))
         scores = self.scores()
         kept = scores > -torch.inf

@@ -38,6 +38,10 @@ class RecipeError(DistillKitError, ValueError):
     """A recipe that does not say what it means."""
 
 
+class CaptureWarning(UserWarning):
+    """Modules that look like attention, and show none that can be read."""
+
+
 class PluginLoadWarning(UserWarning):
     """A plugin that was left out, and why."""
 

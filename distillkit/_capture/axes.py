@@ -132,11 +132,15 @@ def through(axes: Axes, name: str, args: tuple[Any, ...], after: tuple[int, ...]
 
 
 class Labels(NamedTuple):
-    """A product of two tensors in einsum's notation: a label for each axis."""
+    """A product of two tensors in einsum's notation: a label for each axis.
+
+    ``lead`` are the labels that number maps even where only one of the tensors has them.
+    """
 
     left: str
     right: str
     out: str
+    lead: str = ""
 
 
 class Sides(NamedTuple):
@@ -153,7 +157,7 @@ def matmul_labels(left: int, right: int) -> Labels:
     depth = max(left, right) - 2
     lead = _NAMES[:depth]
     one, other = lead[depth - left + 2 :], lead[depth - right + 2 :]
-    return Labels(f"{one}yz", f"{other}zx", f"{lead}yx")
+    return Labels(f"{one}yz", f"{other}zx", f"{lead}yx", lead)
 
 
 def einsum_labels(equation: str, left: int, right: int) -> Labels:
@@ -172,7 +176,7 @@ def einsum_labels(equation: str, left: int, right: int) -> Labels:
         out = "..." + "".join(
             sorted(c for c in {*one, *other} - {*free[:depth]} if (one + other).count(c) == 1)
         )
-    return Labels(one, other, out.replace("...", free[:depth]))
+    return Labels(one, other, out.replace("...", free[:depth]), free[:depth])
 
 
 _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -182,7 +186,7 @@ def sides_of(labels: Labels, left: Axes, right: Axes) -> Sides:
     """The axes of two tensors that were multiplied, told in factors that both share."""
     axis_of = _met(labels, left, right, _agreed)
     for label in labels.out:
-        shared = label in labels.left and label in labels.right
+        shared = label in labels.lead or (label in labels.left and label in labels.right)
         role = "lead" if shared else "query" if label in labels.left else "key"
         _marked(axis_of[label], role)
     width = tuple(f for label in labels.left if label not in labels.out for f in axis_of[label])
@@ -298,24 +302,25 @@ def groups_of(axes: Axes, softmax_axis: int, keys: str, examples: frozenset[int]
 
 
 def _rows_and_lead(others: Sequence[Axis], queries: str) -> tuple[Axis, list[Axis]]:
-    """The factors of the queries, and the axes before them; size 1 has no factors to tell it by."""
-    rows: list[Factor] = []
-    lead: list[Axis] = []
-    single = [i for i, axis in enumerate(others) if not axis]
-    found = any(factor.role == queries for axis in others for factor in axis)
-    for i, axis in enumerate(others):
-        own = [factor for factor in axis if factor.role == queries]
-        if not own and not (single and i == single[-1] and not found):
-            lead.append(axis)
-            continue
-        # heads folded into the queries, where several query heads share one key head
-        folded = [f for f in own if f.origin == "width"] if len(own) > 1 else []
-        folded = folded if len(folded) < len(own) else []
-        rows.extend(f for f in own if f not in folded)
-        rest = tuple(f for f in axis if f not in own or f in folded)
-        if rest:
-            lead.append(rest)
-    return tuple(rows), lead
+    """The factors of the queries, and the axes before them; size 1 has no factors to tell it by.
+
+    Heads stand among the queries where several query heads share one key head, and examples where
+    the keys are the same for all of them.
+    """
+    of_queries = [f for axis in others for f in axis if f.role == queries]
+    if not of_queries:
+        single = [i for i, axis in enumerate(others) if not axis]
+        return (), [axis for i, axis in enumerate(others) if i not in single[-1:]]
+    heads = [f for f in of_queries if f.origin == "width"]
+    rows = [f for f in of_queries if f not in heads] or heads
+    shared = any(f.role == "lead" and f.origin != "width" for axis in others for f in axis)
+    last = next(axis for axis in reversed(others) if any(f in rows for f in axis))
+    if not shared or any(f.origin == "unknown" for f in rows):
+        rows = [f for f in rows if f in last]
+    lead = [tuple(f for f in axis if f not in rows) for axis in others]
+    return tuple(rows), [
+        axis for axis, whole_ in zip(lead, others, strict=True) if axis or not whole_
+    ]
 
 
 def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
@@ -332,7 +337,8 @@ def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
         for n, factors, group in zip(x.shape, split, groups, strict=True)
     ):
         return x
-    present, sizes = [], []
+    present: list[Factor | None] = []
+    sizes: list[int] = []
     for n, factors in zip(x.shape, split, strict=True):
         if n == 1:  # one entry that stands for all
             sizes.append(1)
@@ -383,9 +389,9 @@ def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
         return tuple(() if n == 1 else next(found) for n in shape)
     factors = [factor for axis in axes for factor in whole(axis)]
     grouped: list[Axis] = []
-    for wanted in shape:
+    for size in shape:
         axis: list[Factor] = []
-        missing = wanted
+        missing = size
         while missing > 1:
             factor = factors.pop(0)
             if missing % factor.size == 0:
@@ -454,6 +460,8 @@ def _indexed(axes: Axes, index: Any, after: tuple[int, ...]) -> Axes:
             found.append(next(rest))
         elif isinstance(part, int):
             next(rest)
+        elif isinstance(part, (list, tuple)) and all(isinstance(n, int) for n in part):
+            found.append(next(rest))
         else:
             raise Unreadable("it picks entries by a tensor of positions")
     return _resized(tuple(found), after)

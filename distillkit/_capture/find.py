@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
-from ..errors import CaptureError
 from .names import named_modules
 from .reading import Reading
 from .record import Record
@@ -135,23 +134,14 @@ def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable
 
 
 def _rows(record: Record, modules: Mapping[str, nn.Module]) -> Iterator[FoundAttention]:
-    notices = dict(record.notices)
-    owners = {name for name, _ in record.seen}
+    missing = {**record.unseen(modules), **record.unread}
+    read = set(record.names)
     for name, module in modules.items():
         cls = type(module).__name__
-        if name in owners:
-            try:
-                readings = record.readings(name)
-            except CaptureError as reason:
-                if name in record.unread or looks_like_attention(module):
-                    yield FoundAttention(name, cls, note=str(reason))
-                continue
-            yield _found(name, cls, readings, record.kinds(name))
-        elif name in record.ran and looks_like_attention(module) and not _related(name, owners):
-            note = notices.get(name, "no softmax of a product of queries and keys was seen in it")
-            yield FoundAttention(name, cls, note=note)
-        elif name in notices and "kernel" in notices[name]:
-            yield FoundAttention(name, cls, note=notices[name])
+        if name in missing:
+            yield FoundAttention(name, cls, note=missing[name])
+        elif name in read:
+            yield _found(name, cls, record.readings(name), record.kinds(name))
 
 
 def _found(
@@ -214,21 +204,6 @@ def _laid_out_as(output: Tensor, ours: Tensor) -> Tensor | None:
     if output.shape in ((b, q, h, e), (b, q, h * e)):
         return output.reshape(b, q, h, e).transpose(1, 2)
     return output.reshape(ours.shape) if output.shape[-2:] == (q, e) else None
-
-
-def looks_like_attention(module: nn.Module) -> bool:
-    """By its class's name, or by children for queries, keys and values."""
-    if re.search(r"attention|attn", type(module).__name__, re.IGNORECASE):
-        return True
-    first = {name[0].lower() for name, _ in module.named_children()}
-    linear = [child for child in module.children() if isinstance(child, nn.Linear)]
-    return len(linear) >= 3 and {"q", "k", "v"} <= first
-
-
-def _related(name: str, owners: set[str]) -> bool:
-    """Whether the module is inside of one that was read, or one that was read is inside of it."""
-    inside = any(owner and name.startswith(f"{owner}.") for owner in owners)
-    return inside or any(owner.startswith(f"{name}.") or not name for owner in owners)
 
 
 @contextmanager

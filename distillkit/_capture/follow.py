@@ -8,6 +8,7 @@ lists and ``is``.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -96,7 +97,13 @@ class Sighting:
         self.detached = False
         self.same_source = same_source(product.left_node, product.right_node)
         self.refused = ""  # why it is no attention after all
-        self.versions = versions_of((product.left, product.right))
+        terms = tuple(a for step in steps for a in step.args)
+        self.versions = versions_of((product.left, product.right, *terms))
+
+    @property
+    def has_lost_gradient(self) -> bool:
+        """Whether queries or keys are part of a graph that this attention is outside of."""
+        return any(t.grad_fn is not None for t in (self.product.left, self.product.right))
 
     def detach(self) -> None:
         """Keep the numbers, let go of the graph; what is seen later stays out of it as well."""
@@ -112,6 +119,8 @@ class _Followed(NamedTuple):
     source: Any  # Product of scores, Sighting of probabilities
     steps: tuple[Step, ...]
     order: int
+    mixed: tuple[Sighting, ...] = ()  # other softmaxes that had a part in it
+    version: int = 0
 
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "mm"})
@@ -155,6 +164,8 @@ _IN_PLACE: dict[str, Function] = {
     "__imul__": torch.mul,
     "__itruediv__": torch.div,
 }
+# picks and shifts entries, as terms of relative positions are made
+_SHIFTS = frozenset({"pad", "gather", "take_along_dim", "roll", "index_select", "__getitem__"})
 _LIVE, _REMEMBERED = 12, 64
 
 
@@ -279,20 +290,22 @@ class Follower:
         if one is None and other is None:
             return False
         if one is not None and other is not None:
-            _refuse(one.source, other.source)
+            mixed = (*one.mixed, *other.mixed, one.source, other.source)
+            self._live(self._weights, result, one._replace(mixed=mixed, order=self._order))
             return True
         followed = other if one is None else one
         assert followed is not None
         values, turned = (left, True) if one is None else (right, False)
         sighting: Sighting = followed.source
-        for reference, of in self._attended:
-            if _held(reference) is values:
-                _refuse(sighting, of)
+        attended = [of for held, of in self._attended if _held(held) is values]
+        mixed = (*followed.mixed, *attended)
         if equation and turned:
             inputs, arrow, out = equation.partition("->")
             first, _, second = inputs.partition(",")
             equation = f"{second},{first}{arrow}{out}"
         if result.ndim != len(sighting.shape) or _weighs(followed, equation, turned, values):
+            if mixed:
+                _refuse(sighting, *mixed)
             sighting.values = Values(values, equation, self._node(values), turned, followed.steps)
             sighting.versions = (*sighting.versions, *versions_of((values,)))
             if self._keep_outputs:
@@ -305,7 +318,7 @@ class Follower:
     def _live(self, live: list[tuple[Any, _Followed]], tensor: Tensor, followed: _Followed) -> None:
         """Follow a tensor; it replaces what an in-place step left of itself."""
         kept = [(r, f) for r, f in live if _held(r) is not tensor]
-        live[:] = [*kept[-_LIVE:], (_ref(tensor), followed)]
+        live[:] = [*kept[-_LIVE:], (_ref(tensor), followed._replace(version=_version(tensor)))]
         self._order += 1
 
     # from product to softmax, from softmax to values
@@ -313,11 +326,15 @@ class Follower:
     def _normalize(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> bool:
         scores = args[0] if args else kwargs.get("input")
         followed = _at(self._scores, scores)
-        if followed is None:
+        if followed is None or scores is None:
             return False
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if axis is None:
             return False
+        if followed.version != _version(scores):
+            reason = "its scores were written into in a way that was not seen"
+            self._noticed(tuple(self._owner), reason)
+            return True
         product: Product = followed.source
         sighting = Sighting(product, followed.steps, int(axis), tuple(result.shape))
         self._found(_common(product.owner, tuple(self._owner)), sighting)
@@ -337,11 +354,12 @@ class Follower:
         tensor, followed = _chosen(live, args, kwargs, result)
         if tensor is None or followed is None:
             return False
+        mixed = followed.mixed
         if live is self._weights:
             for other in _tensors(args, kwargs):
                 met = _at(live, other)
                 if met is not None and met.source is not followed.source:
-                    _refuse(followed.source, met.source)
+                    mixed = (*mixed, *met.mixed, met.source)
         if name in _ALONG_THE_WIDTH and tensor is not result and _is_last(tensor, followed):
             return False
         steps = followed.steps
@@ -349,7 +367,9 @@ class Follower:
             placed = _placed(args, tensor)
             named = {key: PLACE if a is tensor else a for key, a in kwargs.items()}
             steps = (*steps, Step(_pure(function, name), name, placed, named, tuple(result.shape)))
-        self._live(live, result, _Followed(followed.source, steps, followed.order))
+        if result is tensor and name[-1:] == "_":
+            self._write_through(live, tensor, followed, steps[-1])
+        self._live(live, result, _Followed(followed.source, steps, followed.order, mixed))
         return True
 
     def _write(self, function: Function, name: str, args: tuple[Any, ...]) -> None:
@@ -360,9 +380,24 @@ class Follower:
                 if _held(reference) is target:
                     rest = (PLACE, *args[1:])
                     step = Step(_written, name, rest, {}, tuple(target.shape))
-                    steps = (*followed.steps, step)
-                    live[i] = (reference, _Followed(followed.source, steps, followed.order))
+                    live[i] = (reference, _rewritten(target, followed, step))
         del function
+
+    def _write_through(
+        self, live: list[tuple[Any, _Followed]], view: Tensor, of_view: _Followed, write: Step
+    ) -> None:
+        """``scores[0].masked_fill_(...)``: what is written into a view is in the whole."""
+        if torch.compiler.is_compiling() or not view._is_view():
+            return
+        for i, (reference, followed) in enumerate(live):
+            whole, n = _held(reference), len(followed.steps)
+            if whole is None or whole is view or of_view.steps[:n] != followed.steps:
+                continue
+            if whole is view._base or (whole._is_view() and whole._base is view._base):
+                path = of_view.steps[n:]
+                function = functools.partial(_written_through, path, write)
+                step = Step(function, "__setitem__", (PLACE,), {}, tuple(whole.shape))
+                live[i] = (reference, _rewritten(whole, followed, step))
 
     # histories
 
@@ -413,44 +448,19 @@ class Follower:
         self._nodes = [*self._nodes[-_REMEMBERED:], (_ref(tensor), node)]
 
     def _known(self, tensor: Tensor) -> Node | None:
-        for reference, node in reversed(self._nodes):
+        found: Node | None = None
+        for reference, node in self._nodes:
             if _held(reference) is tensor:
-                return node
-        return None
+                found = node
+        return found
 
     def _node(self, tensor: Tensor) -> Node:
         node = self._known(tensor)
         return Node("given", tuple(tensor.shape)) if node is None else node
 
-    def same_source(self, one: Tensor, other: Tensor) -> bool | None:
-        """Whether queries and keys of a fused call were made from the same tensor."""
-        return same_source(self._node(one), self._node(other))
-
-
-def _chosen(
-    live: list[tuple[Any, _Followed]],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    result: Tensor,
-) -> tuple[Tensor | None, _Followed | None]:
-    """Which of the followed arguments the result goes on from.
-
-    One as large as the result comes first (a mask may itself be a product), then the one of the
-    oldest product: the content of an attention is multiplied before its position terms.
-    """
-    tensor: Tensor | None = None
-    best: _Followed | None = None
-    best_rank = (False, False, 0, 0)
-    for given in _tensors(args, kwargs):
-        followed = _at(live, given)
-        if followed is None:
-            continue
-        doubtful = type(followed.source) is Product and followed.source.doubtful
-        n = given.numel()
-        rank = (n != result.numel(), doubtful, followed.order, -n)
-        if best is None or rank < best_rank:
-            tensor, best, best_rank = given, followed, rank
-    return tensor, best
+    def node(self, tensor: Tensor) -> Node:
+        """How a tensor was made, as far as it was seen."""
+        return self._node(tensor)
 
 
 def same_source(one: Node, other: Node) -> bool | None:
@@ -467,8 +477,35 @@ def same_source(one: Node, other: Node) -> bool | None:
     return None if first is None or second is None else first is second
 
 
-def _refuse(one: Sighting, other: Sighting) -> None:
-    for sighting in (one, other):
+def _chosen(
+    live: list[tuple[Any, _Followed]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Tensor,
+) -> tuple[Tensor | None, _Followed | None]:
+    """Which of the followed arguments the result goes on from.
+
+    One as large as the result comes first (a mask may itself be a product), then one whose entries
+    stayed in their places (terms of relative positions are shifted), then the oldest.
+    """
+    tensor: Tensor | None = None
+    best: _Followed | None = None
+    best_rank = (False, False, False, 0, 0)
+    for given in _tensors(args, kwargs):
+        followed = _at(live, given)
+        if followed is None:
+            continue
+        doubtful = type(followed.source) is Product and followed.source.doubtful
+        shifted = any(step.name in _SHIFTS for step in followed.steps)
+        n = given.numel()
+        rank = (n != result.numel(), doubtful, shifted, followed.order, -n)
+        if best is None or rank < best_rank:
+            tensor, best, best_rank = given, followed, rank
+    return tensor, best
+
+
+def _refuse(*several: Sighting) -> None:
+    for sighting in several:
         sighting.refused = (
             "it multiplies or adds several softmaxes with each other, so that none of them is its "
             "attention"
@@ -550,7 +587,7 @@ def _pure(function: Function, name: str) -> Function:
     """What an in-place function computes, without overwriting: ``add_`` -> ``add``."""
     if name in _IN_PLACE:
         return _IN_PLACE[name]
-    if name.endswith("_") and not name.endswith("__"):
+    if name[-1:] == "_" and name[-2:] != "__":
         pure: Function = getattr(Tensor, name[:-1], function)
         return pure
     return function
@@ -560,6 +597,20 @@ def _written(scores: Tensor, index: Any, value: Any) -> Tensor:
     changed = scores.clone()
     changed[index] = value
     return changed
+
+
+def _written_through(path: tuple[Step, ...], write: Step, whole: Tensor) -> Tensor:
+    """The whole after a write into the view of it that ``path`` leads to."""
+    changed = whole.clone()
+    view = changed
+    for step in path:
+        view = step.function(*(view if a is PLACE else a for a in step.args), **step.kwargs)
+    view.copy_(write.function(*(view if a is PLACE else a for a in write.args), **write.kwargs))
+    return changed
+
+
+def _rewritten(tensor: Tensor, followed: _Followed, step: Step) -> _Followed:
+    return followed._replace(steps=(*followed.steps, step), version=_version(tensor))
 
 
 def _is_weight(tensor: Tensor) -> bool:
@@ -587,10 +638,11 @@ def _common(one: Owner, other: Owner) -> Owner:
 
 
 def _at(live: list[tuple[Any, _Followed]], tensor: Any) -> _Followed | None:
-    for reference, followed in reversed(live):
+    found: _Followed | None = None
+    for reference, followed in live:
         if _held(reference) is tensor:
-            return followed
-    return None
+            found = followed
+    return found
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -626,6 +678,12 @@ def _ref(tensor: Tensor) -> Any:
 
 def _held(reference: Any) -> Any:
     return reference() if type(reference) is weakref.ref else reference
+
+
+def _version(tensor: Tensor) -> int:
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
 
 
 def versions_of(tensors: tuple[Any, ...]) -> tuple[tuple[Tensor, int], ...]:

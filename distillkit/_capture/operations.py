@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from .._attention import Attention
 from .._plugins.registry import provided
 from .._plugins.specs import OperationSpec, resolve
 from ..errors import CaptureError
+from .axes import Node
 from .follow import versions_of
 
 Function = Callable[..., Any]
@@ -40,7 +42,10 @@ class FusedCall:
         self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
         self.refused = ""
         self.same_source: bool | None = None
+        self.nodes: tuple[Node, ...] = ()  # how queries, keys and values were made, if it matters
         self.versions = versions_of((*args, *kwargs.values()))
+
+    has_lost_gradient = False  # its arguments are what the reader takes, with their graph
 
     def detach(self) -> None:
         self.args = tuple(_detached(a) for a in self.args)
@@ -82,7 +87,7 @@ def known_as(function: Any) -> Any:
     """What a function is called by in the table of readers: an operator without its overload."""
     if isinstance(function, OpOverload):
         return function.overloadpacket
-    if isinstance(function, torch.library.CustomOpDef):
+    if isinstance(function, CustomOpDef):
         return function._opoverload.overloadpacket  # noqa: SLF001 (how torch finds it itself)
     return function
 
@@ -137,8 +142,6 @@ def read_scaled_dot_product_attention(
             "scaled_dot_product_attention was called with nested tensors; give the model padded "
             "ones (for nn.TransformerEncoder: enable_nested_tensor=False)"
         )
-    if query.ndim != 4 or key.ndim != 4 or value.ndim != 4 or query.shape[0] != key.shape[0]:
-        query, key, value, attn_mask = _four_axes(query, key, value, attn_mask)
     boolean = attn_mask is not None and attn_mask.dtype == torch.bool
     return Attention(
         query,
@@ -151,19 +154,34 @@ def read_scaled_dot_product_attention(
     )
 
 
-def _four_axes(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Without a batch, with windows before the heads: ``(b, h, n, d)`` all the same."""
-    depth = max(query.ndim, key.ndim, value.ndim, 3)
-    lead = torch.broadcast_shapes(
-        *(x.shape[:-3] if x.ndim > 3 else (1,) for x in (query, key, value))
-    )
+def read_flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: ARG001, FBT001, FBT002 (the call's own argument)
+    **_: Any,
+) -> Attention:
+    """The attention of one ``flex_attention`` call; its functions are evaluated on every score."""
+    mask_mod = None if block_mask is None else block_mask.mask_mod
+    b, h, q, _d = query.shape
+    shape = (b, h, q, key.shape[2])
+    plain = Attention(query, key, value, scale=scale)
+    if score_mod is None and mask_mod is None:
+        return plain
+    places = [
+        torch.arange(n, device=query.device).view([-1 if i == axis else 1 for i in range(4)])
+        for axis, n in enumerate(shape)
+    ]
 
-    def folded(x: Tensor) -> Tensor:
-        x = x[(None,) * (max(depth, 4) - x.ndim)]
-        return x.expand(*lead, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
+    def scores() -> Tensor:
+        given = plain.scores()
+        if score_mod is not None:
+            given = score_mod(given, *places)
+        if mask_mod is not None:
+            given = torch.where(mask_mod(*places), given, -torch.inf)
+        return given.expand(shape)
 
-    if mask is not None and mask.ndim > 4:
-        mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
-    return folded(query), folded(key), folded(value), mask
+    return Attention.replayed(shape, scores=scores, query=query, key=key, value=value)

@@ -52,8 +52,8 @@ class Reading:
     output: Tensor | None = None
 
 
-def read(sighting: Sighting, examples: frozenset[int]) -> Reading:
-    """The attention that was seen.
+def read(sighting: Sighting, examples: frozenset[int]) -> Reading | None:
+    """The attention that was seen; None for a doubtful product that weighs no values.
 
     Args:
         sighting: what was seen.
@@ -62,24 +62,51 @@ def read(sighting: Sighting, examples: frozenset[int]) -> Reading:
     Raises:
         CaptureError: why it cannot be told in terms of batch, heads, queries and keys.
     """
-    check_unwritten(sighting.versions)
     try:
-        return _Seen(sighting, examples).reading()
+        seen = _Seen(sighting, examples)
+        if sighting.product.doubtful and seen.values is None:
+            return None
+        return seen.reading()
     except (Unreadable, ShapeError) as reason:
+        if sighting.product.doubtful:
+            return None
         raise CaptureError(
             f"it takes a softmax over scores of shape {sighting.shape}, but {reason}"
         ) from None
 
 
-def read_call(call: FusedCall) -> Reading:
+def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
     """The attention of a function that computes a whole one, and what it returned."""
-    check_unwritten(call.versions)
     try:
-        attention = call.read(*call.args, **call.kwargs)
-    except ShapeError as reason:
-        raise CaptureError(f"the reader of a fused attention failed: {reason}") from None
+        args, kwargs = _unfolded(call, examples) if call.nodes else (call.args, call.kwargs)
+        attention = call.read(*args, **kwargs)
+    except (Unreadable, ShapeError) as reason:
+        raise CaptureError(f"the arguments of its fused attention do not tell: {reason}") from None
     output = call.output
     return Reading(attention, output if isinstance(output, Tensor) else None)
+
+
+def _unfolded(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Queries, keys, values and mask with four axes, from as many as the model gave them."""
+    query, key, value, *rest = call.args
+    of_query, of_key, of_value = map(axes_of, call.nodes)
+    one, other, out, lead = matmul_labels(query.ndim, key.ndim)
+    labels = Labels(one, f"{other[:-2]}xz", out, lead)
+    sides = sides_of(labels, of_query, of_key)
+    groups = groups_of(sides.out, -1, "key", examples)
+    batch, heads, queries, keys = groups
+    b, h, *_ = groups.shape
+    few = _held_heads(heads, sides.right)
+    query = arranged(query, sides.left, (batch, heads, queries, sides.width)).expand(b, h, -1, -1)
+    key = arranged(key, sides.right, (batch, few, keys, sides.width)).expand(b, -1, -1, -1)
+    weighing = weighed(_labels("", len(out), value.ndim), sides.out, of_value)
+    value = arranged(value, weighing.right, (batch, few, keys, weighing.width))
+
+    def fitted(mask: Any) -> Any:
+        return arranged(mask, sides.out, groups) if isinstance(mask, Tensor) else mask
+
+    kwargs = {name: fitted(a) for name, a in call.kwargs.items()}
+    return (query, key, value.expand(b, -1, -1, -1), *map(fitted, rest)), kwargs
 
 
 def check_unwritten(versions: Sequence[tuple[Tensor, int]]) -> None:
@@ -181,8 +208,8 @@ class _Seen:
         assert values is not None
         n = len(self._post[-1].shape if self._post else self.sighting.shape)
         if values.turned and not values.equation:
-            right, left, out = matmul_labels(values.tensor.ndim, n)
-            return Labels(left, right, out)
+            right, left, out, lead = matmul_labels(values.tensor.ndim, n)
+            return Labels(left, right, out, lead)
         return _labels(values.equation, n, values.tensor.ndim)
 
     def _value_and_output(self) -> tuple[Tensor | None, Tensor | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from .._attention import Attention
-from ..errors import CaptureError, unknown_name
-from .follow import Sighting
+from ..errors import CaptureError, CaptureWarning, unknown_name
+from .follow import Product, Sighting
 from .names import pattern_regex
 from .operations import FusedCall
-from .reading import Reading, read, read_call
+from .reading import Reading, check_unwritten, read, read_call
 
 Seen = Sighting | FusedCall
 
@@ -26,7 +30,7 @@ class Record:
         self._wanted_outputs = tuple(outputs)
         self._strict = strict
         self._ever: set[str] = set()
-        self._read: dict[int, Reading] = {}
+        self._read: dict[int, Reading | None] = {}
         self.start(frozenset())
 
     def start(self, examples: frozenset[int]) -> None:
@@ -39,17 +43,19 @@ class Record:
         self.seen: list[tuple[str, Seen]] = []
         self.notices: list[tuple[str, str]] = []
         self.ran: list[str] = []
+        self.blind: list[str] = []  # called something that nobody can see into
         self._outputs: dict[str, Any] = {}
         self._returned: dict[str, Any] = {}
         self._read = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The chosen modules; where no pattern chose, those that recorded something."""
+        """The chosen modules; where no pattern chose, those whose attention is read."""
         if self._strict:
             return tuple(self._classes)
-        recorded = {name for name, seen in self.seen if _counts(seen)}
-        return tuple(name for name in self._classes if name in recorded)
+        owners = dict.fromkeys(name for name, _ in self.seen)
+        read = {name for name in owners if name not in self.unread and self._own(name)}
+        return tuple(name for name in self._classes if name in read)
 
     def __getitem__(self, name: str) -> Attention:
         """The one attention that the module computed.
@@ -75,35 +81,56 @@ class Record:
         """The same, each with what the model made of it where that was kept."""
         if name not in self._classes:
             raise unknown_name("captured module", name, self.names)
+        own = self._own(name)
+        if not own:
+            raise CaptureError(self._nothing(name))
+        try:
+            for seen, _ in own:
+                check_unwritten(seen.versions)
+        except CaptureError as reason:
+            raise CaptureError(self._cannot_be_read(name, str(reason))) from None
+        return tuple(reading for _, reading in own)
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """Of each call, whether queries and keys are of the same tokens: ``self`` or ``cross``."""
+        kinds = []
+        for seen, reading in self._own(name):
+            _, _, q, k = reading.attention.shape
+            same = q == k if seen.same_source is None else seen.same_source
+            kinds.append("self" if same else "cross")
+        return tuple(kinds)
+
+    def _own(self, name: str) -> list[tuple[Seen, Reading]]:
+        """What a module computed, read; a softmax on the side of the one that is used is left out.
+
+        Raises:
+            CaptureError: it is an attention, and cannot be read.
+        """
         own = [(i, seen) for i, (owner, seen) in enumerate(self.seen) if owner == name]
         refused = next((seen.refused for _, seen in own if seen.refused), "")
         if refused:
             raise CaptureError(self._cannot_be_read(name, refused))
+        used = [
+            seen.product
+            for _, seen in own
+            if isinstance(seen, Sighting) and seen.values is not None
+        ]
         found = []
         for i, seen in own:
-            if _counts(seen):
-                found.append(self._reading(i, name, seen))
-        if not found:
-            raise CaptureError(self._nothing(name))
-        return tuple(found)
+            if isinstance(seen, Sighting) and seen.values is None and _among(seen.product, used):
+                continue
+            reading = self._reading(i, name, seen)
+            if reading is not None:
+                found.append((seen, reading))
+        return found
 
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """Of each call, whether queries and keys are of the same tokens: ``self`` or ``cross``."""
-        attentions = iter(self.calls(name))
-        kinds = []
-        for owner, seen in self.seen:
-            if owner == name and _counts(seen):
-                _, _, q, k = next(attentions).shape
-                same = q == k if seen.same_source is None else seen.same_source
-                kinds.append("self" if same else "cross")
-        return tuple(kinds)
-
-    def _reading(self, i: int, name: str, seen: Seen) -> Reading:
+    def _reading(self, i: int, name: str, seen: Seen) -> Reading | None:
         if i not in self._read:
             try:
-                self._read[i] = (
-                    read(seen, self.examples) if isinstance(seen, Sighting) else read_call(seen)
-                )
+                if isinstance(seen, Sighting):
+                    self._read[i] = read(seen, self.examples)
+                else:
+                    self._read[i] = read_call(seen, self.examples)
             except CaptureError as reason:
                 raise CaptureError(self._cannot_be_read(name, str(reason))) from None
         return self._read[i]
@@ -131,26 +158,39 @@ class Record:
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Modules that show something like an attention which cannot be read, and why."""
+        """Modules that show something of an attention which cannot be read, and why."""
         found = {}
-        for name in self._classes:
+        for name in dict.fromkeys(owner for owner, _ in self.seen):
             try:
-                if any(owner == name for owner, _ in self.seen):
-                    self.readings(name)
+                self._own(name)
             except CaptureError as reason:
-                if any(owner == name and _counts(seen) for owner, seen in self.seen):
-                    found[name] = str(reason)
+                found[name] = str(reason)
+        return found
+
+    def unseen(self, modules: Mapping[str, nn.Module]) -> Mapping[str, str]:
+        """Modules that ran, look like attention and show none that is followed, and why."""
+        owners = {name for name, _ in self.seen if name in self.unread or self._own(name)}
+        notices = dict(self.notices)
+        found = {}
+        for name in dict.fromkeys(self.ran):
+            looks = looks_like_attention(modules[name]) or name in self.blind
+            if looks and not _related(name, owners):
+                found[name] = notices.get(
+                    name, "no softmax of a product of queries and keys was seen in it"
+                )
         return found
 
     def check(self) -> None:
         """Refuse a capture in which a chosen module never recorded anything."""
-        ever = self._ever | {name for name, seen in self.seen if _counts(seen)}
-        for reason in self.unread.values():
-            raise CaptureError(reason)
+        self.keep_score()
+        ever = self._ever
+        if self._strict:
+            for reason in self.unread.values():
+                raise CaptureError(reason)
         if not ever and not self._outputs and not self._returned:
             reasons = [self._nothing(name) for name, _ in self.notices]
             raise CaptureError(
-                next(iter(reasons), "")
+                next(iter([*self.unread.values(), *reasons]), "")
                 or "nothing was recorded: the model that was given to capture did not run inside "
                 "the `with` block, or no chosen module computes a softmax of query @ key^T in "
                 f"Python (chosen: {_some(self._classes)})"
@@ -159,9 +199,26 @@ class Record:
         if self._strict and missing:
             raise CaptureError(self._nothing(missing[0]))
 
+    def warn(self, modules: Mapping[str, nn.Module]) -> None:
+        """Where no pattern chose: name the attentions that are missing from the record."""
+        if self._strict:
+            return
+        missing = {**self.unseen(modules), **self.unread}
+        if missing:
+            lines = [f"  {name or '(the model)'}: {reason}" for name, reason in missing.items()]
+            warnings.warn(
+                "\n".join(["the record lacks the attention of modules that look like it:", *lines]),
+                CaptureWarning,
+                stacklevel=4,
+            )
+
     def keep_score(self) -> None:
         """Remember who recorded something, before the next forward is started."""
-        self._ever |= {name for name, seen in self.seen if _counts(seen)}
+        self._ever |= {
+            name
+            for i, (name, seen) in enumerate(self.seen)
+            if _surely(seen) or self._reading(i, name, seen) is not None
+        }
 
     def add_output(self, name: str, value: Any) -> None:
         self._outputs[name] = value
@@ -183,9 +240,32 @@ class Record:
         )
 
 
-def _counts(seen: Seen) -> bool:
-    """Whether it is an attention as far as anybody saw: a doubtful one weighs values."""
-    return isinstance(seen, FusedCall) or not seen.product.doubtful or seen.values is not None
+def _surely(seen: Seen) -> bool:
+    """Whether it is an attention, whatever reading it may show."""
+    return isinstance(seen, FusedCall) or not seen.product.doubtful
+
+
+def _among(product: Product, products: Iterable[Product]) -> bool:
+    nodes = [(one.left_node, one.right_node) for one in products]
+    return any(product.left_node is left and product.right_node is right for left, right in nodes)
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """By its class's name, or by its projections of queries, keys and values."""
+    if re.search(r"attention|attn", type(module).__name__, re.IGNORECASE):
+        return True
+    linear = {n: child for n, child in module.named_children() if isinstance(child, nn.Linear)}
+    if any(child.out_features == 3 * child.in_features for child in linear.values()):
+        return len(linear) >= 2
+    return {"q", "k", "v"} <= {name[0].lower() for name in linear}
+
+
+def _related(name: str, owners: Iterable[str]) -> bool:
+    """Whether the module is inside of one that was read, or one that was read is inside of it."""
+    inside = any(owner and f"{name}.".startswith(f"{owner}.") for owner in owners)
+    return inside or any(
+        owner == name or owner.startswith(f"{name}.") or not name for owner in owners
+    )
 
 
 def _recorded(what: str, name: str, found: dict[str, Any], wanted: Iterable[str]) -> Any:

@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CaptureError
 from . import operations
-from .follow import Follower, Owner, Sighting
+from .follow import Follower, Owner, same_source
 from .kernels import Shown
 from .names import matching, method_of, named_modules
 from .record import Record, Seen
@@ -61,6 +62,7 @@ def capture(
         scope.active = True
         yield scope.record
         scope.record.check()
+        scope.record.warn(scope.modules)
 
 
 class Scope:
@@ -82,7 +84,7 @@ class Scope:
         self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
         readers = operations.readers()
         self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
-        modules = named_modules(model)
+        self.modules = modules = named_modules(model)
         chosen = {n: modules[n] for n in matching(patterns or ["**"], modules, model)}
         wanted = {n: modules[n] for n in matching(outputs, modules, model)}
         methods = [method_of(name, modules, model) for name in returns]
@@ -167,7 +169,13 @@ class Scope:
             return
         if self.with_grad and not self.detach and not torch.is_grad_enabled():
             _refuse_reentrant(owner)
-        if self.detach:
+            if seen.has_lost_gradient:
+                seen.refused = (
+                    "it is computed without gradient from tensors that have one (inside an "
+                    "autograd.Function or no_grad), so that a loss on it would teach nothing or "
+                    "half; tell capture how to read it with an OperationSpec, or detach=True"
+                )
+        if self.detach or not torch.is_grad_enabled():
             seen.detach()
         self.record.seen.append((owner[-1] if owner else "", seen))
 
@@ -200,11 +208,17 @@ class _Mode(TorchFunctionMode):
             self._scope.follower.saw(func, args, kwargs, result)
             kernel = operations.opaque(func, args)
             if kernel:
+                self._scope.record.blind.append(self._scope.stack[-1])
                 self._scope.notice(tuple(self._scope.stack), operations.cannot_see_into(kernel))
         else:
             call = operations.FusedCall(read, args, kwargs, result if self._keep_outputs else None)
-            if self._keep_outputs and len(args) >= 2:
-                call.same_source = self._scope.follower.same_source(*args[:2])
+            if len(args) >= 3 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+                nodes = tuple(self._scope.follower.node(a) for a in args[:3])
+                if self._keep_outputs:
+                    call.same_source = same_source(*nodes[:2])
+                # its contract is (b, h, n, d); with other axes, how they were made must tell
+                if func is scaled_dot_product_attention and {a.ndim for a in args[:3]} != {4}:
+                    call.nodes = nodes
             self._scope.add(tuple(self._scope.stack), call)
         return result
 

@@ -299,4 +299,10 @@ def distillkit_operations() -> list[OperationSpec]:
             read="distillkit._capture.operations:read_scaled_dot_product_attention",
             summary="PyTorch's fused attention, whichever kernel runs it.",
         ),
+        OperationSpec(
+            "flex_attention",
+            target="torch.nn.attention.flex_attention:flex_attention",
+            read="distillkit._capture.operations:read_flex_attention",
+            summary="PyTorch's attention with a score function and a block mask of one's own.",
+        ),
     ]

@@ -164,12 +164,14 @@ class Case(NamedTuple):
         may_be_named: an error that names the module is an honest answer.
         dropout: its output is not probabilities @ value.
         folded: its axes do not say which of them are examples and which are heads.
+        hidden_value: no product of probabilities and value is to be seen.
     """
 
     make: Callable[[], nn.Module]
     may_be_named: bool = False
     dropout: bool = False
     folded: bool = False
+    hidden_value: bool = False
 
 
 CASES: dict[str, Case] = {}
@@ -354,7 +356,7 @@ def product_by_broadcasting(m, q, k, v, keep):
     return scores.softmax(-1) @ v
 
 
-@spelling(products)
+@spelling(products, hidden_value=True)
 def value_by_broadcasting(m, q, k, v, keep):
     p = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1)
     return (p[..., None] * v[..., None, :, :]).sum(-2)

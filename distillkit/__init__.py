@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.tokens import ModalityTokens as ModalityTokens
     from ._backbone.tokens import StreamTokens as StreamTokens
     from ._backbone.tokens import TokenLayout as TokenLayout
+    from ._capture.anchor import anchor as anchor
     from ._capture.find import find_attention as find_attention
     from ._capture.scope import capture as capture
     from ._objective.align import Projector as Projector
@@ -58,6 +59,7 @@ _HOMES = {
     "Term": "_objective.term",
     "TokenLayout": "_backbone.tokens",
     "adapter_for": "_backbone.adapter",
+    "anchor": "_capture.anchor",
     "capture": "_capture.scope",
     "find_attention": "_capture.find",
     "hookimpl": "_plugins.hookspecs",

@@ -104,8 +104,8 @@ class AttentionTable(Sequence[FoundAttention]):
 def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable:
     """Run the model once and list every attention that it computes.
 
-    The model runs in eval mode, without gradient; its mode, its buffers' random state and
-    everything else on it are afterwards what they were.
+    The model runs in eval mode; its mode and the random state are afterwards what they were. Under
+    ``torch.no_grad()`` it costs less memory, and does not see whether gradients get lost.
 
     Args:
         model: any module.
@@ -126,10 +126,11 @@ def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable
         (the model)  MultiheadAttention  self  1      2      5        5     4    none  no      verified...
     """
     scope = Scope(model, (), keep_outputs=True)
-    with scope, _undisturbed(model), torch.no_grad():
+    with scope, _undisturbed(model):
         scope.active = True
         model(*args, **batch)
         scope.active = False
+    with torch.no_grad():
         return AttentionTable(list(_rows(scope.record, named_modules(model))))
 
 

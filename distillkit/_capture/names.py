@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import CaptureError, did_you_mean
@@ -77,3 +78,21 @@ def method_of(
             f"{did_you_mean(owner, filter(None, modules))}"
         )
     return name, modules[owner], method
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module go through ``torch.compile``."""
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    return compiled or isinstance(module, OptimizedModule)
+
+
+def compiled_modules(model: nn.Module) -> list[str]:
+    """The modules that are compiled, each with what is in it, by the names their author knows."""
+    wrappers: set[str] = set()
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            wrappers.add(f"{name}.module".lstrip("."))
+        if is_compiled(module):
+            found.append(_plain(name, wrappers))
+    return found

@@ -30,6 +30,8 @@ class Record:
         self._wanted_outputs = tuple(outputs)
         self._strict = strict
         self._ever: set[str] = set()
+        self._ran_ever: set[str] = set()
+        self._started = False
         self._read: dict[int, Reading | None] = {}
         self.start(frozenset())
 
@@ -39,6 +41,7 @@ class Record:
         Args:
             examples: how many examples the model may have been given.
         """
+        self._started = bool(examples) or self._started
         self.examples = examples
         self.seen: list[tuple[str, Seen]] = []
         self.notices: list[tuple[str, str]] = []
@@ -180,24 +183,40 @@ class Record:
                 )
         return found
 
-    def check(self) -> None:
-        """Refuse a capture in which a chosen module never recorded anything."""
+    def check(self, compiled: Iterable[str] = ()) -> None:
+        """Refuse a capture in which a chosen module never recorded anything.
+
+        Args:
+            compiled: the modules that run compiled, with everything in them.
+        """
         self.keep_score()
-        ever = self._ever
+        compiled = list(compiled)
+        stale = [name for name in compiled if not self._ran_in(name)]
+        if stale and any(_is_in(chosen, name) for chosen in self._classes for name in stale):
+            raise CaptureError(
+                f"module {stale[0]!r} was compiled before it was captured, and compiled code does "
+                "not notice hooks that come later; open the capture before the first compiled "
+                "call, or call torch.compiler.reset() first"
+            )
         if self._strict:
             for reason in self.unread.values():
                 raise CaptureError(reason)
-        if not ever and not self._outputs and not self._returned:
+        if not self._ever and not self._outputs and not self._returned:
             reasons = [self._nothing(name) for name, _ in self.notices]
             raise CaptureError(
                 next(iter([*self.unread.values(), *reasons]), "")
                 or "nothing was recorded: the model that was given to capture did not run inside "
                 "the `with` block, or no chosen module computes a softmax of query @ key^T in "
                 f"Python (chosen: {_some(self._classes)})"
+                + ("; compiled code does not notice a later capture" if compiled else "")
             )
-        missing = [name for name in self._classes if name not in ever]
+        missing = [name for name in self._classes if name not in self._ever]
         if self._strict and missing:
             raise CaptureError(self._nothing(missing[0]))
+
+    def _ran_in(self, compiled: str) -> bool:
+        """Whether anything in a compiled module called its hooks."""
+        return not self._started or any(_is_in(name, compiled) for name in self._ran_ever)
 
     def warn(self, modules: Mapping[str, nn.Module]) -> None:
         """Where no pattern chose: name the attentions that are missing from the record."""
@@ -214,6 +233,7 @@ class Record:
 
     def keep_score(self) -> None:
         """Remember who recorded something, before the next forward is started."""
+        self._ran_ever |= set(self.ran)
         self._ever |= {
             name
             for i, (name, seen) in enumerate(self.seen)
@@ -258,6 +278,10 @@ def looks_like_attention(module: nn.Module) -> bool:
     if any(child.out_features == 3 * child.in_features for child in linear.values()):
         return len(linear) >= 2
     return {"q", "k", "v"} <= {name[0].lower() for name in linear}
+
+
+def _is_in(name: str, module: str) -> bool:
+    return not module or name == module or name.startswith(f"{module}.")
 
 
 def _related(name: str, owners: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from ..errors import CaptureError
 from . import operations
 from .follow import Follower, Owner, same_source
 from .kernels import Shown
-from .names import matching, method_of, named_modules
+from .names import compiled_modules, matching, method_of, named_modules
 from .record import Record, Seen
 
 
@@ -34,6 +34,10 @@ def capture(
 
     The model computes what it always computes, in whichever implementation it runs; nothing stays
     on it afterwards. A record holds the model's last forward.
+
+    Under ``torch.compile`` open the capture before the first compiled call, since compiled code
+    does not notice hooks that come later. Such a model keeps the hooks, inert between captures: the
+    next capture of the same modules goes on with them, and nothing is compiled again.
 
     Args:
         model: any module, wrapped in DDP or not; it is the one that is called.
@@ -57,11 +61,14 @@ def capture(
         >>> record["0"]
         Attention(b=1, h=2, q=3, k=3)
     """
-    scope = Scope(model, patterns, outputs=outputs, returns=returns, detach=detach)
+    outputs, returns = tuple(outputs), tuple(returns)
+    scope = _kept_on(model, (patterns, outputs, returns, detach))
+    if scope is None:
+        scope = Scope(model, patterns, outputs=outputs, returns=returns, detach=detach)
     with scope:
         scope.active = True
         yield scope.record
-        scope.record.check()
+        scope.record.check(scope.compiled)
         scope.record.warn(scope.modules)
 
 
@@ -79,6 +86,8 @@ class Scope:
         keep_outputs: bool = False,
     ) -> None:
         self._active = False
+        self.traced = False  # a compiler has the hooks in its code
+        self.key = tuple(patterns), tuple(outputs), tuple(returns), detach
         self.detach, self.with_grad = detach, False
         self.stack: list[str] = []
         self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
@@ -89,7 +98,9 @@ class Scope:
         wanted = {n: modules[n] for n in matching(outputs, modules, model)}
         methods = [method_of(name, modules, model) for name in returns]
         classes = {name: type(module).__name__ for name, module in chosen.items()}
-        self.record = Record(classes, wanted, strict=bool(patterns))
+        self._of_record = classes, tuple(wanted), bool(patterns)
+        self.renew()
+        self.compiled = compiled_modules(model)
         self._shown = Shown(readers)
         self._handles: list[RemovableHandle | _Wrapped] = []
         start = _Hooks(self, "", model)
@@ -128,6 +139,11 @@ class Scope:
         else:
             self._shown.close()
 
+    def renew(self) -> None:
+        """A record for the next capture; the last one is its reader's."""
+        classes, outputs, strict = self._of_record
+        self.record = Record(classes, outputs, strict=strict)
+
     def close(self) -> None:
         """Leave nothing on the model."""
         self.active = False
@@ -142,7 +158,10 @@ class Scope:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self.traced and not self.stack:
+            self.active = False
+        else:
+            self.close()
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward of the whole model begins."""
@@ -152,6 +171,8 @@ class Scope:
         self.record.start(frozenset(a.shape[0] for a in given))
 
     def enter(self, name: str) -> None:
+        if torch.compiler.is_compiling():
+            self.traced = True
         self.stack.append(name)
         self.record.ran.append(name)
         if len(self.stack) == 1:
@@ -182,6 +203,18 @@ class Scope:
     def notice(self, owner: Owner, reason: str) -> None:
         """Write down why something could not be followed."""
         self.record.notices.append((owner[-1] if owner else "", reason))
+
+
+def _kept_on(model: nn.Module, key: tuple[Any, ...]) -> Scope | None:
+    """The inert scope that a capture of the same modules left on a compiled model."""
+    for hook in model._forward_pre_hooks.values():
+        hooks = getattr(hook, "__self__", None)
+        if isinstance(hooks, _Hooks) and hooks.belongs_to(model):
+            scope = hooks.scope
+            if scope is not None and scope.traced and not scope.active and scope.key == key:
+                scope.renew()
+                return scope
+    return None
 
 
 class _Mode(TorchFunctionMode):
@@ -227,10 +260,14 @@ class _Hooks:
     """What one module calls; a copy of the model has them too, and there they do nothing."""
 
     def __init__(self, scope: Scope | None, name: str, module: nn.Module | None) -> None:
-        self._scope, self._name, self._module = scope, name, module
+        self.scope, self._name, self._module = scope, name, module
+
+    def belongs_to(self, module: nn.Module) -> bool:
+        """Whether it is the module itself, and no copy of it, that these are on."""
+        return module is self._module
 
     def _of(self, running: nn.Module) -> Scope | None:
-        scope = self._scope
+        scope = self.scope
         return scope if scope is not None and running is self._module and scope.active else None
 
     def start(self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

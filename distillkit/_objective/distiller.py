@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._backbone.adapter import Adapter, adapter_for
 from .._backbone.signals import Signals
+from .._capture.anchor import anchor
 from .._capture.scope import Scope
 from ..errors import SignalError
 from .recipe import Recipe, load_recipe
@@ -109,9 +111,11 @@ class Distiller(nn.Module):
             task=self._task(output, batch, progress),
             progress=progress,
         )
-        return Distilled(
-            result.loss, result.parts, result.weights, student_signals, teacher_signals
-        )
+        loss = result.loss
+        if dist.is_available() and dist.is_initialized() and loss.requires_grad:
+            # the student's modules gather parameters, or are waited for, by way of its outputs
+            loss = anchor(loss, output)
+        return Distilled(loss, result.parts, result.weights, student_signals, teacher_signals)
 
     def run_teacher(self, batch: Mapping[str, Any]) -> Signals:
         """The teacher's signals for a batch, without gradient: what is worth computing once."""

@@ -45,7 +45,8 @@ class Attention:
     """
 
     __slots__ = (
-        "_key", "_query", "_replay", "_used", "bias", "causal", "mask", "rows", "scale", "shape", "value",
+        "_key", "_query", "_replay", "_used", "bias", "causal", "mask", "rows", "scale", "shape",
+        "value",
     )  # fmt: skip
 
     shape: tuple[int, int, int, int]

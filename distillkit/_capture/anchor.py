@@ -56,7 +56,7 @@ class _Anchor(torch.autograd.Function):
     """The identity on its first argument; zeros go back into the others."""
 
     @staticmethod
-    def forward(loss: Tensor, *ends: Tensor) -> Tensor:
+    def forward(loss: Tensor, *ends: Tensor) -> Tensor:  # noqa: ARG004
         return loss.view_as(loss)
 
     @staticmethod

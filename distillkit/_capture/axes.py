@@ -10,27 +10,12 @@ whether it comes from the width of a hidden state (then it numbers heads) or fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-
-class Node(NamedTuple):
-    """One step in the making of a tensor.
-
-    Attributes:
-        name: the operation; ``"made"`` for a tensor that starts a history (a linear layer's
-            output), ``"given"`` for one that was handed to the module from outside.
-        shape: of the tensor.
-        args: the operation's arguments after its tensors.
-        parents: the tensors that it took.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    args: tuple[Any, ...] = ()
-    parents: tuple[Node, ...] = ()
+from .history import ORDER_KEEPING, Node
 
 
 class Factor:
@@ -115,7 +100,7 @@ def through(axes: Axes, name: str, args: tuple[Any, ...], after: tuple[int, ...]
         Unreadable: the operation rearranges entries in a way that shapes do not tell.
     """
     if name in ORDER_KEEPING:
-        return _regrouped(axes, after)
+        return regrouped(axes, after)
     if name in _REORDERING:
         return _REORDERING[name](axes, args)
     if name == "__getitem__":
@@ -126,129 +111,6 @@ def through(axes: Axes, name: str, args: tuple[Any, ...], after: tuple[int, ...]
     if name in ("stack", "expand", "expand_as", "broadcast_to") and len(after) > len(axes):
         axes = ((),) * (len(after) - len(axes)) + axes
     return _resized(axes, after)
-
-
-# a product, and the tensors that met in it
-
-
-class Labels(NamedTuple):
-    """A product of two tensors in einsum's notation: a label for each axis.
-
-    ``lead`` are the labels that number maps even where only one of the tensors has them.
-    """
-
-    left: str
-    right: str
-    out: str
-    lead: str = ""
-
-
-class Sides(NamedTuple):
-    """The axes of a product of two tensors: of the result, of either tensor, and contracted."""
-
-    out: Axes
-    left: Axes
-    right: Axes
-    width: Axis
-
-
-def matmul_labels(left: int, right: int) -> Labels:
-    """Of ``(..., q, d) @ (..., d, k)`` with so many axes."""
-    depth = max(left, right) - 2
-    lead = _NAMES[:depth]
-    one, other = lead[depth - left + 2 :], lead[depth - right + 2 :]
-    return Labels(f"{one}yz", f"{other}zx", f"{lead}yx", lead)
-
-
-def einsum_labels(equation: str, left: int, right: int) -> Labels:
-    """Of an einsum of two operands with so many axes, an ellipsis spelt out."""
-    inputs, arrow, out = equation.replace(" ", "").partition("->")
-    one, _, other = inputs.partition(",")
-    free = "".join(name for name in _NAMES if name not in equation)
-    depth = max(left - len(one.replace("...", "")), right - len(other.replace("...", "")), 0)
-
-    def spelt(labels: str, ndim: int) -> str:
-        missing = ndim - len(labels.replace("...", ""))
-        return labels.replace("...", free[depth - missing : depth] if missing > 0 else "")
-
-    one, other = spelt(one, left), spelt(other, right)
-    if not arrow:
-        out = "..." + "".join(
-            sorted(c for c in {*one, *other} - {*free[:depth]} if (one + other).count(c) == 1)
-        )
-    return Labels(one, other, out.replace("...", free[:depth]), free[:depth])
-
-
-_NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def sides_of(labels: Labels, left: Axes, right: Axes) -> Sides:
-    """The axes of two tensors that were multiplied, told in factors that both share."""
-    axis_of = _met(labels, left, right, _agreed)
-    for label in labels.out:
-        shared = label in labels.lead or (label in labels.left and label in labels.right)
-        role = "lead" if shared else "query" if label in labels.left else "key"
-        _marked(axis_of[label], role)
-    width = tuple(f for label in labels.left if label not in labels.out for f in axis_of[label])
-    return Sides(
-        tuple(axis_of[label] for label in labels.out),
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(left, labels.left, strict=True)),
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(right, labels.right, strict=True)),
-        width,
-    )
-
-
-def weighed(labels: Labels, probabilities: Axes, values: Axes) -> Sides:
-    """The same of probabilities and values, in the factors that the probabilities have already."""
-    axis_of = _met(labels, probabilities, values, lambda p, v: v if size_of(p) == 1 else p)
-    own = tuple(f for label in labels.right if label not in labels.left for f in axis_of[label])
-    return Sides(
-        tuple(axis_of[label] for label in labels.out),
-        probabilities,
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(values, labels.right, strict=True)),
-        own,
-    )
-
-
-def _met(
-    labels: Labels, left: Axes, right: Axes, agree: Callable[[Axis, Axis], Axis]
-) -> dict[str, Axis]:
-    axis_of = dict(zip(labels.left, left, strict=True))
-    for label, axis in zip(labels.right, right, strict=True):
-        axis_of[label] = agree(axis_of[label], axis) if label in axis_of else axis
-    return axis_of
-
-
-def _agreed(one: Axis, other: Axis) -> Axis:
-    """What two axes that met are made of: the side that knows more of it."""
-    if size_of(one) != size_of(other):
-        return one if size_of(one) > size_of(other) else other
-    if _numbers_heads(one):
-        return one
-    unsure = any(factor.origin == "unknown" for factor in whole(one))
-    return other if unsure or _numbers_heads(other) else one
-
-
-def _own(axis: Axis, shared: Axis) -> Axis:
-    """One side's axis in the factors of the product; () where it broadcast.
-
-    A side with fewer heads (grouped queries) keeps the slow part of the shared factors.
-    """
-    if size_of(axis) in (1, size_of(shared)):
-        return () if size_of(axis) == 1 else shared
-    return _regrouped((shared,), (size_of(axis), size_of(shared) // size_of(axis)))[0]
-
-
-def _numbers_heads(axis: Axis) -> bool:
-    return any(factor.origin == "width" for factor in whole(axis))
-
-
-def _marked(axis: Axis, role: str) -> Axis:
-    for factor in axis:
-        factor.role = role
-        if factor.parts is not None:
-            _marked(factor.parts, role)
-    return axis
 
 
 # groups: which factors make batch, heads, queries and keys
@@ -372,13 +234,8 @@ def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
 
 # one rule for each family of operations
 
-ORDER_KEEPING = frozenset({
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
-    "_unsafe_view", "ravel",
-})  # fmt: skip
 
-
-def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
+def regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
     """The same entries in the same order, cut into axes of other sizes."""
     if 0 in shape:
         kept = [axis for axis in axes if size_of(axis) != 1]
@@ -436,8 +293,6 @@ _REORDERING: dict[str, Callable[[Axes, tuple[Any, ...]], Axes]] = {
     "T": lambda axes, _: axes[::-1],
 }  # fmt: skip
 
-REORDERING = frozenset(_REORDERING)
-
 
 def _without(axes: Axes, dim: int) -> Axes:
     return tuple(axis for i, axis in enumerate(axes) if i != dim % len(axes))
@@ -479,13 +334,3 @@ def _resized(axes: Axes, after: tuple[int, ...]) -> Axes:
         role = old[-1].role if old else ""
         found[i] = () if after[i] == 1 else (Factor(after[i], origin, role),)
     return tuple(found)
-
-
-def kwargs_as_args(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments after the tensor as positions, for the operations that the rules know."""
-    order = {
-        "transpose": ("dim0", "dim1"), "swapaxes": ("axis0", "axis1"),
-        "swapdims": ("dim0", "dim1"), "permute": ("dims",), "select": ("dim", "index"),
-        "unbind": ("dim",), "cat": ("dim",), "movedim": ("source", "destination"),
-    }.get(name, ())  # fmt: skip
-    return (*args, *(kwargs[key] for key in order if key in kwargs))

@@ -121,9 +121,9 @@ def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable
         >>> import torch
         >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
         >>> x = torch.zeros(1, 5, 8)
-        >>> print(find_attention(layer, x, x, x))
-        name         class               kind  calls  heads  queries  keys  dim  mask  causal  check
-        (the model)  MultiheadAttention  self  1      2      5        5     4    none  no      verified...
+        >>> found = find_attention(layer, x, x, x)[0]
+        >>> found.cls, found.heads, found.query_length, found.mask, found.verified
+        ('MultiheadAttention', 2, 5, 'none', 'verified')
     """
     scope = Scope(model, (), keep_outputs=True)
     with scope, _undisturbed(model):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,37 +23,12 @@ from .._attention import Attention
 from .._plugins.registry import provided
 from .._plugins.specs import OperationSpec, resolve
 from ..errors import CaptureError
-from .axes import Node
-from .follow import versions_of
 
 Function = Callable[..., Any]
 Reader = Callable[..., Attention]
 
 _OPERATORS = "torch.ops."
 _TORCHS_OWN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "higher_order"})
-
-
-class FusedCall:
-    """One call of a function that computes a whole attention."""
-
-    def __init__(
-        self, read: Reader, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> None:
-        self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
-        self.refused = ""
-        self.same_source: bool | None = None
-        self.nodes: tuple[Node, ...] = ()  # how queries, keys and values were made, if it matters
-        self.versions = versions_of((*args, *kwargs.values()))
-
-    has_lost_gradient = False  # its arguments are what the reader takes, with their graph
-
-    def detach(self) -> None:
-        self.args = tuple(_detached(a) for a in self.args)
-        self.kwargs = {name: _detached(a) for name, a in self.kwargs.items()}
-
-
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
 
 
 def readers() -> dict[Any, Reader]:

@@ -12,28 +12,21 @@ from torch import Tensor
 from .._attention import Attention, widen
 from ..errors import CaptureError, ShapeError
 from .axes import (
-    ORDER_KEEPING,
-    REORDERING,
     Axes,
     Axis,
     Factor,
     Groups,
-    Labels,
     Unreadable,
     arranged,
     axes_of,
-    einsum_labels,
     groups_of,
-    kwargs_as_args,
-    matmul_labels,
-    sides_of,
     size_of,
     through,
-    weighed,
     whole,
 )
-from .follow import PLACE, Sighting, Step
-from .operations import FusedCall
+from .history import ORDER_KEEPING, REORDERING, positional
+from .products import Labels, einsum_labels, matmul_labels, sides_of, weighed
+from .sighting import PLACE, FusedCall, Sighting, Step
 
 # changes precision or memory layout, and nothing that a float32 recomputation sees
 _SAME = {"float", "to", "type_as", "contiguous", "double", "half", "bfloat16", "clone", "type"}
@@ -173,10 +166,8 @@ class _Seen:
         """The scores as the model laid them out, in float32 at least."""
         product = self.sighting.product
         left, right = widen(product.left), widen(product.right)
-        if product.equation:
-            scores = torch.einsum(product.equation, left, right)
-        else:
-            scores = left @ right
+        equation = product.equation
+        scores = torch.einsum(equation, left, right) if equation else left @ right
         return _replayed(self.sighting.steps, scores)
 
     def _scores(self) -> Tensor:
@@ -260,7 +251,7 @@ def _after_one(axes: Axes, step: Step) -> Axes:
     if step.name == "einsum":
         return _mixed(axes, step)
     rest = tuple(a for a in step.args if a is not PLACE)
-    args = kwargs_as_args(step.name, rest, step.kwargs)
+    args = positional(step.name, rest, step.kwargs)
     return through(axes, step.name, args, step.shape)
 
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from .._attention import Attention
 from ..errors import CaptureError, CaptureWarning, unknown_name
-from .follow import Product, Sighting
 from .names import pattern_regex
-from .operations import FusedCall
 from .reading import Reading, check_unwritten, read, read_call
+from .sighting import FusedCall, Product, Sighting
 
 Seen = Sighting | FusedCall
 

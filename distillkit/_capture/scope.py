@@ -16,10 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CaptureError
 from . import operations
-from .follow import Follower, Owner, same_source
+from .follow import Follower
+from .history import same_source
 from .kernels import Shown
 from .names import compiled_modules, matching, method_of, named_modules
 from .record import Record, Seen
+from .sighting import FusedCall, Owner
 
 
 @contextmanager
@@ -244,9 +246,9 @@ class _Mode(TorchFunctionMode):
                 self._scope.record.blind.append(self._scope.stack[-1])
                 self._scope.notice(tuple(self._scope.stack), operations.cannot_see_into(kernel))
         else:
-            call = operations.FusedCall(read, args, kwargs, result if self._keep_outputs else None)
+            call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
             if len(args) >= 3 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-                nodes = tuple(self._scope.follower.node(a) for a in args[:3])
+                nodes = tuple(self._scope.follower.history.node(a) for a in args[:3])
                 if self._keep_outputs:
                     call.same_source = same_source(*nodes[:2])
                 # its contract is (b, h, n, d); with other axes, how they were made must tell

@@ -1,0 +1,176 @@
+"""How tensors were made, as far as their axes are concerned."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Node(NamedTuple):
+    """One step in the making of a tensor.
+
+    Attributes:
+        name: the operation; ``"made"`` for a tensor that starts a history (a linear layer's
+            output), ``"given"`` for one that was handed to the module from outside.
+        shape: of the tensor.
+        args: the operation's arguments after its tensors.
+        parents: the tensors that it took.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    args: tuple[Any, ...] = ()
+    parents: tuple[Node, ...] = ()
+
+
+# the same entries in the same order, cut into axes of other sizes
+ORDER_KEEPING = frozenset({
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
+    "_unsafe_view", "ravel",
+})  # fmt: skip
+# the same axes in another order
+REORDERING = frozenset({
+    "transpose", "transpose_", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "mT", "t",
+    "T",
+})  # fmt: skip
+PIECES = frozenset({"chunk", "split", "unbind", "tensor_split", "split_with_sizes"})
+_OTHERS = frozenset({
+    "__getitem__", "select", "cat", "stack", "expand", "expand_as", "narrow", "repeat_interleave",
+})  # fmt: skip
+# a tensor begins a new history here: its last axis is a width
+_MAKERS = frozenset({"made", "linear", "conv1d", "conv2d", "conv3d", "embedding", "addmm"})
+_REMEMBERED = 64
+
+
+class History:
+    """The tensors of the running module, and how each was made.
+
+    Args:
+        with_sources: also remember what was projected, to tell self- from cross-attention.
+    """
+
+    def __init__(self, *, with_sources: bool) -> None:
+        self._with_sources = with_sources
+        self.forget()
+
+    def forget(self) -> None:
+        self._nodes: list[tuple[Any, Node]] = []
+
+    def node(self, tensor: Tensor) -> Node:
+        """How a tensor was made; ``"given"`` where that was not seen."""
+        known = self._known(tensor)
+        return Node("given", tuple(tensor.shape)) if known is None else known
+
+    def note(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    ) -> None:
+        """Remember the result of an operation."""
+        shape = tuple(result.shape)
+        if name in _MAKERS:
+            given = tensors_among(args, kwargs) if self._with_sources else []
+            # what was projected; held weakly, and only to compare it with another
+            source = tuple(ref(tensor) for tensor in given[:1])
+            self._remember(result, Node("made", shape, source))
+        elif name in ORDER_KEEPING or name in REORDERING or name in _OTHERS:
+            parts = _parts(name, args, kwargs, result)
+            rest = args[1:]
+            if not parts or any(isinstance(a, Tensor) for a in flat(rest)):
+                self._remember(result, Node("given", shape))  # picked by positions: nothing tells
+                return
+            parents = tuple(self.node(part) for part in parts)
+            self._remember(result, Node(name, shape, positional(name, rest, kwargs), parents))
+        else:
+            self._inherit(args, kwargs, result)
+
+    def note_pieces(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], pieces: Any
+    ) -> None:
+        """Remember each of the tensors that one was taken apart into."""
+        if args and isinstance(args[0], Tensor):
+            parent = self.node(args[0])
+            rest = positional(name, args[1:], kwargs)
+            for piece in pieces:
+                self._remember(piece, Node(name, tuple(piece.shape), rest, (parent,)))
+
+    def _inherit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
+        """Of an operation entry by entry: what it was made from."""
+        for tensor in tensors_among(args, kwargs):
+            if tensor.shape == result.shape:
+                known = self._known(tensor)
+                if known is not None:
+                    self._remember(result, known)
+                    return
+
+    def _remember(self, tensor: Tensor, node: Node) -> None:
+        self._nodes = [*self._nodes[-_REMEMBERED:], (ref(tensor), node)]
+
+    def _known(self, tensor: Tensor) -> Node | None:
+        found: Node | None = None
+        for reference, node in self._nodes:
+            if held(reference) is tensor:
+                found = node
+        return found
+
+
+def same_source(one: Node, other: Node) -> bool | None:
+    """Whether two tensors were made from the same one; None: that was not seen."""
+    while one.parents:
+        one = one.parents[0]
+    while other.parents:
+        other = other.parents[0]
+    if one is other:
+        return True
+    if not one.args or not other.args:
+        return None
+    first, second = held(one.args[0]), held(other.args[0])
+    return None if first is None or second is None else first is second
+
+
+def tensors_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that a call was given, those in its lists too."""
+    return [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+
+
+def flat(args: tuple[Any, ...]) -> list[Any]:
+    found: list[Any] = []
+    for a in args:
+        if isinstance(a, (tuple, list)):
+            found.extend(a)
+        else:
+            found.append(a)
+    return found
+
+
+def positional(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments after the tensor by position, for the operations that the rules know."""
+    return (*args, *(kwargs[key] for key in _KEYWORDS.get(name, ()) if key in kwargs))
+
+
+_KEYWORDS: dict[str, tuple[str, ...]] = {
+    "transpose": ("dim0", "dim1"), "swapaxes": ("axis0", "axis1"), "swapdims": ("dim0", "dim1"),
+    "permute": ("dims",), "select": ("dim", "index"), "unbind": ("dim",), "cat": ("dim",),
+    "movedim": ("source", "destination"), "moveaxis": ("source", "destination"),
+}  # fmt: skip
+
+
+def _parts(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+) -> list[Tensor]:
+    if name in ("cat", "stack"):
+        joined = args[0] if args else kwargs.get("tensors", ())
+        return [part for part in joined if name == "stack" or part.ndim == result.ndim]
+    return [args[0]] if args and isinstance(args[0], Tensor) else []
+
+
+def ref(tensor: Tensor) -> Any:
+    """A weak reference; while a compiler traces, which has none, the tensor itself."""
+    return tensor if torch.compiler.is_compiling() else weakref.ref(tensor)
+
+
+def held(reference: Any) -> Any:
+    """What a reference still refers to."""
+    return reference() if type(reference) is weakref.ref else reference

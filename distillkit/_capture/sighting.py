@@ -1,0 +1,179 @@
+"""What is written down while a model runs: products, steps, softmaxes and the values they weigh.
+
+Nothing here is worked out; ``reading`` does that when somebody asks, outside of the model's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .history import Node
+
+Function = Callable[..., Any]
+Owner = tuple[str, ...]
+"""The chosen modules that were running, outermost first."""
+
+
+class _Place:
+    """Stands for the followed tensor among the arguments of a recorded call."""
+
+    def __repr__(self) -> str:
+        return "<scores>"
+
+
+PLACE = _Place()
+
+
+class Step(NamedTuple):
+    """One call on the way from product to softmax, or from softmax to values."""
+
+    function: Function
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    shape: tuple[int, ...]
+
+
+class Product(NamedTuple):
+    """A product of two tensors whose result may become scores.
+
+    Attributes:
+        left: for a matrix product ``(..., q, d)``.
+        right: for a matrix product ``(..., d, k)``.
+        equation: of an einsum; empty for a matrix product.
+        left_node: how the left tensor was made.
+        right_node: how the right one was made.
+        doubtful: it may be a weight, an outer product or a similarity matrix; only the values that
+            it later weighs make an attention of it.
+        owner: where it was taken.
+    """
+
+    left: Tensor
+    right: Tensor
+    equation: str
+    left_node: Node
+    right_node: Node
+    doubtful: bool
+    owner: Owner
+
+
+class Values(NamedTuple):
+    """The product of probabilities and values.
+
+    Attributes:
+        tensor: the values.
+        equation: of an einsum whose operands are probabilities and values, in this order; empty
+            for ``probabilities @ values``.
+        node: how the values were made.
+        turned: the probabilities stood on the right, ``values @ probabilities``.
+        steps: from the softmax to this product, dropout left out.
+    """
+
+    tensor: Tensor
+    equation: str
+    node: Node
+    turned: bool
+    steps: tuple[Step, ...]
+
+
+class Sighting:
+    """A softmax over scores, as the model wrote it.
+
+    Attributes:
+        product: of queries and keys.
+        steps: from the product to the softmax.
+        axis: of the softmax.
+        shape: of the scores when it was taken.
+        values: what the probabilities weighed; None: not seen, or not yet.
+        output: what became of the values, where that is kept.
+        same_source: whether queries and keys were made from the same tensor, where that was seen.
+        versions: what tells later whether a tensor was overwritten in the meantime.
+        refused: why it is no attention after all; empty where nothing speaks against it.
+    """
+
+    def __init__(
+        self, product: Product, steps: tuple[Step, ...], axis: int, shape: tuple[int, ...]
+    ) -> None:
+        self.product = product
+        self.steps = steps
+        self.axis = axis
+        self.shape = shape
+        self.values: Values | None = None
+        self.output: Tensor | None = None
+        self.detached = False
+        self.same_source: bool | None = None
+        self.refused = ""
+        terms = tuple(a for step in steps for a in step.args)
+        self.versions = versions_of((product.left, product.right, *terms))
+
+    @property
+    def has_lost_gradient(self) -> bool:
+        """Whether queries or keys are part of a graph that this attention is outside of."""
+        return any(t.grad_fn is not None for t in (self.product.left, self.product.right))
+
+    def detach(self) -> None:
+        """Keep the numbers, let go of the graph; what is seen later stays out of it as well."""
+        self.detached = True
+        left, right = self.product.left.detach(), self.product.right.detach()
+        self.product = self.product._replace(left=left, right=right)
+        self.steps = tuple(_detached_step(step) for step in self.steps)
+
+
+class FusedCall:
+    """One call of a function that computes a whole attention.
+
+    Attributes:
+        read: from the call's arguments to an ``Attention``.
+        args: of the call.
+        kwargs: of the call.
+        output: what it returned, where that is kept.
+        same_source: whether queries and keys were made from the same tensor, where that was seen.
+        nodes: how queries, keys and values were made, where their axes do not tell by themselves.
+        versions: as of a :class:`Sighting`.
+        refused: always empty, as far as anybody sees.
+    """
+
+    has_lost_gradient = False  # its arguments are what the reader takes, with their graph
+
+    def __init__(
+        self, read: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
+        self.same_source: bool | None = None
+        self.nodes: tuple[Node, ...] = ()
+        self.versions = versions_of((*args, *kwargs.values()))
+        self.refused = ""
+
+    def detach(self) -> None:
+        """Keep the numbers, let go of the graph."""
+        self.args = tuple(detached(a) for a in self.args)
+        self.kwargs = {name: detached(a) for name, a in self.kwargs.items()}
+
+
+def detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _detached_step(step: Step) -> Step:
+    args = tuple(
+        tuple(detached(b) for b in a) if isinstance(a, tuple) else detached(a) for a in step.args
+    )
+    return step._replace(args=args, kwargs={n: detached(a) for n, a in step.kwargs.items()})
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written into; 0 where nobody counts."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version  # noqa: SLF001 (torch's own counter of in-place writes)
+
+
+def versions_of(tensors: tuple[Any, ...]) -> tuple[tuple[Tensor, int], ...]:
+    """Every tensor with its version."""
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple((t, version_of(t)) for t in tensors if isinstance(t, Tensor))

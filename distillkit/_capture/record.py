@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -112,19 +112,20 @@ class Record:
         refused = next((seen.refused for _, seen in own if seen.refused), "")
         if refused:
             raise CaptureError(self._cannot_be_read(name, refused))
+        read_ = [(seen, self._reading(i, name, seen)) for i, seen in own]
+        found = [(seen, reading) for seen, reading in read_ if reading is not None]
         used = [
             seen.product
-            for _, seen in own
-            if isinstance(seen, Sighting) and seen.values is not None
+            for seen, reading in found
+            if isinstance(seen, Sighting) and reading.attention.value is not None
         ]
-        found = []
-        for i, seen in own:
-            if isinstance(seen, Sighting) and seen.values is None and _among(seen.product, used):
-                continue
-            reading = self._reading(i, name, seen)
-            if reading is not None:
-                found.append((seen, reading))
-        return found
+        return [
+            (seen, reading)
+            for seen, reading in found
+            if isinstance(seen, FusedCall)
+            or reading.attention.value is not None
+            or not _among(seen.product, used)
+        ]
 
     def _reading(self, i: int, name: str, seen: Seen) -> Reading | None:
         if i not in self._read:
@@ -176,7 +177,7 @@ class Record:
         found = {}
         for name in dict.fromkeys(self.ran):
             looks = looks_like_attention(modules[name]) or name in self.blind
-            if looks and not _related(name, owners):
+            if looks and not any(_related(one, owners) for one in _whole_of(name, modules)):
                 found[name] = notices.get(
                     name, "no softmax of a product of queries and keys was seen in it"
                 )
@@ -281,6 +282,15 @@ def looks_like_attention(module: nn.Module) -> bool:
 
 def _is_in(name: str, module: str) -> bool:
     return not module or name == module or name.startswith(f"{module}.")
+
+
+def _whole_of(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """The module, and those around it that look like the attention which it is a part of."""
+    yield name
+    while name:
+        name = name.rpartition(".")[0]
+        if name in modules and looks_like_attention(modules[name]):
+            yield name
 
 
 def _related(name: str, owners: Iterable[str]) -> bool:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
+import zoo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import distillkit as dk
 from distillkit import errors
-
-sys.path.insert(0, str(Path(__file__).parent))
-import zoo
 
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
 kinds = pytest.mark.parametrize("kind", list(KINDS))

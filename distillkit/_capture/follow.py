@@ -31,7 +31,8 @@ from .calls import (
     written,
     written_through,
 )
-from .history import PIECES, REORDERING, History, held, ref, same_source, tensors_among
+from .history import PIECES, REORDERING, History, same_source, tensors_among
+from .memory import Memory
 from .sighting import Function, Owner, Product, Sighting, Step, Values, version_of, versions_of
 
 
@@ -53,8 +54,7 @@ class _Followed(NamedTuple):
     version: int = 0
 
 
-_Live = list[tuple[Any, _Followed]]
-_FOLLOWED_AT_MOST = 12
+_Live = Memory[_Followed]
 
 
 class Follower:
@@ -78,14 +78,24 @@ class Follower:
         self._found, self._noticed, self._running = found, noticed, running
         self._keep_outputs = keep_outputs
         self.history = History(with_sources=keep_outputs)
-        self.forget()
+        self._scores: _Live = Memory()
+        self._weights: _Live = Memory()
+        self._attended: Memory[Sighting] = Memory()
+        self._order = 0
+
+    def begin(self) -> None:
+        """The outermost chosen module is entered: know nothing yet."""
+        self._begin(tracing=torch.compiler.is_compiling())
 
     def forget(self) -> None:
-        """Follow nothing any more: the outermost chosen module has returned."""
-        self.history.forget()
-        self._scores: _Live = []
-        self._weights: _Live = []
-        self._attended: list[tuple[Any, Sighting]] = []
+        """The outermost chosen module has returned."""
+        self._begin(tracing=False)
+
+    def _begin(self, *, tracing: bool) -> None:
+        self.history.begin(tracing=tracing)
+        self._scores.begin(tracing=tracing)
+        self._weights.begin(tracing=tracing)
+        self._attended.begin(tracing=tracing)
         self._order = 0
 
     def saw(
@@ -135,14 +145,14 @@ class Follower:
 
     def _mixes_heads(self, scores: Tensor, weight: Tensor) -> bool:
         """Whether a product is of scores and a small matrix; else it is a product of its own."""
-        followed = _at(self._scores, scores)
+        followed = self._scores.get(scores)
         if followed is None or followed.source.doubtful:
             return False
         return is_weight(weight) or weight.ndim <= 2
 
     def _weigh(self, call: Call, product: Operands) -> bool:
         """A product in which probabilities take part; False where none do."""
-        one, other = _at(self._weights, product.left), _at(self._weights, product.right)
+        one, other = self._weights.get(product.left), self._weights.get(product.right)
         if one is not None and other is not None:  # probabilities with each other
             mixed = (*one.mixed, *other.mixed, one.source, other.source)
             both = one._replace(mixed=mixed, order=self._order)
@@ -157,9 +167,9 @@ class Follower:
         same_ndim = call.result.ndim == len(sighting.shape)
         if same_ndim and not _weighs(followed, equation, values, turned=turned):
             return self._go_on(self._weights, call)
-        attended = [of for reference, of in self._attended if held(reference) is values]
-        if followed.mixed or attended:
-            _refuse(sighting, *followed.mixed, *attended)
+        attended = self._attended.get(values)
+        if followed.mixed or attended is not None:
+            _refuse(sighting, *followed.mixed, *([] if attended is None else [attended]))
         node = self.history.node(values)
         if sighting.detached:
             values = values.detach()
@@ -167,7 +177,7 @@ class Follower:
         sighting.versions = (*sighting.versions, *versions_of((values,)))
         if self._keep_outputs:
             sighting.output = call.result
-        self._attended = [*self._attended[-_FOLLOWED_AT_MOST:], (ref(call.result), sighting)]
+        self._attended.put(call.result, sighting)
         self.history.note("made", (), {}, call.result)
         return True
 
@@ -176,7 +186,7 @@ class Follower:
     def _normalize(self, call: Call) -> None:
         scores = call.args[0] if call.args else call.kwargs.get("input")
         axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
-        followed = _at(self._scores, scores)
+        followed = self._scores.get(scores)
         if followed is None or scores is None or axis is None:
             self._notice("it takes a softmax of something that was not seen to be a product")
         elif followed.version != version_of(scores):
@@ -199,7 +209,7 @@ class Follower:
         mixed, steps = followed.mixed, followed.steps
         if live is self._weights:
             for other in tensors_among(call.args, call.kwargs):
-                met = _at(live, other)
+                met = live.get(other)
                 if met is not None and met.source is not followed.source:
                     mixed = (*mixed, *met.mixed, met.source)
         if call.name not in DROPOUTS and not (live is self._weights and call.name in CASTS):
@@ -211,43 +221,30 @@ class Follower:
 
     def _follow(self, live: _Live, tensor: Tensor, followed: _Followed) -> None:
         """Follow a tensor; it replaces what an in-place step left of itself."""
-        kept = [(reference, other) for reference, other in live if held(reference) is not tensor]
-        followed = followed._replace(version=version_of(tensor))
-        live[:] = [*kept[-_FOLLOWED_AT_MOST:], (ref(tensor), followed)]
+        live.put(tensor, followed._replace(version=version_of(tensor)))
         self._order += 1
 
     # writes: the tensor stays, what it holds does not
 
     def _write(self, target: Tensor, step: Step) -> None:
         for live in (self._scores, self._weights):
-            for i, (reference, followed) in enumerate(live):
-                if held(reference) is target:
-                    live[i] = (reference, _rewritten(target, followed, step))
+            followed = live.get(target)
+            if followed is not None:
+                live.put(target, _rewritten(target, followed, step))
 
     def _write_through(
         self, live: _Live, view: Tensor, of_view: tuple[Step, ...], write: Step
     ) -> None:
         """``scores[0].masked_fill_(...)``: what is written into a view is in the whole."""
-        for i, (reference, followed) in enumerate(live):
-            whole, n = held(reference), len(followed.steps)
-            if whole is None or not is_view_of(view, whole):
-                continue
-            if n <= len(of_view) and all(
-                a is b for a, b in zip(of_view, followed.steps, strict=False)
-            ):
+        for whole, followed in live.pairs():
+            n = len(followed.steps)
+            shared = zip(of_view, followed.steps, strict=False)
+            if is_view_of(view, whole) and n <= len(of_view) and all(a is b for a, b in shared):
                 step = written_through(of_view[n:], write, whole)
-                live[i] = (reference, _rewritten(whole, followed, step))
+                live.put(whole, _rewritten(whole, followed, step))
 
     def _notice(self, reason: str) -> None:
         self._noticed(tuple(self._running), reason)
-
-
-def _at(live: _Live, tensor: Any) -> _Followed | None:
-    found: _Followed | None = None
-    for reference, followed in live:
-        if held(reference) is tensor:
-            found = followed
-    return found
 
 
 def _chosen(live: _Live, call: Call) -> tuple[Tensor | None, _Followed | None]:
@@ -260,7 +257,7 @@ def _chosen(live: _Live, call: Call) -> tuple[Tensor | None, _Followed | None]:
     best: _Followed | None = None
     best_rank = (False, False, False, 0, 0)
     for given in tensors_among(call.args, call.kwargs):
-        followed = _at(live, given)
+        followed = live.get(given)
         if followed is None:
             continue
         doubtful = type(followed.source) is Product and followed.source.doubtful

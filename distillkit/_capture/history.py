@@ -6,8 +6,9 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+
+from .memory import Memory
 
 
 class Node(NamedTuple):
@@ -43,7 +44,6 @@ _OTHERS = frozenset({
 })  # fmt: skip
 # a tensor begins a new history here: its last axis is a width
 _MAKERS = frozenset({"made", "linear", "conv1d", "conv2d", "conv3d", "embedding", "addmm"})
-_REMEMBERED = 64
 
 
 class History:
@@ -55,14 +55,15 @@ class History:
 
     def __init__(self, *, with_sources: bool) -> None:
         self._with_sources = with_sources
-        self.forget()
+        self._nodes: Memory[Node] = Memory()
 
-    def forget(self) -> None:
-        self._nodes: list[tuple[Any, Node]] = []
+    def begin(self, *, tracing: bool) -> None:
+        """Know nothing yet."""
+        self._nodes.begin(tracing=tracing)
 
     def node(self, tensor: Tensor) -> Node:
         """How a tensor was made; ``"given"`` where that was not seen."""
-        known = self._known(tensor)
+        known = self._nodes.get(tensor)
         return Node("given", tuple(tensor.shape)) if known is None else known
 
     def note(
@@ -73,16 +74,16 @@ class History:
         if name in _MAKERS:
             given = tensors_among(args, kwargs) if self._with_sources else []
             # what was projected; held weakly, and only to compare it with another
-            source = tuple(ref(tensor) for tensor in given[:1])
-            self._remember(result, Node("made", shape, source))
+            source = tuple(weakref.ref(tensor) for tensor in given[:1])
+            self._nodes.put(result, Node("made", shape, source))
         elif name in ORDER_KEEPING or name in REORDERING or name in _OTHERS:
             parts = _parts(name, args, kwargs, result)
             rest = args[1:]
             if not parts or any(isinstance(a, Tensor) for a in flat(rest)):
-                self._remember(result, Node("given", shape))  # picked by positions: nothing tells
+                self._nodes.put(result, Node("given", shape))  # picked by positions: nothing tells
                 return
             parents = tuple(self.node(part) for part in parts)
-            self._remember(result, Node(name, shape, positional(name, rest, kwargs), parents))
+            self._nodes.put(result, Node(name, shape, positional(name, rest, kwargs), parents))
         else:
             self._inherit(args, kwargs, result)
 
@@ -94,26 +95,16 @@ class History:
             parent = self.node(args[0])
             rest = positional(name, args[1:], kwargs)
             for piece in pieces:
-                self._remember(piece, Node(name, tuple(piece.shape), rest, (parent,)))
+                self._nodes.put(piece, Node(name, tuple(piece.shape), rest, (parent,)))
 
     def _inherit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         """Of an operation entry by entry: what it was made from."""
         for tensor in tensors_among(args, kwargs):
             if tensor.shape == result.shape:
-                known = self._known(tensor)
+                known = self._nodes.get(tensor)
                 if known is not None:
-                    self._remember(result, known)
+                    self._nodes.put(result, known)
                     return
-
-    def _remember(self, tensor: Tensor, node: Node) -> None:
-        self._nodes = [*self._nodes[-_REMEMBERED:], (ref(tensor), node)]
-
-    def _known(self, tensor: Tensor) -> Node | None:
-        found: Node | None = None
-        for reference, node in self._nodes:
-            if held(reference) is tensor:
-                found = node
-        return found
 
 
 def same_source(one: Node, other: Node) -> bool | None:
@@ -126,13 +117,19 @@ def same_source(one: Node, other: Node) -> bool | None:
         return True
     if not one.args or not other.args:
         return None
-    first, second = held(one.args[0]), held(other.args[0])
+    first, second = one.args[0](), other.args[0]()
     return None if first is None or second is None else first is second
 
 
 def tensors_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that a call was given, those in its lists too."""
-    return [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+    found: list[Tensor] = []
+    for a in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(a, Tensor):
+            found.append(a)
+        elif isinstance(a, (tuple, list)):
+            found.extend(b for b in a if isinstance(b, Tensor))
+    return found
 
 
 def flat(args: tuple[Any, ...]) -> list[Any]:
@@ -164,13 +161,3 @@ def _parts(
         joined = args[0] if args else kwargs.get("tensors", ())
         return [part for part in joined if name == "stack" or part.ndim == result.ndim]
     return [args[0]] if args and isinstance(args[0], Tensor) else []
-
-
-def ref(tensor: Tensor) -> Any:
-    """A weak reference; while a compiler traces, which has none, the tensor itself."""
-    return tensor if torch.compiler.is_compiling() else weakref.ref(tensor)
-
-
-def held(reference: Any) -> Any:
-    """What a reference still refers to."""
-    return reference() if type(reference) is weakref.ref else reference

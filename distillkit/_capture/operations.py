@@ -27,7 +27,8 @@ from ..errors import CaptureError
 Function = Callable[..., Any]
 Reader = Callable[..., Attention]
 
-_OPERATORS = "torch.ops."
+OPERATORS = (OpOverload, OpOverloadPacket)
+_PREFIX = "torch.ops."
 _TORCHS_OWN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "higher_order"})
 
 
@@ -50,8 +51,8 @@ def _loaded(spec: OperationSpec) -> Any:
     target = spec.target
     if not isinstance(target, str):
         return known_as(target)
-    if target.startswith(_OPERATORS):
-        namespace, _, name = target.removeprefix(_OPERATORS).partition(".")
+    if target.startswith(_PREFIX):
+        namespace, _, name = target.removeprefix(_PREFIX).partition(".")
         return getattr(getattr(torch.ops, namespace), name, None)
     if target.partition(":")[0] not in sys.modules:
         return None
@@ -67,15 +68,11 @@ def known_as(function: Any) -> Any:
     return function
 
 
-def opaque(function: Any, args: tuple[Any, ...]) -> str:
-    """The name of a foreign kernel that may compute attention; empty where it cannot."""
-    if not isinstance(function, (OpOverload, OpOverloadPacket)):
-        return ""
-    name = str(function)
-    if name.partition(".")[0].partition(":")[0] in _TORCHS_OWN:
-        return ""
+def may_attend(operator: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a foreign operator may compute attention, judged by what it is given."""
+    namespace = str(operator).partition(".")[0].partition(":")[0]
     wide = [a for a in args if isinstance(a, Tensor) and a.ndim >= 3]
-    return name if len(wide) >= 3 else ""
+    return namespace not in _TORCHS_OWN and len(wide) >= 3
 
 
 def cannot_see_into(kernel: str) -> str:

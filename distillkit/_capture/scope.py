@@ -178,6 +178,7 @@ class Scope:
         self.stack.append(name)
         self.record.ran.append(name)
         if len(self.stack) == 1:
+            self.follower.begin()
             self.mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
@@ -201,6 +202,11 @@ class Scope:
         if self.detach or not torch.is_grad_enabled():
             seen.detach()
         self.record.seen.append((owner[-1] if owner else "", seen))
+
+    def blind_to(self, kernel: str) -> None:
+        """A foreign kernel ran that may compute attention."""
+        self.record.blind.append(self.stack[-1])
+        self.notice(tuple(self.stack), operations.cannot_see_into(kernel))
 
     def notice(self, owner: Owner, reason: str) -> None:
         """Write down why something could not be followed."""
@@ -238,24 +244,31 @@ class _Mode(TorchFunctionMode):
             with self:
                 return operations.OPENED[func](*args, **kwargs)
         result = func(*args, **kwargs)
-        read = self._readers.get(operations.known_as(func))
+        scope = self._scope
+        read = self._readers.get(func)
+        if read is None and type(func) in operations.OPERATORS:
+            read = self._readers.get(operations.known_as(func))
+            if read is None and operations.may_attend(func, args):
+                scope.blind_to(str(func))
         if read is None:
-            self._scope.follower.saw(func, args, kwargs, result)
-            kernel = operations.opaque(func, args)
-            if kernel:
-                self._scope.record.blind.append(self._scope.stack[-1])
-                self._scope.notice(tuple(self._scope.stack), operations.cannot_see_into(kernel))
+            scope.follower.saw(func, args, kwargs, result)
         else:
-            call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
-            if len(args) >= 3 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-                nodes = tuple(self._scope.follower.history.node(a) for a in args[:3])
-                if self._keep_outputs:
-                    call.same_source = same_source(*nodes[:2])
-                # its contract is (b, h, n, d); with other axes, how they were made must tell
-                if func is scaled_dot_product_attention and {a.ndim for a in args[:3]} != {4}:
-                    call.nodes = nodes
-            self._scope.add(tuple(self._scope.stack), call)
+            scope.add(tuple(scope.stack), self._call(func, read, args, kwargs, result))
         return result
+
+    def _call(
+        self, func: Any, read: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> FusedCall:
+        call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
+        given = [a for a in args[:3] if isinstance(a, Tensor)]
+        if len(given) == 3:
+            # the contract is (b, h, n, d); with other axes, how they were made must tell
+            unfold = func is scaled_dot_product_attention and {a.ndim for a in given} != {4}
+            if unfold or self._keep_outputs:
+                nodes = tuple(self._scope.follower.history.node(a) for a in given)
+                call.nodes = nodes if unfold else ()
+                call.same_source = same_source(*nodes[:2])
+        return call
 
 
 class _Hooks:

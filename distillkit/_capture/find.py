@@ -177,14 +177,14 @@ def self_check(reading: Reading) -> float | None:
 
     Relative to the largest value; on rows that see a key, since models disagree about the others.
     """
-    attention, output = reading.attention, reading.output
+    attention, output = reading.attention.detach(), reading.output
     if attention.value is None or output is None:
         return None
     h = attention.shape[1]
     value = attention.value
     values = widen(value).repeat_interleave(h // value.shape[1], 1)
     ours = attention.probabilities() @ values
-    theirs = _laid_out_as(widen(output), ours)
+    theirs = _laid_out_as(widen(output.detach()), ours)
     if theirs is None:
         return None
     rows = attention.valid_rows()[..., None]

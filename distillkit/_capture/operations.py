@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,17 +32,20 @@ _PREFIX = "torch.ops."
 _TORCHS_OWN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "higher_order"})
 
 
-def readers() -> dict[Any, Reader]:
+def readers(also: Iterable[OperationSpec] = ()) -> dict[Any, Reader]:
     """Function -> how its calls are read, as the core and plugins name them.
 
     A target whose module is not loaded cannot be called by the model and is left out.
+
+    Args:
+        also: further operations, that nobody registered.
     """
+    known = [spec for specs in provided(OperationSpec).values() for spec in specs.values()]
     found: dict[Any, Reader] = {}
-    for specs in provided(OperationSpec).values():
-        for spec in specs.values():
-            target = _loaded(spec)
-            if target is not None:
-                found[target] = resolve(spec.read)
+    for spec in [*known, *also]:
+        target = _loaded(spec)
+        if target is not None:
+            found[target] = resolve(spec.read)
     return found
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
+from .._plugins.specs import OperationSpec
 from ..errors import CaptureError
 from . import operations
 from .follow import Follower
@@ -86,6 +87,7 @@ class Scope:
         returns: Iterable[str] = (),
         detach: bool = False,
         keep_outputs: bool = False,
+        also: Iterable[OperationSpec] = (),
     ) -> None:
         self._active = False
         self.traced = False  # a compiler has the hooks in its code
@@ -93,7 +95,7 @@ class Scope:
         self.detach, self.with_grad = detach, False
         self.stack: list[str] = []
         self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
-        readers = operations.readers()
+        readers = operations.readers(also)
         self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
         self.modules = modules = named_modules(model)
         chosen = {n: modules[n] for n in matching(patterns or ["**"], modules, model)}

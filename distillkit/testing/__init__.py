@@ -1,5 +1,6 @@
 """The conformance kit: checks that strangers run on their own losses, adapters and plugins."""
 
+from .operations import check_operation as check_operation
 from .results import CheckResult as CheckResult
 
 __all__ = sorted(name for name in globals() if not name.startswith("_"))

@@ -1,0 +1,79 @@
+"""Checks that capture reads a fused kernel right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .._attention import Attention
+from .._capture.find import self_check
+from .._capture.scope import Scope
+from .._plugins.specs import OperationSpec
+from ..errors import CaptureError
+from .results import CheckResult
+
+_TOLERANCE = 1e-4
+
+
+def check_operation(spec: OperationSpec, call: Callable[[], Tensor]) -> list[CheckResult]:
+    """Prove that capture reads a kernel's calls, and reads them right.
+
+    Args:
+        spec: how the kernel is read; it need not be registered.
+        call: calls the kernel, however it was imported, and returns what it returned. Let its
+            queries require a gradient, so that the gradient is checked too.
+
+    Returns:
+        One result for each check: ``seen_once`` (the call was recorded, and nothing inside of it
+        again), ``same_result`` (capture changes no bit of it), ``values`` (``probabilities() @
+        value`` is what the kernel returned) and ``gradient`` (the record has one).
+
+    Examples:
+        >>> from torch.nn.functional import scaled_dot_product_attention as attend
+        >>> spec = OperationSpec("mine", target=attend, read=lambda q, k, v: Attention(q, k, v))
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 4, requires_grad=True)
+        >>> [result.name for result in check_operation(spec, lambda: attend(q, k, v))]
+        ['seen_once', 'same_result', 'values', 'gradient']
+    """
+    model = nn.Module()
+    model.forward = call
+    plain = call()
+    scope = Scope(model, [""], keep_outputs=True, also=[spec])
+    with scope:
+        scope.active = True
+        watched = model()
+        scope.active = False
+    try:
+        readings = scope.record.readings("")
+    except CaptureError as reason:
+        return [CheckResult("seen_once", passed=False, seen=str(reason))]
+    attention = readings[0].attention
+    error = self_check(readings[0])
+    results = [
+        CheckResult("seen_once", passed=len(readings) == 1, seen=f"{len(readings)} attentions"),
+        _same(plain, watched),
+        CheckResult(
+            "values",
+            passed=error is not None and error <= _TOLERANCE,
+            seen="the reader gives no value, or its shape does not fit what the kernel returned"
+            if error is None
+            else f"probabilities() @ value is off by {error:.1e} of the largest output",
+        ),
+    ]
+    if plain.requires_grad:
+        results.append(_gradient(attention))
+    return results
+
+
+def _same(plain: Tensor, watched: Tensor) -> CheckResult:
+    same = torch.equal(plain.detach(), watched.detach())
+    seen = "equal to the bit" if same else "capture changes the result"
+    return CheckResult("same_result", passed=same, seen=seen)
+
+
+def _gradient(attention: Attention) -> CheckResult:
+    reaches = attention.requires_grad
+    seen = "reaches queries or keys" if reaches else "the kernel's result has one, the record none"
+    return CheckResult("gradient", passed=reaches, seen=seen)

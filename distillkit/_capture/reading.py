@@ -119,8 +119,7 @@ class _Seen:
         sides = sides_of(labels, axes_of(product.left_node), axes_of(product.right_node))
         self.product_axes = sides.out
         self.axes = _after(sides.out, sighting.steps)
-        roles = {factor.role for factor in whole(self.axes[sighting.axis])}
-        self.key_role = "query" if roles == {"query"} else "key"
+        self.key_role = _key_role(self.axes, sighting.axis)
         groups = groups_of(self.axes, sighting.axis, self.key_role, examples)
         keys = tuple(f for axis in sides.out for f in whole(axis) if f.role == self.key_role)
         # sinks: the softmax runs over more than the product's keys; they are what counts
@@ -218,6 +217,17 @@ class _Seen:
             output = arranged(output, sides.out, (batch, heads, queries, sides.width))
             output = output.expand(b, h, q, -1)
         return value.expand(b, -1, -1, -1), output
+
+
+def _key_role(axes: Axes, softmax_axis: int) -> str:
+    """Which side of the product the softmax runs over: that is the keys'."""
+    over = {factor.role for factor in whole(axes[softmax_axis])}
+    if not over:  # a single key has no factor to tell; what the other axes are tells
+        rest = {factor.role for axis in axes for factor in whole(axis)}
+        if not rest & {"query", "key"}:
+            return "key" if softmax_axis % len(axes) == len(axes) - 1 else "query"
+        return "query" if "query" not in rest else "key"
+    return "query" if over == {"query"} else "key"
 
 
 def _labels(equation: str, left: int, right: int) -> Labels:

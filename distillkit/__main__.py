@@ -1,43 +1,249 @@
-"""``python -m distillkit``: what is installed, listed without importing any of it."""
+"""What is installed, by name, and what is wrong with a recipe or an adapter file."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import tomllib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
 
-from ._plugins.registry import provided
-from ._plugins.specs import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec
+from ._plugins.loading import Plugin, plugins
+from ._plugins.registry import lookup, owner_labels, provided
+from ._plugins.specs import (
+    AdapterSpec,
+    AlignerSpec,
+    LossSpec,
+    OperationSpec,
+    RecipeSpec,
+    Reference,
+    Spec,
+    resolve,
+)
+from .errors import DistillKitError, PluginLoadWarning, RecipeError, did_you_mean
 
-_LISTINGS = {
+Arguments = argparse.Namespace
+
+_LISTINGS: dict[str, type[Spec]] = {
     "losses": LossSpec,
-    "recipes": RecipeSpec,
     "adapters": AdapterSpec,
     "aligners": AlignerSpec,
+    "recipes": RecipeSpec,
+    "operations": OperationSpec,
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print one listing."""
-    parser = argparse.ArgumentParser(prog="python -m distillkit", description=__doc__)
-    parser.add_argument("listing", choices=[*_LISTINGS, "operations"], help="what to list")
-    chosen = parser.parse_args(arguments).listing
-    print(listing(chosen))
+class Command(NamedTuple):
+    """One subcommand.
+
+    Attributes:
+        help: one line for the list of commands, and the start of its own help.
+        run: ``run(arguments) -> int``, the exit code; a reference where it needs torch, so that
+            nothing is imported for the other commands.
+        declare: adds its arguments to its parser.
+    """
+
+    help: str
+    run: Reference
+    declare: Callable[[argparse.ArgumentParser], object]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 1 where something is wrong, 2 for bad usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        parser.error(f"there is no command {given[0]!r}; {did_you_mean(given[0], COMMANDS)}")
+    chosen = parser.parse_args(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginLoadWarning)  # said below, without a code line
+        try:
+            code: int = resolve(COMMANDS[chosen.command].run)(chosen)
+            _say_what_was_left_out(chosen.command)
+        except DistillKitError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+    return code
 
 
 def listing(kind: str) -> str:
-    """The table of one kind: name, who provides it, summary."""
-    known = provided(OperationSpec if kind == "operations" else _LISTINGS[kind])
-    rows = [
-        (name, plugin + (" (conflict)" if len(specs) > 1 else ""), getattr(spec, "summary", ""))
-        for name, specs in known.items()
-        for plugin, spec in specs.items()
-    ]
-    if not rows:
-        return f"no {kind} are registered"
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {plugin:<{widths[1]}}  {summary}" for name, plugin, summary in rows
+    """The table of one kind: name, who provides it, one line; of losses also tags and paper."""
+    rows = []
+    for name, specs in provided(_LISTINGS[kind]).items():
+        labels = owner_labels(specs)
+        for owner, spec in specs.items():
+            conflict = " (conflict)" if len(specs) > 1 else ""
+            rows.append([name, labels[owner] + conflict, spec.summary, *_more_columns(spec)])
+    return _table(rows) if rows else f"no {kind} are registered"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distillkit",
+        description=__doc__,
+        epilog="DISTILLKIT_PLUGINS=a,b loads these plugins alone (empty: none); "
+        "DISTILLKIT_TRACE=1 prints every import and hook call of a plugin.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        command.declare(commands.add_parser(name, help=command.help, description=command.help))
+    return parser
+
+
+def _takes_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help="show everything about these alone"
     )
 
 
+def _takes_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="file.toml", help="a recipe or an adapter; or a recipe's name"
+    )
+
+
+def _takes_nothing(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def _list(arguments: Arguments) -> int:
+    if not arguments.names:
+        print(listing(arguments.command))
+    for name in arguments.names:
+        print(_details(lookup(_LISTINGS[arguments.command], name)))
+    return 0
+
+
+def _details(spec: Spec) -> str:
+    """Every field of one spec, a line each."""
+    owners = [one for one, known in provided(type(spec))[spec.name].items() if known is spec]
+    rows = [("from", owners[0])] + [(one.name, getattr(spec, one.name)) for one in fields(spec)]
+    return _table([[field, _shown(value)] for field, value in rows if value]) + "\n"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else repr(value)
+
+
+def _more_columns(spec: Spec) -> list[str]:
+    if isinstance(spec, LossSpec):
+        return [", ".join(spec.tags), spec.reference]
+    return [spec.matches] if isinstance(spec, AdapterSpec) else []
+
+
+def _list_plugins(arguments: Arguments) -> int:
+    del arguments
+    found = plugins()
+    heads = [[one.source.name, one.source.version, one.state, _provides(one)] for one in found]
+    for plugin, line in zip(found, _table(heads).splitlines(), strict=True):
+        print(line)
+        if plugin.problem:
+            print(f"    {plugin.problem}")
+    return 0
+
+
+def _provides(plugin: Plugin) -> str:
+    counts = Counter(spec.kind for spec in plugin.specs)
+    kinds = {spec_type.kind: listed for listed, spec_type in _LISTINGS.items()}
+    return ", ".join(
+        f"{counts[kind]} {kind if counts[kind] == 1 else listed}"
+        for kind, listed in kinds.items()
+        if counts[kind]
+    )
+
+
+def _print_schema(arguments: Arguments) -> int:
+    del arguments
+    from distillkit import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+def _check(arguments: Arguments) -> int:
+    """Say of each file whether it is right; the exit code is 1 where one is not."""
+    wrong = 0
+    for file in arguments.files:
+        try:
+            print(f"{file}: {_checked(file)}")
+        except (DistillKitError, OSError, UnicodeDecodeError, ImportError) as error:
+            wrong = 1
+            own = isinstance(error, DistillKitError)
+            said = str(error) if own else f"{type(error).__name__}: {error}"
+            print(said if file in said else f"{file}: {said}")
+    return wrong
+
+
+def _checked(file: str) -> str:
+    """What a right file is; a wrong one raises."""
+    from distillkit import DeclarativeAdapter, load_recipe
+
+    if _is_adapter(file):
+        adapter = DeclarativeAdapter.from_toml(file)
+        return f"an adapter with the streams {', '.join(adapter.streams)}"
+    recipe = load_recipe(file)
+    names = [str(term.name) for term in recipe.build().terms]
+    return f"a recipe, {recipe.name!r}, with the terms {', '.join(names)}"
+
+
+def _is_adapter(file: str) -> bool:
+    """Whether a TOML file has an adapter's tables; one with neither's is an error here."""
+    if not Path(file).is_file():
+        return False  # a recipe's name, or an error that load_recipe words
+    try:
+        table = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"no TOML: {error}") from None
+    if "terms" in table:
+        return False
+    if "streams" in table or "tokens" in table:
+        return True
+    raise RecipeError(
+        "neither a recipe, which has [[terms]], nor an adapter, which has `streams`; it has "
+        + (", ".join(map(repr, table)) or "nothing")
+    )
+
+
+def _say_what_was_left_out(command: str) -> None:
+    broken = [plugin.source.name for plugin in plugins() if plugin.state == "broken"]
+    if broken and command != "plugins":
+        names = ", ".join(map(repr, broken))
+        sys.stderr.write(f"left out: {names}; `python -m distillkit plugins` says why\n")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+COMMANDS = {
+    **{
+        name: Command(f"list the {name}, and who provides them", _list, _takes_names)
+        for name in _LISTINGS
+    },
+    "plugins": Command(
+        "list the plugins: what each provides, or why it was left out",
+        _list_plugins,
+        _takes_nothing,
+    ),
+    "schema": Command(
+        "print the JSON schema of a recipe, for editors", _print_schema, _takes_nothing
+    ),
+    "check": Command(
+        "say what is wrong with recipes and adapter files; exit code 1 if anything is",
+        _check,
+        _takes_files,
+    ),
+}
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

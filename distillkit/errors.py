@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 50  # of the known names, where none is near
+
 
 class DistillKitError(Exception):
     """The common ancestor: one ``except`` clause catches them all."""
@@ -14,8 +16,12 @@ class UnknownNameError(DistillKitError, ValueError):
     """A name that nothing provides: a loss, a recipe, an adapter, a signal, an option."""
 
 
-class PluginConflictError(DistillKitError):
+class PluginConflictError(DistillKitError, ValueError):
     """Two distributions provide one name."""
+
+
+class SpecError(DistillKitError, ValueError):
+    """What a plugin hands over does not describe anything: a name, a field, a reference."""
 
 
 class ShapeError(DistillKitError, ValueError):
@@ -56,10 +62,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         "known: 'kl_divergence', 'mse'"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3)
+    folded = {one.casefold(): one for one in names}
+    near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)]
+    near = near or [one for one in names if len(name) > 1 and name.casefold() in one.casefold()]
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"known: {', '.join(map(repr, names))}" if names else "there are none"
+    if not names:
+        return "there are none"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"known: {', '.join(map(repr, names[:_LISTED]))}{more}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -8,6 +8,9 @@ import pluggy
 
 from .specs import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec
 
+# A plugin may say which version it is written for, DISTILLKIT_API = 1; without a word it is 1.
+API = 1
+
 hookspec = pluggy.HookspecMarker("distillkit")
 hookimpl = pluggy.HookimplMarker("distillkit")
 

@@ -7,11 +7,18 @@ be the object itself.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
+
+from ..errors import SpecError, did_you_mean
 
 Reference = str | Callable[..., Any]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_RESOURCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^/\\:][^\\:]*\.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,17 @@ class LossSpec:
     summary: str = ""
     reference: str = ""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "signature", "summary", "reference")
+        if self.name == "task":
+            raise SpecError('no loss may be called "task": recipes call the student\'s own loss so')
+        _check_reference(self, "function")
+        if not (isinstance(self.tags, tuple) and all(isinstance(tag, str) for tag in self.tags)):
+            raise SpecError(
+                f'loss {self.name!r}: tags is a tuple of strings, such as ("nonnegative",); '
+                f"got {self.tags!r}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
@@ -60,6 +78,15 @@ class AdapterSpec:
     factory: Reference
     summary: str = ""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "matches", "summary")
+        _check_reference(self, "factory")
+        if not self.matches:
+            raise SpecError(
+                f"adapter {self.name!r}: matches is a pattern over the dotted name of the model's "
+                'class, such as "acme.models.*"; got an empty string'
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class AlignerSpec:
@@ -80,6 +107,10 @@ class AlignerSpec:
     factory: Reference
     summary: str = ""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "summary")
+        _check_reference(self, "factory")
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeSpec:
@@ -98,6 +129,16 @@ class RecipeSpec:
     _: KW_ONLY
     resource: str
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "resource", "summary")
+        if self.name.endswith(".toml"):
+            raise SpecError(f"recipe {self.name!r}: a name that ends in .toml is read as a path")
+        if not _RESOURCE.fullmatch(self.resource):
+            raise SpecError(
+                f"recipe {self.name!r}: resource is a TOML file inside a package, "
+                f'"package:recipes/x.toml"; got {self.resource!r}'
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +161,29 @@ class OperationSpec:
     read: Reference
     summary: str = ""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "summary")
+        _check_reference(self, "target")
+        _check_reference(self, "read")
+
 
 Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
+SPEC_TYPES: tuple[type[Spec], ...] = get_args(Spec)
+
+
+def references(spec: Spec) -> dict[str, Reference]:
+    """Field -> reference, of every field that names something to import."""
+    fields = ("function", "example", "factory", "target", "read")
+    given = {field: getattr(spec, field, None) for field in fields}
+    return {field: reference for field, reference in given.items() if reference is not None}
 
 
 def resolve(reference: Reference) -> Any:
     """The object that a reference names, imported now.
+
+    Raises:
+        SpecError: there is no such module or attribute; what else fails while it is imported is
+            raised as it is.
 
     Examples:
         >>> resolve("math:sqrt")(9.0)
@@ -134,7 +192,51 @@ def resolve(reference: Reference) -> Any:
     if not isinstance(reference, str):
         return reference
     module, _, attribute = reference.partition(":")
-    found: Any = importlib.import_module(module)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, but something that it needs is not
+        raise SpecError(f"{reference!r} names nothing: there is no module {error.name!r}") from None
     for part in attribute.split("."):
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise SpecError(
+                f"{reference!r} names nothing: {_shown(found)} has no attribute {part!r}; "
+                f"{did_you_mean(part, _public(found))}"
+            ) from None
     return found
+
+
+def _public(found: Any) -> list[str]:
+    return [name for name in dir(found) if not name.startswith("_")]
+
+
+def _shown(found: Any) -> str:
+    return f"module {found.__name__}" if hasattr(found, "__spec__") else repr(found)
+
+
+def _check_texts(spec: Spec, *fields: str) -> None:
+    """Refuse a name that nobody could write in a recipe, and texts that are none."""
+    if not (isinstance(spec.name, str) and _NAME.fullmatch(spec.name)):
+        raise SpecError(
+            f"a {spec.kind} is named by letters, digits, '_', '-' and '.', without a colon, which "
+            f"separates it from its plugin; got {spec.name!r}"
+        )
+    for field in fields:
+        if not isinstance(getattr(spec, field), str):
+            raise SpecError(
+                f"{spec.kind} {spec.name!r}: {field} is a string; got {getattr(spec, field)!r}"
+            )
+
+
+def _check_reference(spec: Spec, field: str) -> None:
+    given = getattr(spec, field)
+    if isinstance(given, str) and _REFERENCE.fullmatch(given):
+        return
+    if isinstance(given, str) or not callable(given):
+        raise SpecError(
+            f'{spec.kind} {spec.name!r}: {field} is "package.module:attribute" or the object '
+            f"itself; got {given!r}"
+        )

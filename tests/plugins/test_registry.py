@@ -1,54 +1,21 @@
-"""Specs by name: the core's own through everybody's hooks, lookups, conflicts, the listing."""
+"""Specs by name: the core's own through everybody's hooks, lookups, conflicts, this process's own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import pluggy
 import pytest
 import torch
 
 import distillkit as dk
 from distillkit import errors
-from distillkit._plugins import hookspecs
-from distillkit._plugins.registry import lookup, plugin_manager, provided
-from distillkit._plugins.specs import resolve
-
-SPEC_TYPES = (dk.LossSpec, dk.AdapterSpec, dk.AlignerSpec, dk.RecipeSpec, dk.OperationSpec)
-
-
-@pytest.fixture
-def plugin():
-    """Registers an object as a plugin called ``acme`` for one test."""
-    manager = plugin_manager()
-    added = []
-
-    def add(implementation):
-        manager.register(implementation, name="acme")
-        added.append(implementation)
-
-    yield add
-    for implementation in added:
-        manager.unregister(implementation)
-
-
-class Acme:
-    @dk.hookimpl
-    def distillkit_losses(self):
-        return [
-            dk.LossSpec("mse", "math:dist", signature="(d),(d)->()"),
-            dk.LossSpec("acme", "math:dist", signature="(d),(d)->()"),
-        ]
+from distillkit._plugins.registry import lookup, owner_labels, provided
+from distillkit._plugins.specs import SPEC_TYPES, references, resolve
 
 
 def test_every_builtin_reference_resolves():
     for spec_type in SPEC_TYPES:
         for by_plugin in provided(spec_type).values():
-            spec = by_plugin.get("distillkit")
-            for field in ("function", "factory", "target", "read") if spec else ():
-                if hasattr(spec, field):
-                    assert callable(resolve(getattr(spec, field)))
+            for reference in references(by_plugin["distillkit"]).values():
+                assert callable(resolve(reference))
     assert set(provided(dk.LossSpec)) >= {"attention_kl", "cosine_distance", "kl_divergence", "mse"}
 
 
@@ -61,14 +28,6 @@ def test_every_public_loss_is_registered_under_its_own_name():
         assert resolve(lookup(dk.LossSpec, name).function) is getattr(dk.losses, name)
 
 
-def test_every_spec_type_has_a_hook_and_every_hook_a_doc():
-    manager = pluggy.PluginManager("distillkit")
-    manager.add_hookspecs(hookspecs)
-    hooks = {name for name in dir(hookspecs) if name.startswith("distillkit_")}
-    assert hooks == {spec_type.hook for spec_type in SPEC_TYPES}
-    assert all(getattr(hookspecs, name).__doc__ for name in hooks)
-
-
 def test_unknown_names_say_what_was_meant():
     with pytest.raises(
         errors.UnknownNameError,
@@ -79,24 +38,83 @@ def test_unknown_names_say_what_was_meant():
         lookup(dk.RecipeSpec, "xyz")
 
 
-def test_two_plugins_with_one_name_are_a_conflict_until_one_is_named(plugin):
-    plugin(Acme())
-    with pytest.raises(errors.PluginConflictError, match='"acme:mse" or "distillkit:mse"'):
-        lookup(dk.LossSpec, "mse")
-    assert lookup(dk.LossSpec, "acme:mse").function == "math:dist"
+def test_two_plugins_with_one_name_are_a_conflict_until_one_is_named(install):
+    install("good", "twin")
+    with pytest.raises(
+        errors.PluginConflictError,
+        match="loss 'good_l1' is provided by several plugins; "
+        'write "fake-good:good_l1" or "fake-twin:good_l1"',
+    ):
+        lookup(dk.LossSpec, "good_l1")
+    assert lookup(dk.LossSpec, "fake-twin:good_l1").function == "math:dist"
+    for full in ("fake-good:good_l1", "Fake_Good:good_l1", "fake-good:good:good_l1"):
+        assert lookup(dk.LossSpec, full).function == "fake_good.parts:good_l1"
+    assert set(provided(dk.LossSpec)["good_l1"]) == {"fake-good:good", "fake-twin:good"}
     assert lookup(dk.LossSpec, "distillkit:mse").function == "distillkit.losses:mse"
-    assert lookup(dk.LossSpec, "acme").name == "acme"
-    assert set(provided(dk.LossSpec)["mse"]) == {"acme", "distillkit"}
 
 
-@pytest.mark.parametrize("spec_type", SPEC_TYPES)
-def test_every_hook_is_heard(plugin, spec_type):
-    given = {"LossSpec": {"function": "m:f", "signature": ""}, "AdapterSpec": {"matches": "*", "factory": "m:f"},
-             "AlignerSpec": {"factory": "m:f"}, "RecipeSpec": {"resource": "p:r"},
-             "OperationSpec": {"target": "no_such_module:f", "read": "m:f"}}  # fmt: skip
-    spec = spec_type(name="heard", **given[spec_type.__name__])
-    plugin(type("Plugin", (), {spec_type.hook: dk.hookimpl(lambda self: [spec])})())
-    assert lookup(spec_type, "heard") is spec
+def test_two_plugins_of_one_distribution_are_told_apart_by_their_entry_points(install):
+    install("loud")
+    with pytest.warns(errors.PluginLoadWarning, match="'fake_loud_two' is loaded as 'fake-loud:th"):
+        assert list(provided(dk.LossSpec)["LOUD"]) == ["fake-loud:Loud:One", "fake-loud:three"]
+    with pytest.raises(
+        errors.PluginConflictError, match='"fake-loud:Loud:One:LOUD" or "fake-loud:three:LOUD"'
+    ):
+        lookup(dk.LossSpec, "fake-loud:LOUD")
+    assert lookup(dk.LossSpec, "fake-loud:Loud:One:LOUD").summary == "The first."
+    assert lookup(dk.LossSpec, "fake-loud:three:LOUD").summary == "The second."
+
+
+def test_a_name_in_the_wrong_case_or_of_the_wrong_plugin_is_suggested_right(install):
+    install("good", "twin")
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'good_l1'"):
+        lookup(dk.LossSpec, "GOOD_L1")
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'fake-good:good_l1'"):
+        lookup(dk.LossSpec, "fake-god:good_l1")
+    with pytest.raises(errors.UnknownNameError, match="did you mean .*'fake-good:good_recipe'"):
+        lookup(dk.RecipeSpec, "fake-twin:good_recipe")
+
+
+def test_an_unknown_name_says_which_plugins_were_left_out(install):
+    install("broken")
+    with (
+        pytest.warns(errors.PluginLoadWarning),
+        pytest.raises(
+            errors.UnknownNameError,
+            match="left out: 'fake-broken:broken'; `python -m distillkit plug",
+        ),
+    ):
+        lookup(dk.LossSpec, "broken_l1")
+
+
+def test_owner_labels_are_distributions_where_that_is_enough():
+    assert owner_labels(["a:x", "b:x", "c"]) == {"a:x": "a", "b:x": "b", "c": "c"}
+    assert owner_labels(["a:x", "a:y"]) == {"a:x": "a:x", "a:y": "a:y"}
+
+
+def test_a_recipe_may_name_the_loss_of_one_plugin(install):
+    install("good", "twin")
+    with pytest.raises(errors.RecipeError, match='terms.0: loss .good_l1.*"fake-good:good_l1"'):
+        dk.load_recipe("good_recipe")
+    recipe = dk.Recipe(name="mine", terms=[{"loss": "fake-good:good_l1", "on": "logits"}])
+    student = dk.Signals({"logits": torch.tensor([[1.0, 3.0]], requires_grad=True)})
+    teacher = dk.Signals({"logits": torch.tensor([[0.0, 0.0]])})
+    assert recipe.build()(student, teacher).loss.item() == 2.0
+
+
+@pytest.mark.parametrize("other", ["good_l1", "mse"])
+def test_registering_a_name_that_a_plugin_provides_hides_nothing(install, other):
+    install("good")
+    mine = dk.LossSpec(other, max, signature="(d),(d)->()")
+    dk.register(mine)
+    with pytest.raises(errors.PluginConflictError, match=f'"register:{other}"'):
+        lookup(dk.LossSpec, other)
+    assert lookup(dk.LossSpec, f"register:{other}") is mine
+
+
+def test_a_loss_and_a_recipe_may_have_one_name():
+    dk.register(dk.LossSpec("dide", max, signature="(d),(d)->()"))
+    assert lookup(dk.RecipeSpec, "dide").resource == "distillkit:recipes/dide.toml"
 
 
 def test_register_replaces_its_own_and_is_used_by_terms():
@@ -133,27 +151,3 @@ def test_an_adapter_is_found_by_the_class_of_the_model():
     assert dk.adapter_for(Child(), adapter).streams == adapter.streams
     with pytest.raises(TypeError, match="an adapter has `streams`"):
         dk.adapter_for(Child(), 3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "line"),
-    [
-        ("losses", "distillkit  Forward KL of attention probabilities"),
-        ("recipes", "dide  distillkit  DiDE"),
-        ("adapters", "no adapters are registered"),
-    ],
-)
-def test_the_listing(kind, line):
-    done = subprocess.run(
-        [sys.executable, "-m", "distillkit", kind], capture_output=True, text=True, check=True
-    )
-    assert line in done.stdout
-
-
-def test_the_listing_marks_conflicts(plugin):
-    from distillkit.__main__ import listing
-
-    plugin(Acme())
-    lines = [line for line in listing("losses").splitlines() if line.startswith("mse ")]
-    assert len(lines) == 2
-    assert all("(conflict)" in line for line in lines)

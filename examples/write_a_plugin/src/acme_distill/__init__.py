@@ -1,0 +1,1 @@
+"""Acme's backbone for distillkit. Nothing is imported here: a listing imports this package."""

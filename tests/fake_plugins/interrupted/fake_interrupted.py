@@ -1,0 +1,3 @@
+"""Is interrupted from the keyboard while it is imported."""
+
+raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Its entry point names an attribute that is not there."""

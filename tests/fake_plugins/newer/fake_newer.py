@@ -1,0 +1,3 @@
+"""Written for a distillkit of the future."""
+
+DISTILLKIT_API = 99

@@ -1,0 +1,241 @@
+"""``python -m distillkit``: listings, details, what is wrong, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import distillkit as dk
+from distillkit.__main__ import COMMANDS, listing, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def columns(text):
+    return [re.split(r"\s{2,}", line) for line in text.splitlines()]
+
+
+def test_losses_are_listed_with_their_tags_and_papers(capsys):
+    assert main(["losses"]) == 0
+    rows = columns(capsys.readouterr().out)
+    assert [
+        "kl_divergence",
+        "distillkit",
+        "Forward KL of softened logits: soft labels.",
+        "nonnegative, zero_at_identity, shift_invariant",
+        "hinton-etal-2015-distilling",
+    ] in rows
+    assert len(rows) == len({row[0] for row in rows}) > 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("adapters", ["good-backbone", "fake-good", "The backbone of Fake_Good.", "fake_good.parts.*"]),
+        ("aligners", ["good_halves", "fake-good", "Every second."]),
+        ("recipes", ["good_recipe", "fake-good", "L1."]),
+        ("operations", ["good_attention", "fake-good", "A kernel of its own."]),
+    ],
+)  # fmt: skip
+def test_every_kind_is_listed(install, capsys, kind, row):
+    install("good")
+    assert main([kind]) == 0
+    assert row in columns(capsys.readouterr().out)
+
+
+def test_an_empty_listing_says_so(monkeypatch):
+    monkeypatch.setattr("distillkit.__main__.provided", lambda kind: {})
+    assert listing("adapters") == "no adapters are registered"
+
+
+def test_the_listing_marks_conflicts(install):
+    install("good", "twin")
+    lines = [line for line in listing("losses").splitlines() if line.startswith("good_l1 ")]
+    assert [row[1] for row in columns("\n".join(lines))] == [
+        "fake-good (conflict)",
+        "fake-twin (conflict)",
+    ]
+
+
+def test_details_show_every_field(install, capsys):
+    install("good", "twin")
+    assert main(["losses", "fake-good:good_l1", "mse"]) == 0
+    first, second, _ = capsys.readouterr().out.split("\n\n")
+    assert columns(first) == [
+        ["from", "fake-good:good"],
+        ["name", "good_l1"],
+        ["function", "fake_good.parts:good_l1"],
+        ["signature", "(d),(d)->()"],
+        ["tags", "nonnegative, zero_at_identity"],
+        ["summary", "Mean absolute difference."],
+        ["reference", "nobody-2026-good"],
+    ]
+    assert ["name", "mse"] in columns(second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["losses", "kl_divergance"], "no loss is called 'kl_divergance'; did you mean 'kl_diver"),
+        (["losses", "good_l1"], 'write "fake-good:good_l1" or "fake-twin:good_l1"'),
+        (["recipes", "Dide"], "no recipe is called 'Dide'; did you mean 'dide'?"),
+    ],
+)
+def test_a_name_that_cannot_be_shown_is_exit_code_1(install, capsys, arguments, said):
+    install("good", "twin")
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["loses"], "there is no command 'loses'; did you mean 'losses'?"),
+        (["Plugin"], "there is no command 'Plugin'; did you mean 'plugins'?"),
+        (["frobnicate"], "there is no command 'frobnicate'; known: 'adapters', 'aligners',"),
+        ([], "required: command"),
+        (["check"], "required: file.toml"),
+        (["plugins", "x"], "unrecognized arguments: x"),
+    ],
+)
+def test_bad_usage_is_exit_code_2(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_plugins_are_listed_with_what_they_provide_or_why_they_were_left_out(install, capsys):
+    install("good", "newer", "broken", "exiting")
+    assert main(["plugins"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = columns(out)
+    assert rows[0][:3] == ["distillkit", dk._plugins.loading.core_version(), "loaded"]
+    good = "1 loss, 1 adapter, 1 aligner, 1 recipe, 1 operation"
+    assert ["fake-good:good", "1.2", "loaded", good] in rows
+    after = dict(zip([row[0] for row in rows], [row[-1] for row in rows[1:]], strict=False))
+    assert "No module named 'no_such_dependency'" in after["fake-broken:broken"]
+    assert "usage: fake_exiting FILE" in after["fake-exiting:exiting"]
+    assert "is written for plugin API 99" in after["fake-newer:newer"]
+
+
+def test_plugins_that_the_environment_leaves_out_are_marked_off(install, capsys, monkeypatch):
+    install("good", "broken")
+    monkeypatch.setenv("DISTILLKIT_PLUGINS", "")
+    assert main(["plugins"]) == 0
+    rows = columns(capsys.readouterr().out)
+    assert rows[1:] == [
+        ["fake-broken:broken", "0.1", "off"],
+        ["", "DISTILLKIT_PLUGINS does not name it"],
+        ["fake-good:good", "1.2", "off"],
+        ["", "DISTILLKIT_PLUGINS does not name it"],
+    ]
+
+
+def test_a_misspelt_environment_is_exit_code_1(install, capsys, monkeypatch):
+    install("good")
+    monkeypatch.setenv("DISTILLKIT_PLUGINS", "fake-god")
+    assert main(["losses"]) == 1
+    assert "error: no plugin or module (in DISTILLKIT_PLUGINS)" in capsys.readouterr().err
+
+
+def test_a_listing_with_a_broken_plugin_says_so_without_a_traceback(run):
+    done = run("-m", "distillkit", "losses", installed=["broken", "good"])
+    assert "good_l1" in done.stdout
+    said = "left out: 'fake-broken:broken'; `python -m distillkit plugins` says why\n"
+    assert done.stderr == said
+
+
+def test_the_exit_code_reaches_the_shell(run, tmp_path):
+    (tmp_path / "wrong.toml").write_text("[[terms]]\nlos = 'mse'")
+    file = str(tmp_path / "wrong.toml")
+    assert run("-m", "distillkit", "check", file, check=False).returncode == 1
+    assert run("-m", "distillkit", "check", "dide").returncode == 0
+
+
+def test_the_schema_is_the_recipes_own(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == dk.Recipe.model_json_schema()
+
+
+def test_check_says_what_right_files_are(capsys):
+    files = [str(ROOT / "examples" / "dide" / name) for name in ("dide.toml", "student.toml")]
+    assert main(["check", *files, "dide"]) == 0
+    recipe, adapter, named = capsys.readouterr().out.splitlines()
+    assert recipe == (
+        f"{files[0]}: a recipe, 'dide-digits', with the terms kl_divergence/logits, "
+        "attention_kl/attention.text_to_image, attention_kl/attention.image_to_text"
+    )
+    assert adapter == f"{files[1]}: an adapter with the streams text, image"
+    assert named.startswith("dide: a recipe, 'dide', with the terms kl_divergence/logits, ")
+
+
+TERM = "name = 'x'\n[[terms]]\nloss = 'mse'\non = 'logits'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TERM.replace("mse", "mze"), "no loss is called 'mze'; did you mean 'mse'"),
+        (TERM + "wieght = 2", "no key of a term is called 'wieght'; did you mean 'weight'"),
+        (TERM + "options = { temprature = 2.0 }", "no option is called 'temprature'"),
+        (TERM + "align = ['projecter']", "no aligner is called 'projecter'; did you mean 'proj"),
+        (TERM + "[[terms]]\nloss = 'mse'\non = 'logits'", "several terms are called 'mse/logits'"),
+        ("name = 'x'\nterms = []", "a recipe needs at least one"),
+        ("streams = { joint = 'x' }\ninptus = {}", "no key of an adapter is called 'inptus'"),
+        ("[[tokens.joint]]\nmodality = 'text'", "streams: Field required"),
+        ("name = ", "no TOML: Invalid value"),
+        ("[project]\nname = 'x'", "neither a recipe, which has [[terms]], nor an adapter"),
+        ("", "it has nothing"),
+    ],
+)
+def test_check_says_what_is_wrong_and_goes_on(tmp_path, capsys, text, said):
+    wrong, right = tmp_path / "wrong.toml", tmp_path / "right.toml"
+    wrong.write_text(text)
+    right.write_text(TERM)
+    assert main(["check", str(wrong), str(right)]) == 1
+    out = capsys.readouterr().out
+    assert said in out
+    assert str(wrong) in out
+    assert f"{right}: a recipe" in out
+
+
+def test_check_of_files_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
+    (tmp_path / "folder.toml").mkdir()
+    for name, said in [
+        ("latin.toml", "UnicodeDecodeError"),
+        ("folder.toml", "no recipe file is called"),
+        ("nothing.toml", "no recipe file is called"),
+        ("nothing", "no recipe is called"),
+    ]:
+        assert main(["check", str(tmp_path / name)]) == 1
+        assert said in capsys.readouterr().out
+
+
+def test_check_knows_the_losses_of_plugins(install, tmp_path, capsys):
+    (tmp_path / "x.toml").write_text(TERM.replace("mse", "good_l1"))
+    assert main(["check", str(tmp_path / "x.toml")]) == 1
+    assert "no loss is called 'good_l1'" in capsys.readouterr().out
+
+
+def test_help_describes_every_command(capsys):
+    for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        out = " ".join(capsys.readouterr().out.split())
+        shown = COMMANDS if arguments == ["--help"] else arguments[:1]
+        assert all(COMMANDS[name].help in out for name in shown)
+
+
+def test_every_command_has_a_heading_and_its_line_in_the_docs():
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    headings = set(re.findall(r"^## `(\S+).*`$", page, re.MULTILINE))
+    assert headings == set(COMMANDS)
+    words = " ".join(page.split()).lower()
+    assert all(command.help.lower() in words for command in COMMANDS.values())

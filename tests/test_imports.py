@@ -30,7 +30,7 @@ def loaded_by(code):
         "import distillkit; distillkit.LossSpec('x', 'm:f', signature='(v),(v)->()'); distillkit.register",
         *(
             f"from distillkit.__main__ import main; main(['{kind}'])"
-            for kind in ("losses", "recipes", "adapters", "aligners", "operations")
+            for kind in ("losses", "recipes", "adapters", "aligners", "operations", "plugins")
         ),
     ],
 )

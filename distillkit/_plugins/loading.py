@@ -185,10 +185,13 @@ def _unpackaged(module: str, found: list[Source]) -> Source:
 def _exists(module: str) -> bool:
     if not _MODULE.fullmatch(module):
         return False
+    path = module.partition(":")[0]
     try:
-        return importlib.util.find_spec(module.partition(":")[0]) is not None
-    except ModuleNotFoundError:  # of a package above it
-        return False
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError as error:  # of a package above it, or of what that one needs
+        return not f"{path}.".startswith(f"{error.name}.")
+    except (Exception, SystemExit):  # there, and broken: loading it says how
+        return True
 
 
 def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:

@@ -50,7 +50,7 @@ class LossSpec:
         _check_texts(self, "signature", "summary", "reference")
         if self.name == "task":
             raise SpecError('no loss may be called "task": recipes call the student\'s own loss so')
-        _check_reference(self, "function")
+        _check_references(self)
         if not (isinstance(self.tags, tuple) and all(isinstance(tag, str) for tag in self.tags)):
             raise SpecError(
                 f'loss {self.name!r}: tags is a tuple of strings, such as ("nonnegative",); '
@@ -80,7 +80,7 @@ class AdapterSpec:
 
     def __post_init__(self) -> None:
         _check_texts(self, "matches", "summary")
-        _check_reference(self, "factory")
+        _check_references(self)
         if not self.matches:
             raise SpecError(
                 f"adapter {self.name!r}: matches is a pattern over the dotted name of the model's "
@@ -109,7 +109,7 @@ class AlignerSpec:
 
     def __post_init__(self) -> None:
         _check_texts(self, "summary")
-        _check_reference(self, "factory")
+        _check_references(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,7 @@ class OperationSpec:
 
     def __post_init__(self) -> None:
         _check_texts(self, "summary")
-        _check_reference(self, "target")
-        _check_reference(self, "read")
+        _check_references(self)
 
 
 Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
@@ -174,8 +173,8 @@ SPEC_TYPES: tuple[type[Spec], ...] = get_args(Spec)
 def references(spec: Spec) -> dict[str, Reference]:
     """Field -> reference, of every field that names something to import."""
     fields = ("function", "example", "factory", "target", "read")
-    given = {field: getattr(spec, field, None) for field in fields}
-    return {field: reference for field, reference in given.items() if reference is not None}
+    given = {field: getattr(spec, field) for field in fields if hasattr(spec, field)}
+    return {f: reference for f, reference in given.items() if (f, reference) != ("example", None)}
 
 
 def resolve(reference: Reference) -> Any:
@@ -231,12 +230,11 @@ def _check_texts(spec: Spec, *fields: str) -> None:
             )
 
 
-def _check_reference(spec: Spec, field: str) -> None:
-    given = getattr(spec, field)
-    if isinstance(given, str) and _REFERENCE.fullmatch(given):
-        return
-    if isinstance(given, str) or not callable(given):
-        raise SpecError(
-            f'{spec.kind} {spec.name!r}: {field} is "package.module:attribute" or the object '
-            f"itself; got {given!r}"
-        )
+def _check_references(spec: Spec) -> None:
+    for field, given in references(spec).items():
+        written = isinstance(given, str) and _REFERENCE.fullmatch(given)
+        if not written and (isinstance(given, str) or not callable(given)):
+            raise SpecError(
+                f'{spec.kind} {spec.name!r}: {field} is "package.module:attribute" or the object '
+                f"itself; got {given!r}"
+            )

@@ -36,7 +36,7 @@ def check_plugin(plugin: str) -> list[CheckResult]:
     """
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
     done = subprocess.run(
-        [sys.executable, "-m", "distillkit._plugins.probe", plugin],
+        [sys.executable, "-P", "-m", "distillkit._plugins.probe", plugin],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import distillkit as dk
-from distillkit.__main__ import COMMANDS, listing, main
+from distillkit.__main__ import COMMANDS, Command, listing, main
 from distillkit._plugins.registry import lookup
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +220,16 @@ def test_check_knows_the_losses_of_plugins(install, tmp_path, capsys):
     (tmp_path / "x.toml").write_text(TERM.replace("mse", "good_l1"))
     assert main(["check", str(tmp_path / "x.toml")]) == 1
     assert "no loss is called 'good_l1'" in capsys.readouterr().out
+
+
+def test_a_command_may_be_named_by_a_reference_and_is_imported_when_it_runs(monkeypatch):
+    command = Command("list folders", "distillkit_no_such_module:run", lambda parser: None)
+    monkeypatch.setitem(COMMANDS, "folders", command)
+    assert main(["recipes"]) == 0
+    assert main(["folders"]) == 1  # only now is its module looked for
+    monkeypatch.setitem(COMMANDS, "folders", command._replace(run="builtins:len"))
+    with pytest.raises(TypeError, match="Namespace"):
+        main(["folders"])
 
 
 def test_help_describes_every_command(capsys):

@@ -56,7 +56,6 @@ def installed(tmp_path_factory):
     return target
 
 
-@pytest.mark.xdist_group("the stranger's package")
 def test_installing_it_adds_its_own_lines_to_the_listings_and_changes_nothing_else(
     installed, tmp_path
 ):
@@ -74,7 +73,6 @@ def test_installing_it_adds_its_own_lines_to_the_listings_and_changes_nothing_el
     }
 
 
-@pytest.mark.xdist_group("the stranger's package")
 def test_its_own_tests_pass_where_it_is_installed(installed, tmp_path):
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__py*"))
     shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)
@@ -82,7 +80,6 @@ def test_its_own_tests_pass_where_it_is_installed(installed, tmp_path):
     assert re.search(r"^\d+ passed", out, re.MULTILINE), out
 
 
-@pytest.mark.xdist_group("the stranger's package")
 def test_removing_it_takes_everything_away(installed, tmp_path):
     shutil.copytree(installed, tmp_path / "site")
     kinds = ("adapters", "plugins")

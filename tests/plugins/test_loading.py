@@ -274,6 +274,7 @@ def test_the_environment_chooses_the_plugins(install, monkeypatch, setting, load
         ("fake-good,no_such_module", "no plugin or module .in DISTILLKIT_PLUGINS. is called 'no_s"),
         ("no_such.module", "is called 'no_such.module'"),
         ("fake_good.plugn", "is called 'fake_good.plugn'"),
+        ("fake_good.plugin.hooks", "is called 'fake_good.plugin.hooks'"),
         ("not a name", "is called 'not a name'"),
         ("good:", "is called 'good:'"),
     ],
@@ -283,6 +284,23 @@ def test_a_misspelt_choice_is_an_error_not_a_missing_plugin(install, monkeypatch
     monkeypatch.setenv("DISTILLKIT_PLUGINS", setting)
     with pytest.raises(errors.UnknownNameError, match=message):
         lookup(dk.LossSpec, "mse")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("fake_broken.part", "No module named 'no_such_dependency'"),
+        ("fake_exiting.part", "SystemExit: usage: fake_exiting FILE"),
+        ("json", "it has none of the hooks"),
+    ],
+)
+def test_a_module_that_is_there_and_broken_is_no_misspelt_one(
+    install, monkeypatch, setting, problem
+):
+    install("broken", "exiting")
+    monkeypatch.setenv("DISTILLKIT_PLUGINS", setting)
+    with pytest.warns(errors.PluginLoadWarning, match=f"'{setting}' was left out: .*{problem}"):
+        assert "mse" in provided(dk.LossSpec)
 
 
 def test_the_trace_prints_every_import_and_hook_call_with_its_time(install, monkeypatch, capsys):

@@ -18,6 +18,7 @@ Reference = str | Callable[..., Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+")  # as torch itself names a custom operator
 _RESOURCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^/\\:][^\\:]*\.toml")
 
 
@@ -190,6 +191,8 @@ def resolve(reference: Reference) -> Any:
     """
     if not isinstance(reference, str):
         return reference
+    if _OPERATOR.fullmatch(reference):
+        reference = reference.replace("torch.", "torch:", 1)
     module, _, attribute = reference.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -232,7 +235,9 @@ def _check_texts(spec: Spec, *fields: str) -> None:
 
 def _check_references(spec: Spec) -> None:
     for field, given in references(spec).items():
-        written = isinstance(given, str) and _REFERENCE.fullmatch(given)
+        written = isinstance(given, str) and (
+            _REFERENCE.fullmatch(given) or _OPERATOR.fullmatch(given)
+        )
         if not written and (isinstance(given, str) or not callable(given)):
             raise SpecError(
                 f'{spec.kind} {spec.name!r}: {field} is "package.module:attribute" or the object '

@@ -132,7 +132,7 @@ LOSS = "LossSpec('x', 'math:dist', signature='(d),(d)->()')"
         ("return [dk.AdapterSpec('x', matches='', factory='m:f')]", "matches is a pattern over"),
         ("return [dk.RecipeSpec('x', resource='x.toml')]", "resource is a TOML file inside a pack"),
         ("return [dk.RecipeSpec('x.toml', resource='p:x.toml')]", "ends in .toml is read as a pat"),
-        ("return [dk.OperationSpec('x', target='torch.ops.m.f', read='m:f')]", "target is \"packa"),
+        ("return [dk.OperationSpec('x', target='mylib.f', read='m:f')]", "target is \"packa"),
     ],
 )  # fmt: skip
 def test_what_a_hook_may_not_return(plugin, code, problem):

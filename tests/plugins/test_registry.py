@@ -151,3 +151,8 @@ def test_an_adapter_is_found_by_the_class_of_the_model():
     assert dk.adapter_for(Child(), adapter).streams == adapter.streams
     with pytest.raises(TypeError, match="an adapter has `streams`"):
         dk.adapter_for(Child(), 3)
+
+
+def test_an_operator_is_named_as_torch_names_it():
+    assert resolve("torch.ops.aten.add") is torch.ops.aten.add
+    dk.OperationSpec("x", target="torch.ops.acme.fused", read="m:f")  # need not exist

@@ -107,6 +107,15 @@ def _takes_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _takes_a_function(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="package.module:function",
+        help="a function without arguments that returns (model, batch), the batch a dictionary of "
+        "what the model is called with",
+    )
+
+
 def _takes_nothing(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -241,6 +250,11 @@ COMMANDS = {
         "say what is wrong with recipes and adapter files; exit code 1 if anything is",
         _check,
         _takes_files,
+    ),
+    "inspect": Command(
+        "list the attentions of a model, each checked, and the first lines of an adapter for it",
+        "distillkit._capture.inspection:run",
+        _takes_a_function,
     ),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,44 +22,48 @@ from torch.nn import functional as F
 
 from .._attention import Attention
 from .._plugins.registry import provided
-from .._plugins.specs import OperationSpec, resolve
-from ..errors import CaptureError
+from .._plugins.specs import OperationSpec, Reference, resolve
+from ..errors import CaptureError, PluginLoadWarning, SpecError
 
 Function = Callable[..., Any]
-Reader = Callable[..., Attention]
 
 OPERATORS = (OpOverload, OpOverloadPacket)
 _PREFIX = "torch.ops."
 _TORCHS_OWN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "higher_order"})
 
 
-def readers(also: Iterable[OperationSpec] = ()) -> dict[Any, Reader]:
+def readers(also: Iterable[OperationSpec] = ()) -> dict[Any, Reference]:
     """Function -> how its calls are read, as the core and plugins name them.
 
-    A target whose module is not loaded cannot be called by the model and is left out.
+    A target whose module is not loaded cannot be called by the model and is left out, as is one
+    that is not there, with a warning.
 
     Args:
         also: further operations, that nobody registered.
     """
     known = [spec for specs in provided(OperationSpec).values() for spec in specs.values()]
-    found: dict[Any, Reader] = {}
+    found: dict[Any, Reference] = {}
     for spec in [*known, *also]:
-        target = _loaded(spec)
+        try:
+            target = _loaded(spec)
+        except SpecError as error:
+            message = f"operation {spec.name!r} was left out: {error}"
+            warnings.warn(message, PluginLoadWarning, stacklevel=4)
+            continue
         if target is not None:
-            found[target] = resolve(spec.read)
+            found[target] = spec.read
     return found
 
 
 def _loaded(spec: OperationSpec) -> Any:
     """The function that a spec names; None while nobody has loaded it."""
     target = spec.target
-    if not isinstance(target, str):
-        return known_as(target)
-    if target.startswith(_PREFIX):
-        namespace, _, name = target.removeprefix(_PREFIX).partition(".")
-        return getattr(getattr(torch.ops, namespace), name, None)
-    if target.partition(":")[0] not in sys.modules:
-        return None
+    if isinstance(target, str):
+        if target.startswith(_PREFIX):
+            namespace, _, name = target.removeprefix(_PREFIX).partition(".")
+            return getattr(getattr(torch.ops, namespace), name, None)
+        if target.partition(":")[0] not in sys.modules:
+            return None
     return known_as(resolve(target))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention, widen
+from .._plugins.specs import resolve
 from ..errors import CaptureError, ShapeError
 from .axes import (
     Axes,
@@ -72,7 +73,7 @@ def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
     """The attention of a function that computes a whole one, and what it returned."""
     try:
         args, kwargs = _unfolded(call, examples) if call.nodes else (call.args, call.kwargs)
-        attention = call.read(*args, **kwargs)
+        attention = resolve(call.read)(*args, **kwargs)
     except (Unreadable, ShapeError) as reason:
         raise CaptureError(f"the arguments of its fused attention do not tell: {reason}") from None
     output = call.output

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._plugins.specs import Reference
 from .history import Node
 
 Function = Callable[..., Any]
@@ -127,7 +128,7 @@ class FusedCall:
     """One call of a function that computes a whole attention.
 
     Attributes:
-        read: from the call's arguments to an ``Attention``.
+        read: from the call's arguments to an ``Attention``; a reference, resolved when it is read.
         args: of the call.
         kwargs: of the call.
         output: what it returned, where that is kept.
@@ -140,7 +141,7 @@ class FusedCall:
     has_lost_gradient = False  # its arguments are what the reader takes, with their graph
 
     def __init__(
-        self, read: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+        self, read: Reference, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
         self.same_source: bool | None = None

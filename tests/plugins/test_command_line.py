@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,55 @@ def test_every_command_has_a_heading_and_its_line_in_the_docs():
     assert headings == set(COMMANDS)
     words = " ".join(page.split()).lower()
     assert all(command.help.lower() in words for command in COMMANDS.values())
+
+
+MODELS = """
+import torch
+from torch import nn
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), {"src": torch.zeros(1, 3, 8)}
+
+def nothing():
+    return nn.Linear(2, 2), {"input": torch.zeros(1, 2)}
+
+def wrong():
+    return nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture
+def in_a_folder_with_models(tmp_path, monkeypatch):
+    (tmp_path / "tiny_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("tiny_models", None)
+
+
+def test_inspect_lists_attentions_and_starts_an_adapter(in_a_folder_with_models, capsys):
+    assert main(["inspect", "tiny_models:encoder"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("MultiheadAttention") == 2
+    assert said.count("verified") == 2
+    assert 'streams = { joint = "layers.*.self_attn" }' in said
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("tiny_models:wrong", "returns (model, batch), a module and a dictionary"),
+        ("tiny_models:encodr", "did you mean 'encoder'"),
+        ("tiny_model:encoder", "there is no module 'tiny_model'"),
+        ("tiny_models", 'inspect takes "package.module:function"'),
+    ],
+)
+def test_inspect_says_what_it_takes(in_a_folder_with_models, capsys, target, said):
+    assert main(["inspect", target]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_inspect_of_a_model_without_attention(in_a_folder_with_models, capsys):
+    assert main(["inspect", "tiny_models:nothing"]) == 1
+    assert capsys.readouterr().out == "no attention was found\n"

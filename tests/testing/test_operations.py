@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 import distillkit as dk
-from distillkit import testing
+from distillkit import errors, testing
+from distillkit._capture.scope import Scope
 from distillkit.testing import check_operation
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fused_attention.py"
@@ -123,3 +124,12 @@ def test_the_example_passes_its_own_checks():
     done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, check=True)
     assert done.stdout.count("passed") == 4
     assert "failed" not in done.stdout
+
+
+def test_an_operation_that_is_not_there_is_one_warning(qkv):
+    missing = dk.OperationSpec("test_missing", target="math:attend", read=read)
+    model = torch.nn.Module()
+    model.forward = lambda: F.scaled_dot_product_attention(*qkv)
+    with pytest.warns(errors.PluginLoadWarning, match="'test_missing' was left out.*math.*attend"):
+        scope = Scope(model, [""], also=[missing])
+    scope.close()

@@ -87,9 +87,17 @@ def distilled(
 
 
 def bare(
-    kind: str, wrap: Callable[[nn.Module], nn.Module], part: slice, *, before: bool
+    kind: str,
+    wrap: Callable[[nn.Module], nn.Module],
+    part: slice,
+    *,
+    before: bool,
+    anchored: bool = False,
 ) -> Gradients:
-    """The caller's own loop: task and attention, captured before or after wrapping."""
+    """The caller's own loop, captured before or after wrapping: task and attention.
+
+    Anchored, it is attention alone.
+    """
     student = student_of(kind)
     wrapped = student if before else wrap(student)
     with dk.capture(wrapped, "text.blocks.*", "image.blocks.*") as record:
@@ -99,7 +107,9 @@ def bare(
             student.zero_grad()
             batch = batch_of(step, part)
             output = wrapped(**{name: batch[name] for name in tiny.INPUTS})
-            (output.logits.square().mean() + attention_loss(record)).backward()
+            loss = attention_loss(record)
+            task = output.logits.square().mean()
+            (dk.anchor(loss, output) if anchored else task + loss).backward()
     return gradients(student)
 
 
@@ -146,6 +156,9 @@ def scenarios(part: slice) -> dict[str, Callable[[], Gradients]]:
                 found[f"{kind}, {way}, distiller: {loss}"] = (
                     lambda kind=kind, wrap=wrap, task=task: distilled(kind, wrap, part, task=task)
                 )
+            found[f"{kind}, {way}, captured and anchored: bare attention"] = (
+                lambda kind=kind, wrap=wrap: bare(kind, wrap, part, before=False, anchored=True)
+            )
             if "checkpointed" not in way:
                 for before in (True, False):
                     order = "before" if before else "after"
@@ -161,8 +174,9 @@ def alone(name: str) -> Gradients:
     """What one process computes on the joined batch."""
     kind, loss = name.split(",")[0], name.rpartition(": ")[2]
     everything = slice(0, EXAMPLES)
-    if loss == "bare":
-        return bare(kind, lambda model: model, everything, before=True)
+    if loss.startswith("bare"):
+        anchored = loss != "bare"
+        return bare(kind, lambda model: model, everything, before=True, anchored=anchored)
     return distilled(kind, lambda model: model, everything, task=loss != "attention alone")
 
 

@@ -15,6 +15,8 @@ from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import checked_pair
 
+_LEAST_SIMILARITY = 2.0**-21
+
 
 def relation_kl(
     student: Attention | Tensor,
@@ -194,7 +196,8 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: \sum_j p_{ij} (\log p_{ij} - \log q_{ij}), \quad
               p_{ij} = k_{ij} / \textstyle\sum_j k_{ij}, \; k = (\cos + 1) / 2
 
-    with the example itself among the j.
+    with the example itself among the j. A cosine is known to float32's rounding: k is at least
+    2 ** -21, where the authors' code adds 1e-7, so that opposite vectors have a finite value.
 
     Shape: ``(n,d),(n,e)->(n)``.
 
@@ -221,12 +224,9 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _log_similarities(x: Tensor) -> Tensor:
     directions = unit(x)
-    kernel = (inner_products(directions, directions) + 1).clamp_min(0) / 2
-    positive = kernel > 4 * torch.finfo(x.dtype).eps  # opposite vectors have none
-    total = torch.where(positive, kernel, 0).sum(-1, keepdim=True)
-    some = positive.any(-1, keepdim=True)
-    logs = torch.where(positive, kernel, 1).log() - torch.where(some, total, 1).log()
-    return torch.where(positive, logs, -torch.inf)
+    kernel = (inner_products(directions, directions) + 1) / 2
+    logs = kernel.clamp_min(_LEAST_SIMILARITY).log()
+    return logs - logs.logsumexp(-1, keepdim=True)
 
 
 def cka_distance(student: Tensor, teacher: Tensor, *, unbiased: bool = False) -> Tensor:

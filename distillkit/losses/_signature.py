@@ -61,6 +61,12 @@ def check_positive(name: str, value: float) -> None:
         raise OptionError(f"{name} must be greater than 0; got {value}")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse an option that must be at least zero."""
+    if not value >= 0:
+        raise OptionError(f"{name} must be at least 0; got {value}")
+
+
 def check_between(name: str, value: float, low: float, high: float, fix: str) -> None:
     """Refuse an option outside an open interval."""
     if not low < value < high:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ._divergence import Temperature, cross_entropy, forward_kl, log_softmax
-from ._signature import check_positive, check_where, checked_pair
+from ._signature import check_not_negative, check_positive, check_where, checked_pair
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -38,8 +38,8 @@ def decoupled_kl_divergence(
         student: logits.
         teacher: logits of the same shape.
         labels: integer ``(...)``: the target class of each row.
-        alpha: weight of the first part.
-        beta: weight of the second; it vanishes for two classes.
+        alpha: weight of the first part, >= 0.
+        beta: weight of the second, >= 0; it vanishes for two classes.
         temperature: T > 0, softens both sides.
         where: boolean, the classes that exist.
 
@@ -48,7 +48,7 @@ def decoupled_kl_divergence(
 
     Raises:
         ShapeError: shapes that do not fit, labels that are not integers or not in range.
-        OptionError: a temperature that is not positive.
+        OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]])
@@ -61,6 +61,8 @@ def decoupled_kl_divergence(
     student, teacher = checked_pair("decoupled_kl_divergence", "(v),(v)->()", student, teacher)
     target = _target(labels, student, where)
     check_positive("temperature", temperature)
+    check_not_negative("alpha", alpha)
+    check_not_negative("beta", beta)
     binary, others = [], []
     for logits in (student, teacher):
         log_p = log_softmax(logits, where, temperature)
@@ -91,7 +93,7 @@ def nkd(
         student: logits.
         teacher: logits of the same shape.
         labels: integer ``(...)``: the target class of each row.
-        gamma: weight of the second part.
+        gamma: weight of the second part, >= 0.
         temperature: T > 0, of the second part alone.
         where: boolean, the classes that exist.
 
@@ -100,7 +102,7 @@ def nkd(
 
     Raises:
         ShapeError: shapes that do not fit, labels that are not integers or not in range.
-        OptionError: a temperature that is not positive.
+        OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
         >>> nkd(torch.zeros(1, 3), torch.zeros(1, 3), labels=torch.tensor([0]), gamma=1.0)
@@ -112,6 +114,7 @@ def nkd(
     student, teacher = checked_pair("nkd", "(v),(v)->()", student, teacher)
     target = _target(labels, student, where)
     check_positive("temperature", temperature)
+    check_not_negative("gamma", gamma)
     log_q, log_p = (_sum(log_softmax(x, where, 1.0), target) for x in (student, teacher))
     of_label = cross_entropy(log_q[..., None], log_p[..., None])
     rest = _both(~target, where)

@@ -38,6 +38,7 @@ from ._relation import relation_kl as relation_kl
 from ._relation import rkd_angle as rkd_angle
 from ._relation import rkd_distance as rkd_distance
 from ._relation import similarity_preserving as similarity_preserving
+from ._signature import checked_pair as checked_pair
 from ._target import decoupled_kl_divergence as decoupled_kl_divergence
 from ._target import nkd as nkd
 from ._top_k import top_k_jensen_shannon_divergence as top_k_jensen_shannon_divergence

@@ -137,5 +137,5 @@ def _centered(x: Tensor, where: Tensor | None) -> Tensor:
         return centered
     size = torch.where(kept, x, 0).detach().abs().amax(-1, keepdim=True)
     rounding = 4 * torch.finfo(x.dtype).eps * size
-    varies = centered.detach().abs().amax(-1, keepdim=True) > rounding
+    varies = ~(centered.detach().abs().amax(-1, keepdim=True) <= rounding)  # NaN varies
     return torch.where(varies, centered, 0)

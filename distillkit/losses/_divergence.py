@@ -212,8 +212,8 @@ def soft_binary_cross_entropy(
     for sign in (1, -1):
         label, log_q = (sign * teacher / temperature).sigmoid(), sign * student / temperature
         # sigmoid(-inf) is no label for a class whose logarithm is -inf: 0 * inf stays out
-        total = total - torch.where(label > 0, label, 0) * torch.where(
-            label > 0, F.logsigmoid(log_q), 0
+        total = total - torch.where(label != 0, label, 0) * torch.where(
+            label != 0, F.logsigmoid(log_q), 0
         )
     total = total if where is None else torch.where(where, total, 0)
     return temperature**2 * total.sum(-1)
@@ -266,7 +266,8 @@ def log_softmax(scores: Tensor, where: Tensor | None, temperature: float) -> Ten
     Shape: ``(v)->(v)``. Entries that are -inf count as dropped; a row without kept entries is
     -inf throughout and has no gradient. What a dropped entry held reaches nothing.
     """
-    kept = scores > -torch.inf if where is None else where & (scores > -torch.inf)
+    # NaN is no -inf: a model that diverged must be seen
+    kept = scores != -torch.inf if where is None else where & (scores != -torch.inf)
     some = kept.any(-1, keepdim=True)
     # all -inf has no softmax: such a row is computed from zeros and dropped afterwards
     filled = torch.where(kept, scores / temperature, torch.where(some, -torch.inf, 0.0))
@@ -278,7 +279,7 @@ def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
     An entry without mass in p contributes 0; one that only q lacks makes the value +inf.
     """
-    has_mass = log_p > -torch.inf
+    has_mass = log_p != -torch.inf
     lacking = has_mass & (log_q == -torch.inf)
     # a difference of two infinities is NaN, and so is 0 * inf where p underflows: both stay out
     difference = torch.where(has_mass & ~lacking, log_p - log_q, 0)
@@ -287,7 +288,7 @@ def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
     """-sum p log q from log-probabilities, by the rules of :func:`forward_kl`."""
-    has_mass = log_p > -torch.inf
+    has_mass = log_p != -torch.inf
     lacking = has_mass & (log_q == -torch.inf)
     safe = torch.where(has_mass & ~lacking, log_q, 0)
     return torch.where(lacking.any(-1), torch.inf, -(log_p.exp() * safe).sum(-1))
@@ -295,7 +296,7 @@ def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def mixture_divergence(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
     """The generalised Jensen-Shannon divergence from log-probabilities, beta on p's side."""
-    some = (log_p > -torch.inf) | (log_q > -torch.inf)
+    some = (log_p != -torch.inf) | (log_q != -torch.inf)
     weighted = torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)])
     log_m = torch.where(some, torch.where(some, weighted, 0).logsumexp(0), -torch.inf)
     parts = beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)

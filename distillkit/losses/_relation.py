@@ -121,10 +121,10 @@ def _mean_one_distances(x: Tensor) -> Tensor:
     n = x.shape[-2]
     differences = x[..., :, None, :] - x[..., None, :, :]
     squares = differences.square().sum(-1)
-    apart = squares > 0
+    apart = squares != 0
     distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
     mean = distances.sum((-1, -2), keepdim=True) / max(n * (n - 1), 1)
-    return distances / torch.where(mean > 0, mean, 1)
+    return distances / torch.where(mean != 0, mean, 1)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def cka_distance(student: Tensor, teacher: Tensor, *, unbiased: bool = False) ->
     hsic = _unbiased_hsic if unbiased else _hsic
     cross, own, others = hsic(*kernels), hsic(kernels[0], kernels[0]), hsic(kernels[1], kernels[1])
     product = own * others
-    varies = product > 0
+    varies = ~(product <= 0)  # NaN varies
     alignment = torch.where(varies, cross * torch.where(varies, product, 1).rsqrt(), 0)
     return (1 - alignment).clamp(0, 2 if unbiased else 1)
 
@@ -277,7 +277,7 @@ def _centered_examples(x: Tensor) -> Tensor:
         return centered
     rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax((-1, -2), keepdim=True)
     size = centered.detach().abs().amax((-1, -2), keepdim=True)
-    varies = size > rounding
+    varies = ~(size <= rounding)  # NaN varies
     return torch.where(varies, centered / torch.where(varies, size, 1), 0)
 
 

@@ -12,10 +12,21 @@ from ..errors import OptionError, ShapeError
 def checked_pair(
     loss: str, signature: str, student: Tensor, teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both tensors in float32 at least; they fit ``signature`` over equal leading axes.
+    """Both tensors, in float32 at least, once they fit a signature: the first line of a new loss.
+
+    Args:
+        loss: what the error calls the loss.
+        signature: the axes that the loss consumes and returns, ``"(v),(v)->()"``.
+        student: a floating point tensor.
+        teacher: another, with the same leading axes: nothing is broadcast.
 
     Raises:
         ShapeError: both shapes are printed, with the axis that differs.
+
+    Examples:
+        >>> checked_pair("mine", "(d),(d)->()", torch.zeros(2, 3), torch.zeros(2, 4))
+        Traceback (most recent call last):
+        distillkit.errors.ShapeError: mine needs the same 'd' on both sides ((d),(d)->()), ...
     """
     found = f"student {_describe(student)}, teacher {_describe(teacher)}"
     if not (student.is_floating_point() and teacher.is_floating_point()):

@@ -44,10 +44,11 @@ def decoupled_kl_divergence(
         where: boolean, the classes that exist.
 
     Returns:
-        One value >= 0 for each row, exactly 0 for equal logits.
+        One value >= 0 for each row, exactly 0 for equal logits; NaN, without gradient, where the
+        label is no class, as -100 is: leave those rows out with the mean's mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers or not in range.
+        ShapeError: shapes that do not fit, labels that are not integers.
         OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
@@ -68,7 +69,8 @@ def decoupled_kl_divergence(
         log_p = log_softmax(logits, where, temperature)
         binary.append(torch.stack([_sum(log_p, target), _sum(log_p, ~target)], -1))
         others.append(log_softmax(logits, _both(~target, where), temperature))
-    return temperature**2 * (alpha * forward_kl(*binary) + beta * forward_kl(*others))
+    value = temperature**2 * (alpha * forward_kl(*binary) + beta * forward_kl(*others))
+    return torch.where(target.any(-1), value, torch.nan)
 
 
 def nkd(
@@ -98,10 +100,12 @@ def nkd(
         where: boolean, the classes that exist.
 
     Returns:
-        One value >= 0 for each row; a cross-entropy, not 0 for equal logits.
+        One value >= 0 for each row; a cross-entropy, not 0 for equal logits. NaN, without
+        gradient, where the label is no class, as -100 is: leave those rows out with the mean's
+        mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers or not in range.
+        ShapeError: shapes that do not fit, labels that are not integers.
         OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
@@ -119,7 +123,8 @@ def nkd(
     of_label = cross_entropy(log_q[..., None], log_p[..., None])
     rest = _both(~target, where)
     others = cross_entropy(*(log_softmax(x, rest, temperature) for x in (student, teacher)))
-    return of_label + gamma * temperature**2 * others
+    value = of_label + gamma * temperature**2 * others
+    return torch.where(target.any(-1), value, torch.nan)
 
 
 def _target(labels: Tensor, logits: Tensor, where: Tensor | None) -> Tensor:
@@ -140,7 +145,7 @@ def _target(labels: Tensor, logits: Tensor, where: Tensor | None) -> Tensor:
 
 def _sum(log_p: Tensor, where: Tensor) -> Tensor:
     """The logarithm of the kept entries' sum; -inf where none has mass."""
-    kept = where & (log_p > -torch.inf)
+    kept = where & (log_p != -torch.inf)
     some = kept.any(-1)
     filled = torch.where(kept, log_p, torch.where(some[..., None], -torch.inf, 0.0))
     return torch.where(some, filled.logsumexp(-1), -torch.inf)

@@ -111,7 +111,7 @@ def _buckets(
 
 def _log_sum(log_p: Tensor) -> Tensor:
     """``(..., 1)``; -inf, without gradient, where nothing has mass."""
-    some = (log_p > -torch.inf).any(-1, keepdim=True)
+    some = (log_p != -torch.inf).any(-1, keepdim=True)
     return torch.where(some, torch.where(some, log_p, 0).logsumexp(-1, keepdim=True), -torch.inf)
 
 

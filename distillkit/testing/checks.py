@@ -6,6 +6,7 @@ A check returns nothing, or raises :class:`CheckFailedError` with one line that 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,16 @@ def finite_gradient(loss: Loss, given: Arguments) -> None:
             require(gradient.isfinite().all(), f"gradient to the {side} not finite{name}")
 
 
+def nan_reaches_value(loss: Loss, given: Arguments) -> None:
+    """A student of NaN gives a value of NaN: a model that diverged is seen, not averaged away."""
+    bare = every_row_counts(given)
+    for i, x in enumerate(bare.student):
+        student = list(bare.student)
+        student[i] = first_is_nan(x) if isinstance(x, Tensor) else _nan_queries(x)
+        value = loss(replace(bare, student=tuple(student)))[0]
+        require(value.isnan().any(), f"value {float(value.flatten()[0]):.6g} of a student of NaN")
+
+
 def gradcheck(loss: Loss, given: Arguments) -> None:
     """The gradient to every input is the slope of the value, away from kinks, in float64."""
     _gradcheck(loss, given)
@@ -93,14 +104,15 @@ def gradient_reaches_student(loss: Loss, given: Arguments) -> None:
     copy, student, _ = every_row_counts(given).with_leaves()
     value = loss(copy)
     module = loss.function if isinstance(loss.function, nn.Module) else nn.Module()
-    for name, parameter in module.named_parameters():
-        (gradient,) = gradients(value, [parameter])
-        require(gradient.any(), f"no gradient reaches the parameter {name!r}")
+    parameters = dict(module.named_parameters())
     # weights, so that nothing cancels in the sum
     weights = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
-    for gradient in gradients(value, student, weights):
+    found = gradients(value, [*student, *parameters.values()], weights)
+    for gradient in found[: len(student)]:
         reached = gradient.flatten(len(given.leading)).any(-1)
         require(reached.all(), "no gradient reaches the student")
+    for name, gradient in zip(parameters, found[len(student) :], strict=True):
+        require(gradient.any(), f"no gradient reaches the parameter {name!r}")
 
 
 def padding(loss: Loss, given: Arguments) -> None:
@@ -272,6 +284,10 @@ def _gradcheck(loss: Loss, given: Arguments) -> None:
         torch.autograd.gradcheck(function, order)
     except RuntimeError as error:
         raise CheckFailedError(str(error).strip().splitlines()[0]) from None
+
+
+def _nan_queries(x: Attention) -> Attention:
+    return Attention(first_is_nan(x.query), x.key, scale=x.scale)
 
 
 def _worst(value: Tensor) -> float:

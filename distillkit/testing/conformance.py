@@ -113,6 +113,7 @@ CHECKS = (
     Check(checks.edge_sizes, _always, GENERIC, side=(1, 1), leading=((), (1,), (0,), (2, 0))),
     Check(checks.gradcheck, _always, GENERIC, side=(1, 3), leading=((1,), (2,)), share=0.25),
     Check(checks.gradient_reaches_student, _always, GENERIC, side=(3, 4), leading=_ONE, share=0.5),
+    Check(checks.nan_reaches_value, _always, leading=_ONE, share=0.25),
     Check(checks.positions_independent, _always, leading=_SEVERAL),
     Check(checks.split_invariance, _always, leading=_SEVERAL, share=0.5),
     Check(checks.padding, _always, leading=_ONE, share=0.5),
@@ -223,6 +224,8 @@ def parametrize_with_loss_checks(
 def _said(error: Exception, spec: LossSpec) -> str:
     if isinstance(error, CheckFailedError):
         return str(error)
+    if isinstance(error, ExceptionGroup):  # a failure that did not come again
+        return f"{_said(error.exceptions[0], spec)} (and not the next time)"
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0] if lines else ''}"
     if isinstance(error, TypeError) and spec.example is None:

@@ -25,7 +25,7 @@ def distillkit_losses() -> list[LossSpec]:
             ),
             bound=1.0,
             summary="One minus the cosine of attention probabilities.",
-            reference="",
+            reference="sanh-etal-2019-distilbert",
         ),
         LossSpec(
             "attention_jsd",

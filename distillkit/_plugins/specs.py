@@ -28,7 +28,7 @@ class LossSpec:
         example: reference to ``example(draw) -> Arguments``, of ``distillkit.testing``, where the
             signature does not say what the arguments are (labels, indices).
         summary: one line for the listing.
-        reference: key of its source in the library's bibliography.
+        reference: key of its source in the library's bibliography, or a BibTeX entry.
     """
 
     kind: ClassVar[str] = "loss"

@@ -10,6 +10,7 @@ from ._attention import attention_kl as attention_kl
 from ._attention import attention_mse as attention_mse
 from ._attention import attention_reverse_kl as attention_reverse_kl
 from ._attention import shared_rows as shared_rows
+from ._citation import citation as citation
 from ._contrastive import contrastive_relational as contrastive_relational
 from ._contrastive import gather as gather
 from ._contrastive import info_nce as info_nce

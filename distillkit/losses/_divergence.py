@@ -70,18 +70,31 @@ def reverse_kl_divergence(
 
     .. math:: T^2 \sum_v q_v (\log q_v - \log p_v)
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row, exactly 0 for equal logits; +inf where the student has mass on
         a class that is -inf for the teacher.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]])
         >>> reverse_kl_divergence(student, teacher)
         tensor([0.1438])
 
-    Source: Gu et al., *MiniLLM*, 2024, https://arxiv.org/abs/2306.08543.
+    Source: Gu et al., *MiniLLM*, 2024, https://arxiv.org/abs/2306.08543, "Knowledge Distillation
+    with Reverse KLD".
     """
     log_q, log_p = _softened("reverse_kl_divergence", student, teacher, temperature, where)
     return temperature**2 * forward_kl(log_p, log_q)
@@ -99,7 +112,7 @@ def jensen_shannon_divergence(
 
     .. math:: T^2 [\beta\, KL(p \| m) + (1 - \beta)\, KL(q \| m)], \quad m = \beta p + (1-\beta) q
 
-    Shape: ``(v),(v)->()``. Further arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
 
     Args:
         student: logits.
@@ -111,6 +124,11 @@ def jensen_shannon_divergence(
 
     Returns:
         One value >= 0 for each row, finite always; at most T^2 log 2 for beta = 0.5.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive, a beta outside (0, 1).
 
     Examples:
         >>> student, teacher = torch.tensor([[-50.0, 50.0]]), torch.tensor([[50.0, -50.0]])
@@ -137,17 +155,29 @@ def total_variation(
 
     .. math:: T^2\, \tfrac12 \sum_v |p_v - q_v|
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value in [0, T^2] for each row, exactly 0 for equal logits.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> total_variation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))
         tensor([0.2500])
 
     Source: Wen et al., *f-Divergence Minimization for Sequence-Level Knowledge Distillation*,
-    2023, https://arxiv.org/abs/2307.15190.
+    2023, https://arxiv.org/abs/2307.15190, "Total Variation Distance".
     """
     log_q, log_p = _softened("total_variation", student, teacher, temperature, where)
     return temperature**2 * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
@@ -164,11 +194,24 @@ def soft_cross_entropy(
 
     .. math:: -T^2 \sum_v p_v \log q_v
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`, whose gradient
-    to the student it shares.
+    Its gradient to the student is that of :func:`kl_divergence`.
+
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row: the teacher's entropy where both agree, not 0.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))
@@ -191,17 +234,30 @@ def soft_binary_cross_entropy(
 
     .. math:: -T^2 \sum_v [\sigma(t_v/T) \log \sigma(s_v/T) + \sigma(-t_v/T) \log \sigma(-s_v/T)]
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row: the sum over classes, as the head of DiDE's visual question
         answering needs, where an answer is scored class by class.
 
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
+
     Examples:
         >>> soft_binary_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))
         tensor([1.3863])
 
-    Source: Wang et al. 2022 (DiDE), https://arxiv.org/abs/2112.08723, the soft label loss of VQA.
+    Source: Wang et al. 2022 (DiDE), https://arxiv.org/abs/2112.08723, "Soft Label
+    Distillation", of its VQA head.
     """
     student, teacher = checked_pair("soft_binary_cross_entropy", "(v),(v)->()", student, teacher)
     check_where(where, student)
@@ -247,7 +303,7 @@ def universal_logit_distance(
         tensor([1.])
 
     Source: Boizard et al., *Towards Cross-Tokenizer Distillation*, 2024,
-    https://arxiv.org/abs/2402.12030.
+    https://arxiv.org/abs/2402.12030, "Universal Logit Distillation".
     """
     student, teacher = checked_pair("universal_logit_distance", "(v),(w)->()", student, teacher)
     check_positive("temperature", temperature)

@@ -95,8 +95,8 @@ def normalized_mse(student: Tensor, teacher: Tensor) -> Tensor:
         >>> normalized_mse(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
         tensor([1.])
 
-    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732 (feature distillation,
-    on both embeddings).
+    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732, "Feature
+    Distillation" (there of both embeddings).
     """
     student, teacher = checked_pair("normalized_mse", "(d),(d)->()", student, teacher)
     return (unit(student) - unit(teacher)).square().mean(-1)

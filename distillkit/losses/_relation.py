@@ -216,7 +216,7 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
         tensor([0.0589, 0.0589])
 
     Source: Passalis and Tefas, *Learning Deep Representations with Probabilistic Knowledge
-    Transfer*, 2018, https://arxiv.org/abs/1803.10837.
+    Transfer*, 2018, https://arxiv.org/abs/1803.10837, "Probabilistic Knowledge Transfer".
     """
     student, teacher = checked_pair("pkt", "(n,d),(n,e)->(n)", student, teacher)
     return forward_kl(*(_log_similarities(x) for x in (student, teacher)))

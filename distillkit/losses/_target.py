@@ -113,7 +113,7 @@ def nkd(
         tensor([1.0594])
 
     Source: Yang et al., *From Knowledge Distillation to Self-Knowledge Distillation*, 2023,
-    https://arxiv.org/abs/2303.13005.
+    https://arxiv.org/abs/2303.13005, "Normalized KD".
     """
     student, teacher = checked_pair("nkd", "(v),(v)->()", student, teacher)
     target = _target(labels, student, where)

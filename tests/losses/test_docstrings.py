@@ -26,14 +26,14 @@ def missing(function, signature):
     found = {
         "one line": re.match(r"[^\n]{20,100}\.\n\n", text),
         "formula": ".. math::" in text,
-        "shape": re.search(rf"Shape[:,].*{re.escape(declared)}", arguments, re.S),
+        "shape": re.search(rf"Shape[:,].*{re.escape(declared)}", arguments, re.DOTALL),
         "returns": "Returns:" in text,
-        "raises": re.search(r"Raises:.*ShapeError", arguments, re.S),
+        "raises": re.search(r"Raises:.*ShapeError", arguments, re.DOTALL),
         "doctest": ">>>" in text,
         "source": "https://" in source or ":func:" in source,
         "place": re.search(r'equation|section|"[\w\s-]+"|:func:', source),
         **{
-            f"argument {parameter}": re.search(rf"^    {parameter}: ", arguments, re.M)
+            f"argument {parameter}": re.search(rf"^    {parameter}: ", arguments, re.MULTILINE)
             for parameter in inspect.signature(function).parameters
         },
     }
@@ -61,7 +61,7 @@ def test_every_source_is_in_the_bibliography(name):
     entry = losses.citation(name)
     assert re.match(rf"@(misc|inproceedings)\{{{SPECS[name].reference},\n", entry)
     for part in ("author", "title", "year", "url"):
-        assert re.search(rf"^  {part} += \{{.+\}},$", entry, re.M), part
+        assert re.search(rf"^  {part} += \{{.+\}},$", entry, re.MULTILINE), part
     url = re.search(r"url += \{(.*)\}", entry)[1]
     text = inspect.getdoc(resolve(SPECS[name].function))
     if "https://" in text.partition("Source:")[2]:
@@ -78,7 +78,7 @@ def test_everything_in_the_bibliography_is_used():
 def test_several_losses_are_cited_once_each():
     recipe = load_recipe("dide")
     text = losses.citation(recipe.reference, *(term.loss for term in recipe.terms))
-    assert re.findall(r"^@\w+\{([\w-]+),", text, re.M) == [
+    assert re.findall(r"^@\w+\{([\w-]+),", text, re.MULTILINE) == [
         "wang-etal-2022-distilled", "hinton-etal-2015-distilling",
     ]  # fmt: skip
 

@@ -72,7 +72,7 @@ def test_hidden_states_in_every_dtype(x):
 
 @given(testing.attentions(), st.data())
 def test_attentions_have_queries_keys_masks_and_rows(attention, data):
-    b, h, q, k = attention.shape
+    b, _, q, k = attention.shape
     assert attention.mask.shape == (b, 1, q, k)
     assert attention.rows.shape == (b, 1, q)
 

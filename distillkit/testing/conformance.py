@@ -113,7 +113,7 @@ CHECKS = (
     Check(checks.edge_sizes, _always, GENERIC, side=(1, 1), leading=((), (1,), (0,), (2, 0))),
     Check(checks.gradcheck, _always, GENERIC, side=(1, 3), leading=((1,), (2,)), share=0.25),
     Check(checks.gradient_reaches_student, _always, GENERIC, side=(3, 4), leading=_ONE, share=0.5),
-    Check(checks.nan_reaches_value, _always, leading=_ONE, share=0.25),
+    Check(checks.nan_reaches_value, _always, side=(2, 4), leading=_ONE, share=0.25),
     Check(checks.positions_independent, _always, leading=_SEVERAL),
     Check(checks.split_invariance, _always, leading=_SEVERAL, share=0.5),
     Check(checks.padding, _always, leading=_ONE, share=0.5),

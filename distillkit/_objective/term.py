@@ -158,6 +158,23 @@ class Term(nn.Module):
         counted = _counted(values, students[0], teachers[0], masks)
         return _reduced(values, counted, self.per)
 
+    @property
+    def is_built(self) -> bool:
+        """Whether every parameter of its aligners exists."""
+        return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what the aligners train from one example's signals; what exists stays."""
+        of_student = [self._signal("student", student, name) for name in self.on]
+        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
+        students, teachers = self._layer_pairs(of_student, of_teacher)[0]
+        for one, other in zip(map(_widened, students), map(_widened, teachers), strict=True):
+            for aligner in self.aligners:
+                build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
+                if build is not None:
+                    build(one, other)
+                one, other = aligner(one, other)
+
     def _align(self, student: Any, teacher: Any) -> tuple[Any, Any]:
         for aligner in self.aligners:
             student, teacher = aligner(student, teacher)
@@ -253,6 +270,13 @@ class Objective(nn.Module):
         """Term -> its weight at this progress, without those of weight 0."""
         weights = {term.name: term.weight_at(progress) for term in self._terms()}
         return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what aligners train from one example's signals."""
+        with torch.no_grad():
+            for term in self._terms():
+                if not term.is_built:
+                    term.build_aligners(student, teacher)
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""

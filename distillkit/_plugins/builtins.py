@@ -524,6 +524,16 @@ def distillkit_aligners() -> list[AlignerSpec]:
             factory="distillkit._objective.align:Projector",
             summary="A trained linear map from the student's width to the teacher's.",
         ),
+        AlignerSpec(
+            "truncate",
+            factory="distillkit._objective.align:truncate",
+            summary="The classes that both vocabularies have.",
+        ),
+        AlignerSpec(
+            "mask",
+            factory="distillkit._objective.align:mask",
+            summary="The larger vocabulary, classes of one side alone banned on both.",
+        ),
     ]
 
 

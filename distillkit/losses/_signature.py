@@ -8,6 +8,12 @@ from torch import Tensor
 from .._attention import widen
 from ..errors import OptionError, ShapeError
 
+_FIXES = {
+    "v": '. Vocabularies that differ by appended classes meet through align = ["truncate"] or '
+    '["mask"], unrelated ones in universal_logit_distance',
+    "d": '. align = ["projector"] maps one width to the other',
+}
+
 
 def checked_pair(
     loss: str, signature: str, student: Tensor, teacher: Tensor
@@ -41,9 +47,10 @@ def checked_pair(
         leading.append(tensor.shape[:split])
         for axis, size in zip(core, tensor.shape[split:], strict=True):
             if sizes.setdefault(axis, size) != size:
+                fix = _FIXES.get(axis, "")
                 raise ShapeError(
                     f"{loss} needs the same {axis!r} on both sides ({signature}), but one has "
-                    f"{sizes[axis]} and the other {size}; got {found}"
+                    f"{sizes[axis]} and the other {size}; got {found}{fix}"
                 )
     if leading[0] != leading[1]:
         raise ShapeError(

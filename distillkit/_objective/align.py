@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from ..errors import OptionError, ShapeError
+from .._plugins.registry import lookup
+from .._plugins.specs import AlignerSpec, resolve
+from ..errors import OptionError, RecipeError, ShapeError
 
 Width = Annotated[int, Field(gt=0)]
 Pair = tuple[Tensor, Tensor]
@@ -141,6 +144,31 @@ def mask() -> Callable[[Tensor, Tensor], Pair]:
         return one, other
 
     return aligned
+
+
+def make_aligner(given: str | Mapping[str, Any]) -> nn.Module:
+    """The aligner of a name, or of a table with a ``name`` and its options, as a module."""
+    table = {"name": given} if isinstance(given, str) else dict(given)
+    if "name" not in table:
+        raise RecipeError(f"an aligner is a name or a table with a `name`; got {given!r}")
+    factory = resolve(lookup(AlignerSpec, table.pop("name")).factory)
+    try:
+        inspect.signature(factory).bind(**table)
+    except TypeError as error:
+        raise RecipeError(f"aligner {given!r}: {error}") from None
+    made = factory(**table)
+    return made if isinstance(made, nn.Module) else _Untrained(made)
+
+
+class _Untrained(nn.Module):
+    """An aligner without parameters, as a module."""
+
+    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+        return self.function(student, teacher)
 
 
 def _common_classes(name: str, student: Tensor, teacher: Tensor) -> int:

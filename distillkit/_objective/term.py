@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from .._attention import Attention, widen
 from .._backbone.signals import Signals
 from .._plugins.registry import lookup
-from .._plugins.specs import AlignerSpec, LossSpec, resolve
+from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
 from ..losses import masked_mean, shared_rows
+from .align import make_aligner
 from .options import checked_options
 from .schedule import Schedule
 
@@ -104,7 +104,7 @@ class Term(nn.Module):
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
-        self.aligners = nn.ModuleList(_aligner(one) for one in align)
+        self.aligners = nn.ModuleList(make_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
         """The weight at a progress in [0, 1]; a fixed weight needs none."""
@@ -405,27 +405,3 @@ def _refuse_on_task(*given: Any) -> None:
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
             "`inputs`, `options` or `align`"
         )
-
-
-def _aligner(given: str | Mapping[str, Any]) -> nn.Module:
-    table = {"name": given} if isinstance(given, str) else dict(given)
-    if "name" not in table:
-        raise RecipeError(f"an aligner is a name or a table with a `name`; got {given!r}")
-    factory = resolve(lookup(AlignerSpec, table.pop("name")).factory)
-    try:
-        inspect.signature(factory).bind(**table)
-    except TypeError as error:
-        raise RecipeError(f"aligner {given!r}: {error}") from None
-    made = factory(**table)
-    return made if isinstance(made, nn.Module) else _Untrained(made)
-
-
-class _Untrained(nn.Module):
-    """An aligner without parameters, as a module."""
-
-    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
-        return self.function(student, teacher)

@@ -108,18 +108,6 @@ class TestMaskedMean:
             oracle.masked_mean(values.numpy(), weights.numpy()), rtol=1e-6, atol=1e-9,
         )  # fmt: skip
 
-    @given(pairs_with_where(), st.integers(0, 3))
-    def test_parts_with_a_normalizer_add_up(self, drawn, cut):
-        values, _, mask = drawn
-        whole, count = losses.masked_mean(values, mask), mask.sum()
-        if not count:
-            return
-        parts = [
-            losses.masked_mean(values[part], mask[part], normalizer=count)
-            for part in (slice(None, cut), slice(cut, None))
-        ]
-        torch.testing.assert_close(sum(parts), whole, rtol=1e-9, atol=1e-12)
-
     def test_nothing_kept_is_zero_with_a_zero_gradient(self):
         values = torch.full((2, 3), torch.nan, requires_grad=True)
         mean = losses.masked_mean(values, torch.zeros(2, 3, dtype=torch.bool))

@@ -71,12 +71,15 @@ class Arguments:
         return replace(self.map(lambda x: x[index]), leading=tuple(kept))
 
     def identical(self) -> Arguments:
-        """The student's inputs for the teacher, too."""
-        return replace(self, teacher=tuple(_mapped(x, torch.clone) for x in self.student))
+        """The student's inputs for the teacher, too; what else the teacher gave stays."""
+        copies = tuple(_mapped(x, torch.clone) for x in self.student)
+        return replace(self, teacher=(*copies, *self.teacher[len(copies) :]))
 
     def swapped(self) -> Arguments:
         """Student and teacher exchanged."""
-        return replace(self, student=self.teacher, teacher=self.student)
+        count = len(self.student)
+        others = self.teacher[count:]
+        return replace(self, student=self.teacher[:count], teacher=(*self.student, *others))
 
     def with_leaves(self) -> tuple[Arguments, list[Tensor], list[Tensor]]:
         """A copy that asks for gradients, and the student's and the teacher's tensors in it."""
@@ -292,6 +295,8 @@ def parsed(signature: str) -> tuple[list[list[str]], list[str]]:
     unknown = set(result) - {axis for core in cores for axis in core}
     if unknown:
         raise OptionError(f"{signature!r} returns axis {min(unknown)!r}, which no input has")
+    if len(cores) < 2:
+        raise OptionError(f"a loss takes a student and a teacher; {signature!r} has one input")
     return cores, result
 
 

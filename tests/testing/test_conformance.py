@@ -71,6 +71,18 @@ def test_an_argument_that_the_signature_does_not_name_asks_for_an_example():
     assert failed == []
 
 
+def test_a_third_input_belongs_to_the_teacher():
+    def weighted(student, teacher, weights):
+        losses.checked_pair("weighted", "(d),(d)->()", student, weights)
+        student, teacher = losses.checked_pair("weighted", "(d),(d)->()", student, teacher)
+        return ((student - teacher).square() * weights.square()).sum(-1)
+
+    tags = ("symmetric", "exactly_zero_at_identity", "nonnegative")
+    spec = spec_of(weighted, signature="(d),(d),(d)->()", tags=tags)
+    failed = [result for result in testing.check_loss(spec, examples=5) if not result.passed]
+    assert [result.name for result in failed] == ["low_precision"], "weights stay in half precision"
+
+
 def test_an_example_asks_for_axes_that_exist():
     def example(draw):
         return testing.Arguments((draw.tensor("w"),), (draw.tensor("d"),))
@@ -80,10 +92,12 @@ def test_an_example_asks_for_axes_that_exist():
 
 
 @pytest.mark.parametrize(
-    "signature", ["(v),(v)", "(v),(v)->", "v,v->()", "(v)(v)->()", "(v),(v)->(w)", "(1),(1)->()"]
+    "signature",
+    ["(v),(v)", "(v),(v)->", "v,v->()", "(v)(v)->()", "(v),(v)->(w)", "(1),(1)->()", "(v)->()"],
 )
 def test_signatures_that_are_none(signature):
-    with pytest.raises(errors.OptionError, match=r"\(n,d\),\(n,e\)->\(n,n\)|which no input has"):
+    message = r"\(n,d\),\(n,e\)->\(n,n\)|which no input has|a student and a teacher"
+    with pytest.raises(errors.OptionError, match=message):
         testing.check_loss(spec_of(halved_l1, signature=signature))
 
 

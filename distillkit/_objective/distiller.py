@@ -148,13 +148,14 @@ class Distiller(nn.Module):
                 f"term {unbuilt[0]!r} has an aligner whose sizes are not known: name them in the "
                 "recipe, or pass a batch, Distiller(..., example=batch)"
             )
-        training = self.student.training
+        modes = {module: module.training for module in self.student.modules()}
         self.student.eval()  # statistics of batch norms and random numbers stay as they were
         try:
             with torch.no_grad():
                 student = self._student.run(example)[1]
         finally:
-            self.student.train(training)
+            for module, training in modes.items():
+                module.training = training
         self.objective.build_aligners(student, self.run_teacher(example))
 
     def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:

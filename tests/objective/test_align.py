@@ -54,7 +54,7 @@ class TestProjector:
         ]})  # fmt: skip
         for name, value in plain.student.state_dict().items():
             assert torch.equal(value, distiller.student.state_dict()[name])
-        assert distiller.student.training
+        assert all(module.training for module in distiller.student.modules())
         assert all(parameter.grad is None for parameter in distiller.parameters())
 
     def test_without_sizes_or_an_example(self):

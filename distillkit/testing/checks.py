@@ -31,7 +31,6 @@ from .transforms import (
 def shape(loss: Loss, given: Arguments) -> None:
     """One tensor: the leading axes, then the axes that the signature returns."""
     value = loss(given)
-    require(isinstance(value, Tensor), f"returned {type(value).__name__}, not a tensor")
     core = tuple(given.sizes[axis] for axis in parsed(loss.spec.signature)[1])
     expected = (*given.leading, *core)
     found = tuple(value.shape)

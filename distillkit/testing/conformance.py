@@ -228,7 +228,7 @@ def _said(error: Exception, spec: LossSpec) -> str:
         return f"{_said(error.exceptions[0], spec)} (and not the next time)"
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    if isinstance(error, TypeError) and spec.example is None:
+    if "missing" in said and isinstance(error, TypeError) and spec.example is None:
         return f"{said} (LossSpec(example=...) says what the signature cannot)"
     return said
 

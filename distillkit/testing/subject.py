@@ -35,7 +35,9 @@ class Loss:
 
     def __call__(self, given: Arguments, **options: Any) -> Tensor:
         """The loss of one call."""
-        return self.function(*given.student, *given.teacher, **{**given.keywords, **options})
+        value = self.function(*given.student, *given.teacher, **{**given.keywords, **options})
+        require(isinstance(value, Tensor), f"returned {type(value).__name__}, not a tensor")
+        return value
 
     @property
     def takes(self) -> dict[str, inspect.Parameter]:

@@ -236,6 +236,15 @@ def position_weighted(s, t):
     return ((s - t).square() * torch.arange(1, s.shape[-1] + 1)).mean(-1)
 
 
+def weighted_by_place(s, t):
+    return (s - t).square().mean(-1) * torch.arange(1, s.shape[-2] + 1, device=s.device)
+
+
+def filled_in_place(s, t):
+    value = torch.zeros(s.shape[:-1], dtype=s.dtype, device=s.device)
+    return value.copy_((s - t).square().mean(-1))
+
+
 def flattened_gram(s, t):
     def gram(x):
         rows = x.flatten(0, -2)
@@ -309,6 +318,7 @@ FAULTS = (
     Fault("mean taken inside the loss", early_mean, "shape"),
     Fault("divided by the size of the batch", divided_by_batch, "split_invariance"),
     Fault("KL in the wrong direction", swapped_direction, "mass_covering", tags=("mass_covering",)),
+    Fault("forward KL called mode-seeking", losses.kl_divergence, "mode_seeking", tags=("mode_seeking",)),
     Fault("no T²", without_t_squared, "temperature_squared", tags=("temperature_squared",)),
     Fault("mean over classes", mean_over_classes, "where"),
     Fault("`where` ignored", where_ignored, "where"),
@@ -341,8 +351,11 @@ FAULTS = (
     Fault("JSD from the mixture's side", mixture_reversed, "bounded", bound=0.6932),
     Fault("unequal weights called symmetric", asymmetric, "symmetric", tags=("symmetric",)),
     Fault("not 0 at identity", losses.soft_cross_entropy, "zero_at_identity", tags=("zero_at_identity",)),
+    Fault("rounding at identity", losses.jensen_shannon_divergence, "exactly_zero_at_identity", tags=("exactly_zero_at_identity",)),
+    Fault("written into a new tensor", filled_in_place, "functional", VECTORS, ("functional",)),
     Fault("eps added to the norm", epsilon_in_the_norm, "scale_invariant", VECTORS, ("scale_invariant",)),
     Fault("depends on the order of classes", position_weighted, "permutation_invariant", VECTORS, ("permutation_invariant",)),
+    Fault("an example weighted by its place", weighted_by_place, "permutation", "(n,d),(n,d)->(n)"),
     Fault("Gram matrix over several batches", flattened_gram, "positions_independent", EXAMPLES),
     Fault("standard deviation of one example", variance_of_one, "edge_sizes", "(n,d),(n,d)->(n)"),
     Fault("maximum of an empty batch", largest_of_none, "edge_sizes", VECTORS),

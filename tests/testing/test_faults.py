@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from planted_faults import FAULTS
 
 from distillkit import testing
 
 CHECKS = {check.name: check for check in testing.CHECKS}
-DOCUMENT = Path(__file__).parents[2] / "docs/how-to/prove-your-loss.md"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
@@ -21,3 +18,7 @@ def test_caught(fault):
     assert not result.passed, f"{fault.what} passes {check.name}"
     assert result.seen
     assert result.failing
+
+
+def test_every_check_has_a_fault_to_catch():
+    assert {fault.caught_by for fault in FAULTS} == set(CHECKS)

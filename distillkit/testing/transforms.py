@@ -52,7 +52,8 @@ def with_padding(attention: Attention, rubbish: float) -> Attention:
     assert attention.mask is not None
     assert attention.rows is not None
     mask = attention.mask.expand(attention.mask.shape[0], 1, *attention.shape[2:])
-    mask = appended(appended(mask, 2, fill=False), 3, fill=False)
+    # the row sees every key: that it does not count, `rows` alone says
+    mask = appended(appended(mask, 2, fill=True), 3, fill=False)
     query, key = (appended(x, 2, rubbish) for x in (attention.query, attention.key))
     rows = appended(attention.rows, 2, fill=False)
     return Attention(query, key, scale=attention.scale, mask=mask, rows=rows)

@@ -60,7 +60,7 @@ def test_shards_whose_gradients_are_averaged_are_the_batch(drawn):
         return
     weight = torch.eye(student.shape[-1], dtype=torch.float64).requires_grad_()
     expected = value_and_gradient(student, teacher, mask, weight)
-    normalizer = mask.sum() / len(parts)
+    normalizer = mask.sum().double() / len(parts)
     shards = [
         value_and_gradient(student[part], teacher[part], mask[part], weight, normalizer=normalizer)
         for part in parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from .._attention import Attention, widen
 from .._backbone.signals import Signals
 from .._plugins.registry import lookup
-from .._plugins.specs import AlignerSpec, LossSpec, resolve
+from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
 from ..losses import masked_mean, shared_rows
+from .align import make_aligner
 from .options import checked_options
 from .schedule import Schedule
 
@@ -104,7 +104,7 @@ class Term(nn.Module):
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
-        self.aligners = nn.ModuleList(_aligner(one) for one in align)
+        self.aligners = nn.ModuleList(make_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
         """The weight at a progress in [0, 1]; a fixed weight needs none."""
@@ -157,6 +157,23 @@ class Term(nn.Module):
             raise ShapeError(f"term {self.name!r}: {error}") from None
         counted = _counted(values, students[0], teachers[0], masks)
         return _reduced(values, counted, self.per)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether every parameter of its aligners exists."""
+        return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what the aligners train from one example's signals; what exists stays."""
+        of_student = [self._signal("student", student, name) for name in self.on]
+        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
+        students, teachers = self._layer_pairs(of_student, of_teacher)[0]
+        for one, other in zip(map(_widened, students), map(_widened, teachers), strict=True):
+            for aligner in self.aligners:
+                build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
+                if build is not None:
+                    build(one, other)
+                one, other = aligner(one, other)
 
     def _align(self, student: Any, teacher: Any) -> tuple[Any, Any]:
         for aligner in self.aligners:
@@ -253,6 +270,13 @@ class Objective(nn.Module):
         """Term -> its weight at this progress, without those of weight 0."""
         weights = {term.name: term.weight_at(progress) for term in self._terms()}
         return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what aligners train from one example's signals."""
+        with torch.no_grad():
+            for term in self._terms():
+                if not term.is_built:
+                    term.build_aligners(student, teacher)
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""
@@ -381,27 +405,3 @@ def _refuse_on_task(*given: Any) -> None:
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
             "`inputs`, `options` or `align`"
         )
-
-
-def _aligner(given: str | Mapping[str, Any]) -> nn.Module:
-    table = {"name": given} if isinstance(given, str) else dict(given)
-    if "name" not in table:
-        raise RecipeError(f"an aligner is a name or a table with a `name`; got {given!r}")
-    factory = resolve(lookup(AlignerSpec, table.pop("name")).factory)
-    try:
-        inspect.signature(factory).bind(**table)
-    except TypeError as error:
-        raise RecipeError(f"aligner {given!r}: {error}") from None
-    made = factory(**table)
-    return made if isinstance(made, nn.Module) else _Untrained(made)
-
-
-class _Untrained(nn.Module):
-    """An aligner without parameters, as a module."""
-
-    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
-        return self.function(student, teacher)

@@ -436,6 +436,8 @@ def widen(x: Tensor) -> Tensor:
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
     """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
+    if one.is_meta:  # shapes alone: no autocast is defined for them
+        return one @ other.mT
     with torch.autocast(one.device.type, enabled=False):
         return one @ other.mT
 

@@ -59,11 +59,12 @@ def blockwise(pair: Pair, kind: Kind, keep: Keep) -> Tensor:
         kind.name,
         keep,
     )
-    value: Tensor = _Divergence.apply(  # type: ignore[no-untyped-call]
-        student.query, student.key, student.mask, student.bias,
-        teacher.query, teacher.key, teacher.mask, teacher.bias,
-        pair.rows, settings,
-    )[0]  # fmt: skip
+    tensors = [
+        x for side in (student, teacher) for x in (side.query, side.key, side.mask, side.bias)
+    ]
+    if torch.compiler.is_compiling():  # dynamo wants no tensor twice: queries that are keys
+        tensors = [None if x is None else x.view_as(x) for x in tensors]
+    value: Tensor = _Divergence.apply(*tensors, pair.rows, settings)[0]  # type: ignore[no-untyped-call]
     return value
 
 

@@ -36,7 +36,9 @@ class Case:
 
 @st.composite
 def cases(draw, *, dtype=torch.float64):
-    b, unit, q, k, d = (draw(st.integers(low, n)) for low, n in [(0, 3), (1, 2), (0, 7), (0, 9), (1, 4)])
+    b, unit, q, k, d = (
+        draw(st.integers(low, n)) for low, n in [(0, 3), (1, 2), (0, 7), (0, 9), (1, 4)]
+    )
     repeats = draw(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3])))
     h = unit * math.lcm(*repeats)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
@@ -49,7 +51,9 @@ def cases(draw, *, dtype=torch.float64):
         return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 0.8, 1.1]))
 
     def masks():
-        kind = draw(st.sampled_from(["none", "keys", "head", "full", "additive", "bias", "both", "causal"]))
+        kind = draw(
+            st.sampled_from(["none", "keys", "head", "full", "additive", "bias", "both", "causal"])
+        )
         lowest = draw(st.sampled_from([-math.inf, torch.finfo(dtype).min]))
         each = b or 1  # one mask for every example, or for all
         keep = boolean(draw(st.sampled_from([1, each])) if b else 1, 1, 1, k)
@@ -71,7 +75,11 @@ def cases(draw, *, dtype=torch.float64):
     student = masks()
     teacher = student if draw(st.booleans()) else masks()
     rows = draw(st.sampled_from(["none", "all heads", "by head"]))
-    counted = {"none": {}, "all heads": {"rows": boolean(b, q)}, "by head": {"rows": boolean(b, h, q)}}
+    counted = {
+        "none": {},
+        "all heads": {"rows": boolean(b, q)},
+        "by head": {"rows": boolean(b, h, q)},
+    }
     leaves = [normal(b, h, q, d), normal(b, h // repeats[0], k, d)]
     leaves += [normal(b, h, q, d + 1), normal(b, h // repeats[1], k, d + 1)]
     return Case(leaves, {**student, **counted[rows], "scale": 0.7}, teacher)
@@ -122,9 +130,7 @@ def monkey():
 def test_all_ways_agree(way, function, monkey, case, temperature, heads, asked, weights, cache):
     options = {"temperature": temperature, "heads": heads}
     asked = [bool(some) for some in asked]
-    ours = value_and_gradients(
-        way, monkey, function, case, weights, asked, cache=cache, **options
-    )
+    ours = value_and_gradients(way, monkey, function, case, weights, asked, cache=cache, **options)
     dense = value_and_gradients("dense", monkey, function, case, weights, asked, **options)
     for one, other in zip(ours, dense, strict=True):
         assert one.dtype == other.dtype
@@ -171,15 +177,23 @@ def test_what_is_dropped_may_hold_anything(way):
     keep = torch.tensor([True, False, True, True, False])
     rows = torch.tensor([False, True, True, False])
     full = keep[None, :] & torch.ones(4, 1, dtype=torch.bool)
-    ways = [{"mask": keep}, {"mask": full}, {"bias": torch.zeros(4, 5).masked_fill(~full, -math.inf)}]
+    ways = [
+        {"mask": keep},
+        {"mask": full},
+        {"bias": torch.zeros(4, 5).masked_fill(~full, -math.inf)},
+    ]
     for student in ways:
         for teacher in ways:
             leaves = [torch.randn(1, 2, n, 3, dtype=torch.float64) for n in (4, 5, 4, 5)]
             for i, x in enumerate(leaves):
                 x[:, :, ~(rows if i % 2 == 0 else keep)] = [math.nan, math.inf][i // 2]
-            case = Case([x.requires_grad_() for x in leaves], {**student, "rows": rows[None]}, teacher)
+            case = Case(
+                [x.requires_grad_() for x in leaves], {**student, "rows": rows[None]}, teacher
+            )
             value = loss_of(case, way)(*case.leaves)
-            gradients = torch.autograd.grad((value * torch.rand(4, dtype=value.dtype)).sum(), leaves)
+            gradients = torch.autograd.grad(
+                (value * torch.rand(4, dtype=value.dtype)).sum(), leaves
+            )
             assert value[:, :, rows].gt(0).all()
             assert not value[:, :, ~rows].any()
             assert all(x.isfinite().all() for x in gradients)
@@ -248,7 +262,7 @@ def test_accuracy_of_storage_is_all_that_is_lost(way, dtype):
     near = (query.float() + 0.1 * torch.randn(query.shape)).to(dtype)
     results = []
     for kind in (dtype, torch.float64):
-        leaf = near.to(kind).requires_grad_()
+        leaf = near.to(kind, copy=True).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             value = losses.attention_kl(
                 Attention(leaf, key.to(kind)), Attention(query.to(kind), key.to(kind)), method=way
@@ -269,12 +283,14 @@ def test_autocast_does_not_round_the_products(way):
     plain = loss_of(case, way)(*leaves)
     with torch.autocast("cpu", torch.bfloat16):
         cast = loss_of(case, way)(*leaves)
-        inside = torch.autograd.grad(cast.sum(), leaves[:2])
-    for one, other in zip(inside, torch.autograd.grad(plain.sum(), leaves[:2]), strict=True):
+    gradients = [torch.autograd.grad(x.sum(), leaves[:2]) for x in (plain, cast)]
+    for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(plain, cast)
 
 
+# torch's compiler makes an instance of the Function while it traces it, and is warned by torch
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_caller_has_no_graph_break(way):
     case = small(dtype=torch.float32)
 
@@ -316,8 +332,8 @@ def test_shapes_alone(way):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     case = small()
-    value = loss_of(case, way)(*[x.to("meta") for x in case.leaves])
-    assert value.shape == (2, 4, 5)
+    meta = [Attention(*[x.to("meta") for x in pair]) for pair in (case.leaves[:2], case.leaves[2:])]
+    assert losses.attention_kl(*meta, method=way).shape == (2, 4, 5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         leaves = [torch.empty(x.shape, requires_grad=i < 2) for i, x in enumerate(case.leaves)]
         attentions = Attention(*leaves[:2]), Attention(*leaves[2:])
@@ -400,7 +416,7 @@ class TestTheChoice:
     def test_sizes_decide(self):
         assert self.ways(*self.sides(20)) == "dense"
         assert self.ways(*self.sides(400)) == "guess"
-        student, teacher = self.sides(400)
+        student, _ = self.sides(400)
         assert self.ways(student, student) == "saved"
         student, _ = self.sides(2000)
         assert self.ways(student, student) == "recompute"

@@ -194,26 +194,10 @@ class _Engine:
             added = half.added(block)
             if added is not None:
                 scores += added
-        t -= t.amax(-1, keepdim=True)
-        s -= s.amax(-1, keepdim=True)
-        torch.exp2(t, out=p)
-        teacher_sum = p.sum(-1, keepdim=True)
-        t -= s
-        rows = t.mul_(p).sum(-1, keepdim=True).div_(teacher_sum)
-        s.exp2_()
-        student_sum = s.sum(-1, keepdim=True)
-        rows.add_(student_sum.log2()).sub_(teacher_sum.log2()).mul_(LN2)
         lacking = None if self._same else _lacking(block, teacher, student)
-        if lacking is not None:
-            rows = torch.where(lacking, torch.inf, rows)
-        if not slopes:
-            return _Compared(rows, (None, None))
-        student_sum.reciprocal_()
-        teacher_sum.reciprocal_()
-        if lacking is not None:
-            student_sum.masked_fill_(lacking, 0)
-            teacher_sum.masked_fill_(lacking, 0)
-        return _Compared(rows, (s.mul_(student_sum).sub_(p.mul_(teacher_sum)), None))
+        return _Compared(
+            compare_powers(t, p, s, lacking, slopes=slopes), (s if slopes else None, None)
+        )
 
     def _compare_logs(
         self,
@@ -237,13 +221,42 @@ class _Engine:
         if not slopes:
             return _Compared(rows, (None, None))
         found: list[Tensor | None] = [None, None]
-        for i, gradient in enumerate(_log_gradients(self._kind, log_q, log_p, rows)):
+        for i, gradient in enumerate(log_gradients(self._kind, log_q, log_p, rows)):
             if not any(self._wanted[i]):
                 continue
             slope = _through_softmax(gradient, logs[i], (log_q, log_p)[i])
             target = room[i]
             found[i] = slope if target is None else target.copy_(slope)
         return _Compared(rows, (found[0], found[1]))
+
+
+def compare_powers(
+    t: Tensor, p: Tensor, s: Tensor, lacking: Tensor | None, *, slopes: bool
+) -> Tensor:
+    """KL of softmax(t) from softmax(s) over the last axis, from scores times log2(e), in place.
+
+    ``s`` becomes the slopes, student's softmax minus teacher's; ``t`` and ``p`` are used up. Rows
+    that are ``lacking`` have no finite value. Returns (..., 1).
+    """
+    t -= t.amax(-1, keepdim=True)
+    s -= s.amax(-1, keepdim=True)
+    torch.exp2(t, out=p)
+    teacher_sum = p.sum(-1, keepdim=True)
+    t -= s
+    rows = t.mul_(p).sum(-1, keepdim=True).div_(teacher_sum)
+    s.exp2_()
+    student_sum = s.sum(-1, keepdim=True)
+    rows.add_(student_sum.log2()).sub_(teacher_sum.log2()).mul_(LN2)
+    if lacking is not None:
+        rows = torch.where(lacking, torch.inf, rows)
+    if slopes:
+        student_sum.reciprocal_()
+        teacher_sum.reciprocal_()
+        if lacking is not None:
+            student_sum.masked_fill_(lacking, 0)
+            teacher_sum.masked_fill_(lacking, 0)
+        s.mul_(student_sum).sub_(p.mul_(teacher_sum))
+    return rows
 
 
 def divergence(kind: Kind, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -263,10 +276,10 @@ def mean_over_heads(log_p: Tensor) -> Tensor:
     return torch.where(kept, mean, -torch.inf)
 
 
-def _log_gradients(kind: Kind, log_q: Tensor, log_p: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def log_gradients(kind: Kind, log_q: Tensor, log_p: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The divergence's derivatives by log q and log p, up to multiples of q and p."""
     if kind.name == "reverse":
-        of_p, of_q = _log_gradients(Kind("kl"), log_p, log_q, rows)
+        of_p, of_q = log_gradients(Kind("kl"), log_p, log_q, rows)
         return of_q, of_p
     in_q, in_p = log_q > -torch.inf, log_p > -torch.inf
     q, p = log_q.exp(), log_p.exp()

@@ -290,8 +290,6 @@ def test_autocast_does_not_round_the_products(way):
     assert torch.equal(plain, cast)
 
 
-# torch's compiler makes an instance of the Function while it traces it, and is warned by torch
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_caller_has_no_graph_break(way):
     case = small(dtype=torch.float32)
 

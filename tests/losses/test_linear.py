@@ -173,7 +173,6 @@ def test_backward_twice_and_a_second_derivative():
         gradient.square().sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_and_transformed():
     tensors = small()
 

@@ -18,8 +18,7 @@ from ._blocks import Block, Example, Pair, at, blocks, examples
 from ._divergence import forward_kl, log_softmax, mixture_divergence
 from ._halves import Gradient, Half, example_of, of_heads
 
-LOG2E = math.log2(math.e)
-LN2 = math.log(2)
+NARROW = 16  # keys: one vector register
 
 
 class Kind(NamedTuple):
@@ -72,7 +71,7 @@ def forward(pair: Pair, kind: Kind, wanted: Wanted, keep: Literal["", "maps", "g
     asked = wanted.student if keep == "guess" else (False, False)
     made = Gradient(pair.student, parts, asked, (pair.dtype, pair.dtype))
     places = [0, 0]
-    for block, halves in _walk(pair, todo, engine.unit):
+    for block, halves in _walk(pair, todo):
         room = [_room(pair, x, block, i, places) for i, x in enumerate(maps)]
         compared = engine.compare(block, halves, room, slopes=bool(keep))
         rows, counted = compared.rows, _counted(block)
@@ -81,31 +80,41 @@ def forward(pair: Pair, kind: Kind, wanted: Wanted, keep: Literal["", "maps", "g
         target = of_heads(example_of(value, block.example.number), block.heads)
         target[:, at(block.example.rows, block.rows)] = rows[..., 0]
         if keep == "guess" and compared.slopes[0] is not None:
-            factor = rows.new_full((1, 1, 1), pair.student.factor)
-            weights = factor if counted is None else torch.where(counted, factor, 0)
+            factor = pair.student.factor
+            weights = (
+                factor if counted is None else torch.where(counted, factor, rows.new_zeros(()))
+            )
             made.add(halves[0], block, compared.slopes[0], weights)
     made.close()
     return Forward(value, maps, [x for x in (made.query, made.key) if x is not None])
 
 
 def backward(
-    upstream: Tensor, pair: Pair, kind: Kind, wanted: Wanted, maps: Sequence[Tensor]
+    upstream: Tensor,
+    pair: Pair,
+    kind: Kind,
+    wanted: Wanted,
+    maps: Sequence[Tensor] = (),
+    into: Sequence[Tensor | None] = (None, None),
 ) -> list[Tensor | None]:
     """The gradients to student's query and key, teacher's query and key; None where unwanted.
 
-    ``maps`` are what :func:`forward` kept; empty ones are computed again.
+    ``maps`` are what :func:`forward` kept; empty ones are computed again. The student's gradients
+    are written ``into`` tensors of the dtype of the computation, where they are given.
     """
     parts = examples(pair)
     todo = list(blocks(pair, parts))
     saved = any(x.numel() for x in maps)
     engine = _Engine(pair, kind, wanted, [] if saved else todo)
+    given = any(x is not None for x in into)
+    stored = [pair.dtype if given else side.query.dtype for side in pair.sides]
     made = [
-        Gradient(side, parts, asked, (side.query.dtype, pair.dtype))
-        for side, asked in zip(pair.sides, wanted, strict=True)
+        Gradient(pair.student, parts, wanted.student, (stored[0], pair.dtype), into),
+        Gradient(pair.teacher, parts, wanted.teacher, (stored[1], pair.dtype)),
     ]
     weights = upstream.to(pair.dtype)[..., None]
     places = [0, 0]
-    for block, halves in _walk(pair, todo, engine.unit):
+    for block, halves in _walk(pair, todo):
         if saved:
             slopes: Sequence[Tensor | None] = [
                 _room(pair, x, block, i, places) for i, x in enumerate(maps)
@@ -154,14 +163,13 @@ def scale(upstream: Tensor, pair: Pair, query: Tensor | None, key: Tensor | None
 
 
 class _Engine:
-    """Compares blocks: powers of two and three buffers where that is enough, logs otherwise."""
+    """Compares blocks: in three buffers where that is enough, with all logs otherwise."""
 
     def __init__(self, pair: Pair, kind: Kind, wanted: Wanted, todo: Sequence[Block]) -> None:
         self._kind, self._wanted, self._mean = kind, wanted, pair.mean
         self._pair = pair
         self._same = _keep_the_same(pair)
         self._direct = kind.name == "kl" and not pair.mean and not any(wanted.teacher)
-        self.unit = LOG2E if self._direct else 1.0
         largest = max((block.size for block in todo), default=0)
         device = pair.student.query.device
         self._buffers = [
@@ -196,7 +204,7 @@ class _Engine:
                 scores += added
         lacking = None if self._same else _lacking(block, teacher, student)
         return _Compared(
-            compare_powers(t, p, s, lacking, slopes=slopes), (s if slopes else None, None)
+            compare_in_place(t, p, s, lacking, slopes=slopes), (s if slopes else None, None)
         )
 
     def _compare_logs(
@@ -230,32 +238,29 @@ class _Engine:
         return _Compared(rows, (found[0], found[1]))
 
 
-def compare_powers(
+def compare_in_place(
     t: Tensor, p: Tensor, s: Tensor, lacking: Tensor | None, *, slopes: bool
 ) -> Tensor:
-    """KL of softmax(t) from softmax(s) over the last axis, from scores times log2(e), in place.
+    """KL(softmax(t) || softmax(s)) over the last axis from scores, in three buffers.
 
     ``s`` becomes the slopes, student's softmax minus teacher's; ``t`` and ``p`` are used up. Rows
     that are ``lacking`` have no finite value. Returns (..., 1).
     """
-    t -= t.amax(-1, keepdim=True)
-    s -= s.amax(-1, keepdim=True)
-    torch.exp2(t, out=p)
-    teacher_sum = p.sum(-1, keepdim=True)
+    for scores in (t, s):
+        if scores.shape[-1] < NARROW:  # rows that torch's own does one number at a time
+            scores -= scores.amax(-1, keepdim=True)
+            scores -= torch.exp(scores, out=p).sum(-1, keepdim=True).log_()
+        else:
+            torch.log_softmax(scores, -1, out=scores)
+    torch.exp(t, out=p)
     t -= s
-    rows = t.mul_(p).sum(-1, keepdim=True).div_(teacher_sum)
-    s.exp2_()
-    student_sum = s.sum(-1, keepdim=True)
-    rows.add_(student_sum.log2()).sub_(teacher_sum.log2()).mul_(LN2)
+    rows = t.mul_(p).sum(-1, keepdim=True)
     if lacking is not None:
         rows = torch.where(lacking, torch.inf, rows)
     if slopes:
-        student_sum.reciprocal_()
-        teacher_sum.reciprocal_()
+        s.exp_().sub_(p)
         if lacking is not None:
-            student_sum.masked_fill_(lacking, 0)
-            teacher_sum.masked_fill_(lacking, 0)
-        s.mul_(student_sum).sub_(p.mul_(teacher_sum))
+            s.masked_fill_(lacking, 0)
     return rows
 
 
@@ -301,15 +306,13 @@ def _through_softmax(gradient: Tensor, logs: Tensor, log_mean: Tensor) -> Tensor
     return gradient - logs.exp() * gradient.sum(-1, keepdim=True)
 
 
-def _walk(
-    pair: Pair, todo: Sequence[Block], unit: float
-) -> Iterator[tuple[Block, tuple[Half, Half]]]:
+def _walk(pair: Pair, todo: Sequence[Block]) -> Iterator[tuple[Block, tuple[Half, Half]]]:
     part: Example | None = None
     for block in todo:
         if block.example is not part:
             part = block.example
             student, teacher = (
-                Half(side, part, used, pair.dtype, unit)
+                Half(side, part, used, pair.dtype)
                 for side, used in zip(pair.sides, part.used, strict=True)
             )
         yield block, (student, teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -21,16 +22,15 @@ class Half:
         part: the example.
         used: the part's keys that this side uses, ``(h or 1, keys)``; None: all of them.
         dtype: what is computed in.
-        unit: factor of all scores: 1, or log2(e) for powers of two.
     """
 
-    def __init__(
-        self, side: Side, part: Example, used: Tensor | None, dtype: torch.dtype, unit: float
-    ) -> None:
-        self.side, self._part, self._used, self._dtype, self._unit = side, part, used, dtype, unit
+    def __init__(self, side: Side, part: Example, used: Tensor | None, dtype: torch.dtype) -> None:
+        self.side, self._part, self._used, self._dtype = side, part, used, dtype
         self._query = _cut(side.query, part.number, part.rows)
         self._key = _cut(side.key, part.number, part.keys)
         self._cached: tuple[slice, Tensor] | None = None
+        self._whole = not side.masks.parts and not side.causal
+        self._by_row = side.masks.by_row
 
     @property
     def device(self) -> torch.device:
@@ -70,12 +70,13 @@ class Half:
         """The block's scores without bias or mask, into ``out`` (heads, rows, keys)."""
         query, key = self.queries(block), self.keys(block)
         folded, groups = grouped(query, key), grouped(out, key)
-        alpha = self.side.factor * self._unit
-        torch.baddbmm(groups, folded, key.mT, beta=0, alpha=alpha, out=groups)
+        torch.baddbmm(groups, folded, key.mT, beta=0, alpha=self.side.factor, out=groups)
 
     def keep(self, block: Block) -> Tensor | None:
         """The block's kept entries, broadcastable to (heads, rows, keys); None: all."""
-        if not self.side.masks.by_row:
+        if self._whole:
+            return None
+        if not self._by_row:
             keep = self._keep_of_every_row
             return None if keep is None else of_heads(keep, block.heads)
         part = block.example
@@ -84,7 +85,9 @@ class Half:
 
     def bias(self, block: Block) -> Tensor | None:
         """The block's softened bias, broadcastable to (heads, rows, keys), where there is any."""
-        if not self.side.masks.by_row:
+        if self._whole:
+            return None
+        if not self._by_row:
             bias = self._bias_of_every_row
             return None if bias is None else of_heads(bias, block.heads)
         part = block.example
@@ -93,7 +96,9 @@ class Half:
 
     def added(self, block: Block) -> Tensor | None:
         """What is added to the products: the bias, and :data:`DROPPED` where nothing is kept."""
-        if not self.side.masks.by_row:
+        if self._whole:
+            return None
+        if not self._by_row:
             added = self._added_to_every_row
             return None if added is None else of_heads(added, block.heads)
         return self._added(self.keep(block), self.bias(block))
@@ -130,7 +135,7 @@ class Half:
         if self.side.bias is None:
             return None
         bias = _part(self.side.bias, self._part.number, heads, rows, keys).to(self._dtype)
-        return (bias * (self._unit / self.side.temperature)).clamp_min(LOWEST)
+        return (bias / self.side.temperature).clamp_min(LOWEST)
 
     def _keep(self, heads: slice, rows: Span, keys: Span) -> Tensor | None:
         keep: Tensor | None = None
@@ -154,6 +159,7 @@ class Gradient:
         parts: the examples that are computed; all others have gradient 0.
         wanted: whether of the queries, and of the keys.
         dtypes: what it is stored in, and what it is computed in.
+        into: tensors to write to, instead of new ones.
     """
 
     def __init__(
@@ -162,32 +168,50 @@ class Gradient:
         parts: list[Example],
         wanted: tuple[bool, bool],
         dtypes: tuple[torch.dtype, torch.dtype],
+        into: Sequence[Tensor | None] = (None, None),
     ) -> None:
         stored, self._computed = dtypes
-        self.query = _padded(side.query, parts, "rows", stored) if wanted[0] else None
-        self.key = _padded(side.key, parts, "keys", stored) if wanted[1] else None
+        self.query, self.key = (
+            _padded(torch.empty(like.shape, dtype=stored, device=like.device)
+                    if given is None else given, parts, axis) if some else None
+            for like, given, axis, some in zip(
+                (side.query, side.key), into, ("rows", "keys"), wanted, strict=True
+            )
+        )  # fmt: skip
         self._causal = side.causal
         self._group: tuple[int | None, int] | None = None
         self._sum: Tensor | None = None
         self._flush: tuple[Tensor, Span] | None = None
 
-    def add(self, half: Half, block: Block, slopes: Tensor, weights: Tensor) -> None:
+    def add(self, half: Half, block: Block, slopes: Tensor, weights: Tensor | float) -> None:
         """One block's: ``slopes`` of the scores, times a weight for each row, (heads, rows, 1).
 
         The weights hold the factor of the products; they scale rows of d, never the map.
         """
         query, key = half.queries(block), half.keys(block)
         folded = grouped(slopes, key)
+        same = weights if isinstance(weights, float) else None
         if self.query is not None:
             target = example_of(self.query, block.example.number)[block.heads]
-            part = torch.bmm(folded, key).view(query.shape).mul_(weights)
-            target[:, at(block.example.rows, block.rows)] = part.to(target.dtype)
+            span = at(block.example.rows, block.rows)
+            if (
+                same is not None
+                and folded is slopes
+                and isinstance(span, slice)
+                and target.dtype == key.dtype
+            ):
+                rows = target[:, span]
+                torch.baddbmm(rows, folded, key, beta=0, alpha=same, out=rows)
+            else:
+                part = torch.bmm(folded, key).view(query.shape).mul_(weights)
+                target[:, span] = part.to(target.dtype)
         if self.key is not None:
             beta = self._open(half, block, key)
             assert self._sum is not None
-            weighted = grouped(query * weights, key)
             keys = self._sum[:, : block.keys]
-            torch.baddbmm(keys, folded.mT, weighted, beta=beta, out=keys)
+            weighted = grouped(query if same is not None else query * weights, key)
+            alpha = 1.0 if same is None else same
+            torch.baddbmm(keys, folded.mT, weighted, beta=beta, alpha=alpha, out=keys)
 
     def close(self) -> None:
         """Write what is still being summed."""
@@ -251,17 +275,18 @@ def _indices(span: Span, device: torch.device) -> Tensor:
     return span
 
 
-def _padded(like: Tensor, parts: list[Example], axis: str, dtype: torch.dtype) -> Tensor:
-    """Uninitialised where blocks will write, 0 elsewhere."""
-    made = torch.empty(like.shape, dtype=dtype, device=like.device)
+def _padded(made: Tensor, parts: list[Example], axis: str) -> Tensor:
+    """0 wherever no block will write."""
     if parts and parts[0].number is None:
         return made
     spans = {part.number: getattr(part, axis) for part in parts}
     for number, target in enumerate(made):
         span = spans.get(number)
-        if isinstance(span, slice):
-            target[:, : span.start] = 0
-            target[:, span.stop :] = 0
-        else:
+        if not isinstance(span, slice):
             target.zero_()
+            continue
+        if span.start:
+            target[:, : span.start] = 0
+        if span.stop < target.shape[1]:
+            target[:, span.stop :] = 0
     return made

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Span
-from ._blockwise import LOG2E, Kind, compare_powers, divergence, log_gradients
+from ._blockwise import Kind, compare_in_place, divergence, log_gradients
 from ._divergence import log_softmax
 from ._halves import DROPPED, LOWEST
 
@@ -103,7 +103,7 @@ class _Chunks:
         self._classes = _span(classes, v) if self.cut else slice(0, v)
         self._keeps = [None if x is None else x[self._classes] for x in keeps]
         self._direct = task.kind.name == "kl" and not any(wanted[3:])
-        self._unit = (LOG2E if self._direct else 1.0) / task.temperature
+        self._unit = 1 / task.temperature
         self._weights = [self._weight(i) for i in (0, 1)]
         self._v = self._weights[0].shape[0]
         if self._v == 0:
@@ -131,7 +131,7 @@ class _Chunks:
         lacking = self._lacking()
         if self._direct:
             self._slopes = [s, None]
-            rows = compare_powers(t, p, s, lacking, slopes=any(self._wanted))
+            rows = compare_in_place(t, p, s, lacking, slopes=any(self._wanted))
         else:
             logs = [log_softmax(x, keep, 1.0) for x, keep in zip((s, t), self._keeps, strict=True)]
             log_q, log_p = logs

@@ -116,7 +116,9 @@ def products(x: Inputs) -> None:
     """The four matrix products alone: the floor of every version that computes them once."""
     with torch.no_grad():
         scores = x.query.flatten(0, 1) @ x.key.flatten(0, 1).mT
-        scores = torch.bmm(x.teacher_query.flatten(0, 1), x.teacher_key.flatten(0, 1).mT, out=scores)
+        scores = torch.bmm(
+            x.teacher_query.flatten(0, 1), x.teacher_key.flatten(0, 1).mT, out=scores
+        )
         scores @ x.key.flatten(0, 1), scores.mT @ x.query.flatten(0, 1)
 
 
@@ -140,7 +142,12 @@ def main() -> None:
             if options.only in name:
                 figures[name] = measured(case, dtype, implementations, options)
     kept = in_kept_pages(options)
-    report(options, "attention_kl", tables(figures, kept), figures | {f"{k}, kept pages": v for k, v in kept.items()})
+    report(
+        options,
+        "attention_kl",
+        tables(figures, kept),
+        figures | {f"{k}, kept pages": v for k, v in kept.items()},
+    )
 
 
 def measured(case: Case, dtype: torch.dtype, implementations: dict, options) -> dict:
@@ -149,9 +156,20 @@ def measured(case: Case, dtype: torch.dtype, implementations: dict, options) -> 
     def before() -> None:
         x.query.grad = x.key.grad = None
 
-    exact = gradients(naive, inputs(case, torch.float32, options.device)._replace(
-        **{k: v.double() for k, v in x._asdict().items() if v is not None and v.is_floating_point()}
-    )) if x.query.numel() < 1e7 else None
+    exact = (
+        gradients(
+            naive,
+            inputs(case, torch.float32, options.device)._replace(
+                **{
+                    k: v.double()
+                    for k, v in x._asdict().items()
+                    if v is not None and v.is_floating_point()
+                }
+            ),
+        )
+        if x.query.numel() < 1e7
+        else None
+    )
     steps = {
         name: lambda function=function: function(x).backward()
         for name, function in implementations.items()
@@ -183,20 +201,45 @@ def tables(figures: dict, kept: dict) -> dict[str, str]:
         if not names:
             continue
         columns = [c for c in figures[names[0]] if c not in ("naive", "products")]
-        for key, what in (("cpu_ratio", "time (CPU)"), ("wall_ratio", "time (clock)"), ("peak_ratio", "peak memory")):
-            rows = [[n.rpartition(",")[0], *(f"{figures[n][c][key]:.3f}" for c in columns)] for n in names]
+        for key, what in (
+            ("cpu_ratio", "time (CPU)"),
+            ("wall_ratio", "time (clock)"),
+            ("peak_ratio", "peak memory"),
+        ):
+            rows = [
+                [n.rpartition(",")[0], *(f"{figures[n][c][key]:.3f}" for c in columns)]
+                for n in names
+            ]
             found[f"{title}, {what} as a part of naive's"] = table(["shape", *columns], rows)
         if all(name in kept for name in names):
-            rows = [[n.rpartition(",")[0], *(f"{kept[n][c]['cpu_ratio']:.3f}" for c in columns)] for n in names]
-            found[f"{title}, time (CPU) as a part of naive's, allocator keeps its pages"] = table(["shape", *columns], rows)
+            rows = [
+                [n.rpartition(",")[0], *(f"{kept[n][c]['cpu_ratio']:.3f}" for c in columns)]
+                for n in names
+            ]
+            found[f"{title}, time (CPU) as a part of naive's, allocator keeps its pages"] = table(
+                ["shape", *columns], rows
+            )
         all_columns = list(figures[names[0]])
-        rows = [[n.rpartition(",")[0], *(f"{figures[n][c]['ns_per_score']:.1f}" for c in all_columns)] for n in names]
-        found[f"{title}, nanoseconds per score (products: the four matrix products alone)"] = table(["shape", *all_columns], rows)
         rows = [
-            [n.rpartition(",")[0], *(f"{figures[n][c].get('gradient_error', float('nan')):.1e}" for c in ("naive", "good", "ours"))]
+            [n.rpartition(",")[0], *(f"{figures[n][c]['ns_per_score']:.1f}" for c in all_columns)]
             for n in names
         ]
-        found[f"{title}, relative error of the gradient against float64"] = table(["shape", "naive", "good", "ours"], rows)
+        found[f"{title}, nanoseconds per score (products: the four matrix products alone)"] = table(
+            ["shape", *all_columns], rows
+        )
+        rows = [
+            [
+                n.rpartition(",")[0],
+                *(
+                    f"{figures[n][c].get('gradient_error', float('nan')):.1e}"
+                    for c in ("naive", "good", "ours")
+                ),
+            ]
+            for n in names
+        ]
+        found[f"{title}, relative error of the gradient against float64"] = table(
+            ["shape", "naive", "good", "ours"], rows
+        )
     targets = []
     for case in CASES:
         name = f"{case.name}, fp32"
@@ -208,7 +251,15 @@ def tables(figures: dict, kept: dict) -> dict[str, str]:
                 case.name, f"{case.time[0]:.2f}", f"{one['cpu_ratio']:.3f}", f"{must:.2f}" if must else "",
                 f"{warm:.3f}" if warm and must else "", f"{case.memory:.2f}", f"{one['peak_ratio']:.3f}",
             ])  # fmt: skip
-    header = ["shape", "time, goal", "time", "kept pages, goal", "kept pages", "memory, goal", "memory"]
+    header = [
+        "shape",
+        "time, goal",
+        "time",
+        "kept pages, goal",
+        "kept pages",
+        "memory, goal",
+        "memory",
+    ]
     return {"Ours against the goals, float32, parts of naive's": table(header, targets), **found}
 
 

@@ -131,7 +131,9 @@ def in_kept_pages(options: argparse.Namespace) -> dict[str, dict[str, dict[str, 
     return json.loads(done.stdout.splitlines()[-1])["cases"]
 
 
-def report(options: argparse.Namespace, name: str, tables: Mapping[str, str], figures: object) -> None:
+def report(
+    options: argparse.Namespace, name: str, tables: Mapping[str, str], figures: object
+) -> None:
     """Print the tables, write the figures, and put the tables between a document's markers."""
     if options.in_kept_pages:
         print(json.dumps({"cases": figures}))
@@ -151,7 +153,9 @@ def report(options: argparse.Namespace, name: str, tables: Mapping[str, str], fi
             sys.exit(f"{options.write} has no place for these tables: {start} ... {stop}")
         body = "\n\n".join(f"{title}\n\n{table}" for title, table in tables.items())
         tail = rest.partition(stop)[2]
-        options.write.write_text(f"{head}{start}\n\nMeasured on: {where}.\n\n{body}\n\n{stop}{tail}")
+        options.write.write_text(
+            f"{head}{start}\n\nMeasured on: {where}.\n\n{body}\n\n{stop}{tail}"
+        )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

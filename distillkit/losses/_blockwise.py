@@ -169,12 +169,14 @@ class _Engine:
         self._kind, self._wanted, self._mean = kind, wanted, pair.mean
         self._pair = pair
         self._same = _keep_the_same(pair)
-        self._direct = kind.name == "kl" and not pair.mean and not any(wanted.teacher)
+        # a mixture has no use for rows that one side lacks entirely: logs sort that out
+        fits = kind.name == "kl" or (kind.name == "jsd" and self._same)
+        self._direct = fits and not pair.mean and not any(wanted.teacher)
         largest = max((block.size for block in todo), default=0)
         device = pair.student.query.device
         self._buffers = [
             torch.empty(largest if self._direct else 0, dtype=pair.dtype, device=device)
-            for _ in range(3)
+            for _ in range(buffers_for(kind))
         ]
 
     def compare(
@@ -194,18 +196,18 @@ class _Engine:
         self, block: Block, halves: tuple[Half, Half], room: Tensor | None, *, slopes: bool
     ) -> _Compared:
         student, teacher = halves
-        t, p, s = (x[: block.size].view(block.shape) for x in self._buffers)
+        buffers = [x[: block.size].view(block.shape) for x in self._buffers]
         if room is not None:
-            s = room
+            buffers[0] = room
+        s, t = buffers[:2]
         for half, scores in ((student, s), (teacher, t)):
             half.products(block, out=scores)
             added = half.added(block)
             if added is not None:
                 scores += added
         lacking = None if self._same else _lacking(block, teacher, student)
-        return _Compared(
-            compare_in_place(t, p, s, lacking, slopes=slopes), (s if slopes else None, None)
-        )
+        rows = compare_in_place(self._kind, buffers, lacking, slopes=slopes)
+        return _Compared(rows, (s if slopes else None, None))
 
     def _compare_logs(
         self,
@@ -239,13 +241,14 @@ class _Engine:
 
 
 def compare_in_place(
-    t: Tensor, p: Tensor, s: Tensor, lacking: Tensor | None, *, slopes: bool
+    kind: Kind, buffers: Sequence[Tensor], lacking: Tensor | None, *, slopes: bool
 ) -> Tensor:
-    """KL(softmax(t) || softmax(s)) over the last axis from scores, in three buffers.
+    """KL or Jensen-Shannon divergence over the last axis, in the buffers of :func:`buffers_for`.
 
-    ``s`` becomes the slopes, student's softmax minus teacher's; ``t`` and ``p`` are used up. Rows
-    that are ``lacking`` have no finite value. Returns (..., 1).
+    The first holds the student's scores and becomes the slopes; the second holds the teacher's,
+    and all others are used up. Rows that are ``lacking`` have no finite value. Returns (..., 1).
     """
+    s, t, p, *more = buffers
     for scores in (t, s):
         if scores.shape[-1] < NARROW:  # rows that torch's own does one number at a time
             scores -= scores.amax(-1, keepdim=True)
@@ -253,6 +256,8 @@ def compare_in_place(
         else:
             torch.log_softmax(scores, -1, out=scores)
     torch.exp(t, out=p)
+    if kind.name == "jsd":
+        return _mix_in_place(s, t, p, *more, beta=kind.beta, slopes=slopes)
     t -= s
     rows = t.mul_(p).sum(-1, keepdim=True)
     if lacking is not None:
@@ -262,6 +267,26 @@ def compare_in_place(
         if lacking is not None:
             s.masked_fill_(lacking, 0)
     return rows
+
+
+def _mix_in_place(
+    s: Tensor, t: Tensor, p: Tensor, q: Tensor, m: Tensor, *, beta: float, slopes: bool
+) -> Tensor:
+    torch.exp(s, out=q)
+    torch.lerp(q, p, beta, out=m)
+    m.clamp_min_(torch.finfo(m.dtype).tiny).log_()  # where both vanish, so does their share
+    t -= m
+    s -= m
+    of_student = s.mul_(q).sum(-1, keepdim=True)
+    rows = beta * t.mul_(p).sum(-1, keepdim=True) + (1 - beta) * of_student
+    if slopes:
+        s.sub_(q.mul_(of_student)).mul_(1 - beta)
+    return rows.clamp_min_(0)  # rounding alone is below
+
+
+def buffers_for(kind: Kind) -> int:
+    """How many buffers :func:`compare_in_place` takes."""
+    return 5 if kind.name == "jsd" else 3
 
 
 def divergence(kind: Kind, log_q: Tensor, log_p: Tensor) -> Tensor:

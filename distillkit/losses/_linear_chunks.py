@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Span
-from ._blockwise import Kind, compare_in_place, divergence, log_gradients
+from ._blockwise import Kind, buffers_for, compare_in_place, divergence, log_gradients
 from ._divergence import log_softmax
 from ._halves import DROPPED, LOWEST
 
@@ -101,15 +101,17 @@ class _Chunks:
         classes = None if None in keeps else keeps[0] | keeps[1]  # type: ignore[operator]
         v = task.student.weight.shape[0]
         self._classes = _span(classes, v) if self.cut else slice(0, v)
-        self._keeps = [None if x is None else x[self._classes] for x in keeps]
-        self._direct = task.kind.name == "kl" and not any(wanted[3:])
+        mine, theirs = (None if x is None else x[self._classes] for x in keeps)
+        self._keeps = [mine, mine if keeps[0] is keeps[1] else theirs]
+        fits = task.kind.name == "kl" or self._keeps[0] is self._keeps[1]
+        self._direct = fits and not any(wanted[3:])
         self._unit = 1 / task.temperature
         self._weights = [self._weight(i) for i in (0, 1)]
         self._v = self._weights[0].shape[0]
         if self._v == 0:
             self.count = 0
-        size = self.step * self._v
-        self._buffers = [torch.empty(size, dtype=task.dtype, device=device) for _ in range(3)]
+        size, count = self.step * self._v, buffers_for(task.kind) if self._direct else 2
+        self._buffers = [torch.empty(size, dtype=task.dtype, device=device) for _ in range(count)]
         self._capped = [
             torch.empty(size if head.softcap else 0, dtype=task.dtype, device=device)
             for head in task.heads
@@ -125,13 +127,14 @@ class _Chunks:
 
     def compare(self, index: Span, counted: Tensor | None) -> Tensor:
         """Values of a chunk of tokens, (tokens, 1); the slopes stay for :meth:`collect`."""
-        s, t, p = (self._view(x, index) for x in self._buffers)
+        buffers = [self._view(x, index) for x in self._buffers]
+        s, t = buffers[:2]
         for i, out in enumerate((s, t)):
             self._logits(i, index, counted, out)
         lacking = self._lacking()
         if self._direct:
             self._slopes = [s, None]
-            rows = compare_in_place(t, p, s, lacking, slopes=any(self._wanted))
+            rows = compare_in_place(self._task.kind, buffers, lacking, slopes=any(self._wanted))
         else:
             logs = [log_softmax(x, keep, 1.0) for x, keep in zip((s, t), self._keeps, strict=True)]
             log_q, log_p = logs

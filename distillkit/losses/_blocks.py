@@ -133,7 +133,7 @@ def examples(pair: Pair) -> list[Example]:
     used = [keys_in_use(side.masks, counted, device) for side in (pair.student, pair.teacher)]
     if counted is None and used[0] is None and used[1] is None and _folds(pair):
         return [Example(None, slice(0, q), slice(0, k), (b * h, q, k), None, (None, None))]
-    cut = device.type == "cpu"
+    cut = may_look(device)
     rows = _spans(counted if cut else None, b, q)
     keys = _spans(_either(used) if cut else None, b, k)
     made = []
@@ -148,6 +148,11 @@ def examples(pair: Pair) -> list[Example]:
         shape = (h, length(row, q), length(key, k))
         made.append(Example(number, row, key, shape, counts, (seen[0], seen[1])))
     return made
+
+
+def may_look(device: torch.device) -> bool:
+    """Whether a mask's content may decide what to do: on an accelerator that would wait for it."""
+    return device.type == "cpu"
 
 
 def blocks(pair: Pair, parts: Sequence[Example]) -> Iterator[Block]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _blocks
 from ._blocks import Pair, Side
 from ._blockwise import Kind, Wanted, backward, forward, scale
 
@@ -51,7 +52,9 @@ def blockwise(pair: Pair, kind: Kind, keep: Keep) -> Tensor:
     wanted = [some and x.requires_grad for x in leaves]
     if not any(wanted) or torch.compiler.is_compiling():
         keep = ""
-    if keep == "guess" and (any(wanted[2:]) or leaves[0].device.type != "cpu" or _transformed()):
+    if keep == "guess" and (
+        any(wanted[2:]) or not _blocks.may_look(leaves[0].device) or _transformed()
+    ):
         keep = ""  # looking at the weights would wait for an accelerator
     settings = Settings(
         (student.scale, teacher.scale, student.temperature, kind.beta),

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import _blocks
 from ._blocks import Block, Example, Side, Span, at
 
 DROPPED = -1e38  # for a dropped score: its power is 0, and no difference of two is NaN
@@ -106,7 +107,7 @@ class Half:
     @cached_property
     def _keep_of_every_row(self) -> Tensor | None:
         keep = self._keep(slice(0, self.side.query.shape[1]), self._part.rows, self._part.keys)
-        if keep is not None and keep.device.type == "cpu" and bool(keep.all()):
+        if keep is not None and _blocks.may_look(keep.device) and bool(keep.all()):
             return None
         return keep
 
@@ -117,7 +118,7 @@ class Half:
             return None
         keep = self._keep_of_every_row
         bias = bias if keep is None else torch.where(keep, bias, 0)
-        return None if bias.device.type == "cpu" and not bool(bias.any()) else bias
+        return None if _blocks.may_look(bias.device) and not bool(bias.any()) else bias
 
     @cached_property
     def _added_to_every_row(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _blocks
 from ._blocks import Span
 from ._blockwise import Kind, buffers_for, compare_in_place, divergence, log_gradients
 from ._divergence import log_softmax
@@ -93,7 +94,7 @@ class _Chunks:
     def __init__(self, task: Task, tokens: Span, wanted: list[bool], *, stored: bool) -> None:
         self._task, self._wanted, self._stored = task, wanted, stored
         device, n = task.student.hidden.device, task.student.hidden.shape[0]
-        self.cut = device.type == "cpu"
+        self.cut = _blocks.may_look(device)
         self.count = len(range(n)[tokens]) if isinstance(tokens, slice) else tokens.shape[0]
         most = max(FEWEST_TOKENS, min(MOST_TOKENS, -(-self.count // 4)))
         self.step = max(1, -(-self.count // max(1, -(-self.count // most))))  # chunks alike
@@ -269,7 +270,7 @@ def _kept(where: Tensor | None, bias: Tensor | None) -> Tensor | None:
 
 def _span(kept: Tensor | None, n: int) -> Span:
     """The kept positions; on an accelerator all, so as not to wait for it."""
-    if kept is None or kept.device.type != "cpu":
+    if kept is None or not _blocks.may_look(kept.device):
         return slice(0, n)
     index = kept.nonzero()[:, 0]
     if not index.numel():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _blocks
 from ._blockwise import Kind
 from ._linear_chunks import Head, Task, run, scale
 
@@ -29,7 +30,7 @@ def linear_divergence(task: Task) -> Tensor:
     tensors = [x for head in task.heads for x in head.tensors]
     asked = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
     compiling = torch.compiler.is_compiling()
-    plain = task.student.hidden.device.type == "cpu" and not compiling
+    plain = _blocks.may_look(task.student.hidden.device) and not compiling
     plain = plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
     settings = _Settings(
         (task.student.softcap, task.teacher.softcap, task.temperature, task.kind.beta),

@@ -91,8 +91,10 @@ def value_and_gradients(way, monkey, function, case, weights, asked, **options):
         patch.setattr(_blocks, "CACHE_BYTES", options.pop("cache", 2 << 20))
         patch.setattr(_blocks, "LONG_BYTES", 600)
         patch.setattr(_blocks, "MIN_ROWS", 2)
+        if way == "accelerator":  # where no mask is looked at
+            patch.setattr(_blocks, "may_look", lambda _: False)
         patch.setattr(_attention, "DENSE_SCORES", -1)
-        method = "auto" if way == "guess" else way
+        method = {"guess": "auto", "accelerator": "recompute"}.get(way, way)
         value = function(*case.sides(leaves), method=method, **options)
         weighted = torch.where(value.isfinite(), value * weights(value), 0).sum()
         wanted = [x for x in leaves if x.requires_grad]
@@ -117,7 +119,7 @@ def monkey():
         yield patch
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "accelerator"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 @given(
     case=cases(),
@@ -173,8 +175,10 @@ def test_gradcheck_both_sides(way, function, heads):
     torch.autograd.gradcheck(loss, [x.detach().requires_grad_(i < 2) for i, x in enumerate(leaves)])
 
 
-def test_what_is_dropped_may_hold_anything(way):
+@pytest.mark.parametrize("look", [True, False])
+def test_what_is_dropped_may_hold_anything(way, look, monkeypatch):
     """NaN in padded keys and rows reaches neither value nor gradient, however they are dropped."""
+    monkeypatch.setattr(_blocks, "may_look", lambda _: look)  # False: as on an accelerator
     keep = torch.tensor([True, False, True, True, False])
     rows = torch.tensor([False, True, True, False])
     full = keep[None, :] & torch.ones(4, 1, dtype=torch.bool)

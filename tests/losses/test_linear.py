@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillkit import errors, losses
-from distillkit.losses import _linear_chunks
+from distillkit.losses import _blocks, _linear_chunks
 
 NAMES = ["student_hidden", "student_weight", "student_bias", "teacher_hidden", "teacher_weight", "teacher_bias"]  # fmt: skip
 PAIRS = [
@@ -72,8 +72,9 @@ def dense(function, tensors, options):
     asked=st.sampled_from([(1, 1, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (1,) * 6]),
     even=st.booleans(),
     tokens=st.sampled_from([1, 2, 256]),
+    look=st.booleans(),
 )
-def test_against_the_dense_divergence(pair, case, asked, even, tokens):
+def test_against_the_dense_divergence(pair, case, asked, even, tokens, look):
     tensors, options = case
     results = []
     for function, compute in ((pair[0], through), (pair[1], dense)):
@@ -82,6 +83,7 @@ def test_against_the_dense_divergence(pair, case, asked, even, tokens):
             for x, some in zip(tensors, asked, strict=True)
         ]
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_blocks, "may_look", lambda _: look)  # False: as on an accelerator
             patch.setattr(_linear_chunks, "FEWEST_TOKENS", 1)
             patch.setattr(_linear_chunks, "MOST_TOKENS", tokens)
             value = compute(function, leaves, options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._attention import Attention
 from ..errors import OptionError, ShapeError
-from ._blocks import Pair, Side
+from ._blocks import Pair, Side, may_look
 from ._blockwise import Kind, divergence, mean_over_heads
 from ._blockwise_function import Keep, blockwise
 from ._divergence import Beta, Temperature, check_beta, log_softmax
@@ -276,7 +276,7 @@ def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
     scores = b * max(h, teacher.shape[1]) * q * k
     if scores <= DENSE_SCORES:
         return "dense"
-    if student.query.device.type == "cpu" and not _requires_grad(teacher):
+    if may_look(student.query.device) and not _requires_grad(teacher):
         return "guess"
     return "saved" if 4 * scores <= SAVED_BYTES else "recompute"
 

@@ -5,12 +5,13 @@ RUN := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo test check oracles format clean
+.PHONY: help demo test check oracles benchmarks format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
+	@echo "make benchmarks  measure, and write the tables of docs/performance.md (an hour)"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment and every output"
 
@@ -28,6 +29,13 @@ check: $(VENV)/.test
 
 oracles: .venv-oracles/.oracles
 	.venv-oracles/bin/python tests/oracles/compare.py
+
+# Liger's chunked losses need torch alone, its package wants triton
+benchmarks: $(VENV)/.benchmarks
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
+	$(RUN) benchmarks/attention_kl.py --write docs/performance.md
+	$(RUN) benchmarks/linear_kl.py --write docs/performance.md
+	$(RUN) benchmarks/distiller.py --write docs/performance.md
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

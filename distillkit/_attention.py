@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ._kept import Masks, rows_with_keys
 from ._selection import Selection, Tokens
 from .errors import CaptureError, ShapeError
 
@@ -262,11 +263,17 @@ class Attention:
 
     def valid_rows(self) -> Tensor:
         """The rows that count and have a key left, boolean ``(b, h, q)``."""
-        keep = self.keep()
-        if keep is None:
+        if self._replay is not None:
+            keep = self.keep()
+            kept = None if keep is None else keep.any(-1)
+            device = self._replay().device
+        else:  # no map of queries x keys is made
             device = self.query.device
+            kept = rows_with_keys(Masks(self.mask, self.bias, self.causal, self.shape), device)
+            kept = _both(kept, self.rows)
+        if kept is None or self.shape[3] == 0:
             return torch.full(self.shape[:3], self.shape[3] > 0, device=device)
-        return keep.expand(self.shape).any(-1)
+        return kept.expand(self.shape[:3])
 
     def scores(self) -> Tensor:
         """Scaled products plus bias, ``(b, h, q, k)``; -inf where an entry does not count.

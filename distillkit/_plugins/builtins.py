@@ -249,6 +249,22 @@ def distillkit_losses() -> list[LossSpec]:
             reference="hinton-etal-2015-distilling",
         ),
         LossSpec(
+            "linear_jensen_shannon_divergence",
+            "distillkit.losses:linear_jensen_shannon_divergence",
+            signature="(n,d),(v,d),(n,e),(v,e)->(n)",
+            tags=("nonnegative", "zero_at_identity"),
+            summary="Jensen-Shannon divergence through the output projections, without logits.",
+            reference="agarwal-etal-2024-gkd",
+        ),
+        LossSpec(
+            "linear_kl_divergence",
+            "distillkit.losses:linear_kl_divergence",
+            signature="(n,d),(v,d),(n,e),(v,e)->(n)",
+            tags=("nonnegative", "zero_at_identity"),
+            summary="Forward KL through the output projections, without logits.",
+            reference="hinton-etal-2015-distilling",
+        ),
+        LossSpec(
             "mse",
             "distillkit.losses:mse",
             signature="(d),(d)->()",

@@ -30,6 +30,8 @@ from ._feature import cosine_distance as cosine_distance
 from ._feature import mse as mse
 from ._feature import normalized_mse as normalized_mse
 from ._feature import smooth_l1 as smooth_l1
+from ._linear import linear_jensen_shannon_divergence as linear_jensen_shannon_divergence
+from ._linear import linear_kl_divergence as linear_kl_divergence
 from ._reduce import masked_mean as masked_mean
 from ._relation import cka_distance as cka_distance
 from ._relation import distinct_pairs as distinct_pairs

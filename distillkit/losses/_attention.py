@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,16 +9,19 @@ from torch import Tensor
 
 from .._attention import Attention
 from ..errors import OptionError, ShapeError
-from ._divergence import (
-    Beta,
-    Temperature,
-    check_beta,
-    forward_kl,
-    log_softmax,
-    mixture_divergence,
-)
+from ._blocks import Pair, Side, may_look
+from ._blockwise import Kind, divergence, mean_over_heads
+from ._blockwise_function import Keep, blockwise
+from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
 from ._signature import check_positive
+
+Method = Literal["auto", "dense", "saved", "recompute"]
+
+# measured: below, a handful of large operations beats many small ones
+DENSE_SCORES = 50_000
+# one float32 map: up to here keeping it costs less than computing it twice
+SAVED_BYTES = 16 << 20
 
 
 def attention_kl(
@@ -28,6 +30,7 @@ def attention_kl(
     *,
     temperature: Temperature = 1.0,
     heads: Literal["mean"] | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Forward KL of attention probabilities, KL(teacher || student), row by row.
 
@@ -44,6 +47,13 @@ def attention_kl(
         temperature: T > 0, divides the scores of both sides.
         heads: ``"mean"`` compares probabilities averaged over the heads of each side, whose
             numbers may then differ; None compares head with head.
+        method: the way to compute; all give the same value and gradient. ``"dense"`` holds both
+            maps of queries x keys and can be differentiated twice; ``"saved"`` holds the map of
+            the gradient between forward and backward; ``"recompute"`` holds none and computes the
+            scores twice. ``"auto"`` chooses by size, and on a CPU computes the gradients for equal
+            row weights along with the value, again only if the weights turn out to differ. It
+            takes the dense way for what the others cannot do: scores replayed from a model,
+            and a bias that asks for a gradient.
 
     Returns:
         One value >= 0 for each row, in float32 at least. A row that does not count (see
@@ -52,7 +62,8 @@ def attention_kl(
 
     Raises:
         ShapeError: unequal batches, heads or tokens, with both printed.
-        OptionError: a temperature that is not positive, an unknown ``heads``.
+        OptionError: a temperature that is not positive, an unknown ``heads`` or ``method``, a
+            method that these attentions do not allow.
 
     Examples:
         >>> student = Attention.from_probabilities(torch.tensor([[[[0.5, 0.5]]]]))
@@ -63,8 +74,8 @@ def attention_kl(
     Source: Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP
     2022, https://arxiv.org/abs/2112.08723, "Cross-Modal Attention Distillation".
     """
-    log_q, log_p = _compared("attention_kl", student, teacher, temperature, heads)
-    return temperature**2 * forward_kl(log_q, log_p)  # 0 where neither side counts anything
+    kind = Kind("kl")
+    return _divergence("attention_kl", kind, student, teacher, temperature, heads, method)
 
 
 def attention_reverse_kl(
@@ -73,6 +84,7 @@ def attention_reverse_kl(
     *,
     temperature: Temperature = 1.0,
     heads: Literal["mean"] | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Reverse KL of attention probabilities, KL(student || teacher), row by row.
 
@@ -91,8 +103,8 @@ def attention_reverse_kl(
 
     Source: the reverse of :func:`attention_kl`, as Gu et al. 2024 (MiniLLM) do for logits.
     """
-    log_q, log_p = _compared("attention_reverse_kl", student, teacher, temperature, heads)
-    return temperature**2 * forward_kl(log_p, log_q)
+    kind = Kind("reverse")
+    return _divergence("attention_reverse_kl", kind, student, teacher, temperature, heads, method)
 
 
 def attention_jsd(
@@ -102,6 +114,7 @@ def attention_jsd(
     beta: Beta = 0.5,
     temperature: Temperature = 1.0,
     heads: Literal["mean"] | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence of attention probabilities, row by row.
 
@@ -115,6 +128,7 @@ def attention_jsd(
         beta: the teacher's weight in the mixture, in (0, 1).
         temperature: T > 0.
         heads: ``"mean"`` compares probabilities averaged over heads.
+        method: the way to compute.
 
     Returns:
         One value >= 0 for each row, finite whatever either side dropped.
@@ -128,8 +142,8 @@ def attention_jsd(
     Source: Agarwal et al. 2024 (GKD), https://arxiv.org/abs/2306.13649, equation 1, on attention.
     """
     check_beta(beta)
-    log_q, log_p = _compared("attention_jsd", student, teacher, temperature, heads)
-    return temperature**2 * mixture_divergence(log_q, log_p, beta)
+    kind = Kind("jsd", beta)
+    return _divergence("attention_jsd", kind, student, teacher, temperature, heads, method)
 
 
 def attention_mse(
@@ -215,6 +229,88 @@ def shared_rows(student: Attention, teacher: Attention) -> Tensor:
     return rows.all(1, keepdim=True) & student.rows.all(1, keepdim=True)
 
 
+def _divergence(
+    loss: str,
+    kind: Kind,
+    student: Attention,
+    teacher: Attention,
+    temperature: float,
+    heads: str | None,
+    method: str,
+) -> Tensor:
+    """A divergence of two attentions, in the way that their sizes ask for."""
+    check_positive("temperature", temperature)
+    _check_tokens(loss, student, teacher, heads)
+    way = _way(loss, student, teacher, method)
+    if way == "dense":
+        log_q, log_p = _compared(loss, student, teacher, temperature, heads)
+        value = divergence(kind, log_q, log_p)  # 0 where neither side counts anything
+    else:
+        keep: dict[str, Keep] = {"saved": "maps", "guess": "guess", "recompute": ""}
+        one, other = (_side(x, temperature) for x in (student, teacher))
+        pair = Pair(one, other, _shared(student, teacher), mean=heads == "mean")
+        value = blockwise(pair, kind, keep[way])
+    return temperature**2 * value
+
+
+def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
+    """The way to compute: as asked, or as the sizes say."""
+    if method not in ("auto", "dense", "saved", "recompute"):
+        raise OptionError(
+            f'{loss}: method is "auto", "dense", "saved" or "recompute"; got {method!r}'
+        )
+    if method == "dense":
+        return method
+    for side in (student, teacher):
+        reason = _only_dense(side)
+        if reason and method == "auto":
+            return "dense"
+        if reason:
+            raise OptionError(
+                f"{loss}: method={method!r} computes scores from queries and keys, block by "
+                f'block, but {reason}; "auto" takes the dense way'
+            )
+    if method != "auto":
+        return method
+    b, h, q, k = student.shape
+    scores = b * max(h, teacher.shape[1]) * q * k
+    if scores <= DENSE_SCORES:
+        return "dense"
+    if may_look(student.query.device) and not _requires_grad(teacher):
+        return "guess"
+    return "saved" if 4 * scores <= SAVED_BYTES else "recompute"
+
+
+def _requires_grad(attention: Attention) -> bool:
+    return attention.query.requires_grad or attention.key.requires_grad
+
+
+def _only_dense(attention: Attention) -> str:
+    """Why an attention's scores are not to be had block by block; empty if they are."""
+    if attention._replay is not None:  # noqa: SLF001 (no one else need know)
+        return "these scores are replayed from the model"
+    if attention.bias is not None and attention.bias.requires_grad and torch.is_grad_enabled():
+        return "the bias asks for a gradient"
+    return ""
+
+
+def _side(attention: Attention, temperature: float) -> Side:
+    return Side(
+        attention.query, attention.key, attention.mask, attention.bias,
+        attention.causal, attention.scale, temperature,
+    )  # fmt: skip
+
+
+def _shared(student: Attention, teacher: Attention) -> Tensor | None:
+    """The rows that both keep, whichever keys are left to them."""
+    one, other = student.rows, teacher.rows
+    if one is None or other is None:
+        return other if one is None else one
+    if 1 not in (one.shape[1], other.shape[1]) and one.shape[1] != other.shape[1]:
+        one, other = one.all(1, keepdim=True), other.all(1, keepdim=True)
+    return one & other
+
+
 def _compared(
     loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
 ) -> tuple[Tensor, Tensor]:
@@ -233,12 +329,7 @@ def _compared(
 
 def _log_probabilities(attention: Attention, temperature: float, heads: str | None) -> Tensor:
     log_p = log_softmax(attention.scores(), None, temperature)
-    if heads is None:
-        return log_p
-    # the mean in log space; a key that every head drops stays at -inf and must not meet logsumexp
-    kept = (log_p > -torch.inf).any(1, keepdim=True)
-    safe = torch.where(kept, log_p, 0)
-    return torch.where(kept, safe.logsumexp(1, keepdim=True) - math.log(log_p.shape[1]), -torch.inf)
+    return log_p if heads is None else mean_over_heads(log_p)
 
 
 def _fit(rows: Tensor, attention: Attention) -> Tensor:

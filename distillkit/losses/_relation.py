@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .._attention import Attention, inner_products, split_heads
 from ..errors import OptionError, ShapeError
-from ._attention import attention_kl
+from ._attention import Method, attention_kl
 from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import checked_pair
@@ -25,6 +25,7 @@ def relation_kl(
     of: Literal["query", "key", "value"] = "query",
     relation_heads: int,
     where: Tensor | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Forward KL of the relations between tokens' queries, keys or values (MiniLMv2).
 
@@ -43,6 +44,7 @@ def relation_kl(
         relation_heads: R; it divides both total widths.
         where: boolean ``(b, n)``: the tokens that are no padding; by default the ``rows`` that
             both attentions keep.
+        method: the way to compute, as in :func:`attention_kl`.
 
     Returns:
         One value >= 0 for each token, 0 for padding; exactly 0 for equal vectors.
@@ -63,7 +65,7 @@ def relation_kl(
     if where is None:
         where = _common_rows(student, teacher)
     one, other = (_relations(x, of, relation_heads, where) for x in (student, teacher))
-    return attention_kl(one, other)
+    return attention_kl(one, other, method=method)
 
 
 def _common_rows(student: Attention | Tensor, teacher: Attention | Tensor) -> Tensor | None:

@@ -264,7 +264,7 @@ def attentions(
 ) -> Attention:
     """An :class:`Attention` with masks over its keys and its rows, some of them empty."""
     made: Arguments = draw(
-        arguments(LossSpec("", "", signature="attention"), values=values, side=side)
+        arguments(LossSpec("attention", len, signature="attention"), values=values, side=side)
     )
     (attention,) = made.student
     assert isinstance(attention, Attention)

@@ -51,3 +51,11 @@ def test_gathered_examples_give_the_loss_and_gradient_of_the_joined_batch(tmp_pa
     for one_loss, one_gradient in run_in_two_processes("gather_pairs", tmp_path):
         torch.testing.assert_close(one_loss, loss)
         torch.testing.assert_close(one_gradient, gradient)
+
+
+def test_a_blockwise_attention_loss_trains_under_ddp_as_the_dense_one_alone(tmp_path):
+    script = imported("attend_blockwise")
+    alone = script.gradients(script.projections(), slice(None), "dense")
+    for found in run_in_two_processes("attend_blockwise", tmp_path):
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

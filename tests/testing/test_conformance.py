@@ -9,7 +9,9 @@ import torch
 
 from distillkit import LossSpec, errors, losses, testing
 
-SPEC = LossSpec("halved_l1", "unused", signature="(d),(d)->()", tags=("nonnegative", "symmetric"))
+SPEC = LossSpec(
+    "halved_l1", "unused:unused", signature="(d),(d)->()", tags=("nonnegative", "symmetric")
+)
 
 
 def halved_l1(student, teacher):

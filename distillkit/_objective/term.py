@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
-from .._backbone.signals import Signals
+from .._backbone.signals import Axes, Signals
 from .._plugins.registry import lookup
 from .._plugins.specs import AlignerSpec, LossSpec, resolve
 from .._tables import validated
@@ -104,6 +104,7 @@ class Term(nn.Module):
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
@@ -124,28 +125,30 @@ class Term(nn.Module):
     ) -> Tensor:
         """The unweighted value, a scalar."""
         given = {arg: self._entry(batch, arg, key) for arg, key in self.inputs.items()}
-        of_student = [self._signal("student", student, name) for name in self.on]
-        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
+        of_student = [self.signal("student", student, name) for name in self.on]
+        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
         if self.training and torch.is_grad_enabled():
             self._check_gradient(of_student)
         masks = [
             m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None
         ]
-        pairs = self._layer_pairs(of_student, of_teacher)
-        values = [self._value(s, t, masks, given) for s, t in pairs]
+        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
+        pairs = self.layer_pairs(of_student, of_teacher)
+        values = [self._value(s, t, axes, masks, given) for s, t in pairs]
         return torch.stack(values).mean()
 
     def _value(
         self,
         students: Sequence[Any],
         teachers: Sequence[Any],
+        axes: Sequence[tuple[Axes, Axes]],
         masks: Sequence[Tensor],
         given: Mapping[str, Any],
     ) -> Tensor:
         """One layer's value: align, compare, average."""
         assert self._function is not None
-        pairs = zip(map(_widened, students), map(_widened, teachers), strict=True)
-        aligned = [self._align(s, t) for s, t in pairs]
+        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
+        aligned = [self.aligned(*pair) for pair in pairs]
         students, teachers = [s for s, _ in aligned], [t for _, t in aligned]
         if self.rows == "all":
             students = [_all_rows(one) for one in students]
@@ -158,12 +161,24 @@ class Term(nn.Module):
         counted = _counted(values, students[0], teachers[0], masks)
         return _reduced(values, counted, self.per)
 
-    def _align(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+    def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
+        """One layer of both sides, after the term's aligners."""
         for aligner in self.aligners:
-            student, teacher = aligner(student, teacher)
+            known = {}
+            if _takes_tokens(aligner):
+                known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
+            try:
+                student, teacher = aligner(student, teacher, **known)
+            except ShapeError as error:
+                raise ShapeError(f"term {self.name!r}: {error}") from None
         return student, teacher
 
-    def _signal(self, side: str, signals: Signals, name: str) -> Any:
+    def signal(self, side: str, signals: Signals, name: str) -> Any:
+        """One side's signal, or an error that says why there is none."""
+        if name in signals.absent:
+            raise SignalError(
+                f"term {self.name!r} needs {name!r} of the {side}: {signals.absent[name]}"
+            )
         if name not in signals:
             message = unknown_name(f"signal of the {side}", name, signals)
             raise SignalError(f"term {self.name!r}: {message}; its adapter offers no other")
@@ -186,7 +201,7 @@ class Term(nn.Module):
                     "(use_reentrant=False keeps the gradient)"
                 )
 
-    def _layer_pairs(
+    def layer_pairs(
         self, students: Sequence[Any], teachers: Sequence[Any]
     ) -> list[tuple[list[Any], list[Any]]]:
         """Student layer with teacher layer, as ``layers`` says."""
@@ -251,13 +266,13 @@ class Objective(nn.Module):
 
     def active(self, progress: float | None) -> dict[str, float]:
         """Term -> its weight at this progress, without those of weight 0."""
-        weights = {term.name: term.weight_at(progress) for term in self._terms()}
+        weights = {term.name: term.weight_at(progress) for term in self.each()}
         return {name: weight for name, weight in weights.items() if weight != 0}
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""
         active = self.active(progress)
-        return any(term.name in active and not term.is_task for term in self._terms())
+        return any(term.name in active and not term.is_task for term in self.each())
 
     def forward(
         self,
@@ -282,17 +297,18 @@ class Objective(nn.Module):
             raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
         parts: dict[str, Tensor] = {}
         total = torch.zeros(())
-        for term in self._terms():
+        for term in self.each():
             if term.name not in active:
                 continue
             with _autocast_off():
                 value = _task_loss(task) if term.is_task else term(student, teacher, batch)
             total = total.to(value.device) + active[term.name] * value
             parts[term.name] = value.detach().float()
-        weights = {term.name: active.get(term.name, 0.0) for term in self._terms()}
+        weights = {term.name: active.get(term.name, 0.0) for term in self.each()}
         return Result(total, parts, weights)
 
-    def _terms(self) -> list[Term]:
+    def each(self) -> list[Term]:
+        """The terms, in their order."""
         return list(self.terms)  # type: ignore[arg-type]
 
 
@@ -399,9 +415,15 @@ def _aligner(given: str | Mapping[str, Any]) -> nn.Module:
 class _Untrained(nn.Module):
     """An aligner without parameters, as a module."""
 
-    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+    def __init__(self, function: Callable[..., tuple[Any, Any]]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
-        return self.function(student, teacher)
+    def forward(self, student: Any, teacher: Any, **tokens: Axes) -> tuple[Any, Any]:
+        return self.function(student, teacher, **tokens)
+
+
+def _takes_tokens(aligner: nn.Module) -> bool:
+    """Whether an aligner asks, by these two parameters, for what is known of the tokens."""
+    function = aligner.function if isinstance(aligner, _Untrained) else aligner.forward
+    return {"student_tokens", "teacher_tokens"} <= inspect.signature(function).parameters.keys()

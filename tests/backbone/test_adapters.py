@@ -52,7 +52,7 @@ class TestLayout:
         attention = dk.Attention(torch.randn(2, 1, 4, 2), torch.randn(2, 1, 4, 2))
         from distillkit._backbone.directions import attention_signals
 
-        offered = attention_signals(
+        offered, _ = attention_signals(
             {"joint": [attention]}, layout_of(tables, {"ids": ids, "mask": ids != 0})
         )
         block = offered["attention.text_to_image"]()[-1]

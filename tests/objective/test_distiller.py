@@ -22,7 +22,7 @@ def distiller_of(recipe="dide", student=None, teacher=None, **changes):
         recipe,
         student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
         teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES),
-        **changes,
+        **{"ignore": ["labels"], **changes},
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._capture.anchor import anchor as anchor
     from ._capture.find import find_attention as find_attention
     from ._backbone.tokens import grid_extents as grid_extents
+    from ._backbone.tokens import tokens_at as tokens_at
     from ._capture.scope import capture as capture
     from ._objective.align import Projector as Projector
     from ._objective.distiller import Distiller as Distiller
@@ -75,6 +76,7 @@ _HOMES = {
     "overlap": "_objective.overlap",
     "register": "_plugins.registry",
     "signals_of": "_backbone.directions",
+    "tokens_at": "_backbone.tokens",
 }
 _MODULES = ("errors", "losses", "testing")
 

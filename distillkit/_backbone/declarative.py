@@ -24,6 +24,7 @@ from .tokens import (
     TokenLayout,
     chosen,
     grid_extents,
+    tokens_at,
 )
 
 _MODULE = "module:"
@@ -203,14 +204,16 @@ def _modality(
     run: TokenRun, batch: Mapping[str, Any], positions: slice | Tensor, index: Tensor | None
 ) -> ModalityTokens:
     """One run's tokens, with what is known of them."""
-    extents, ids = _run_extents(run, batch), _run_ids(run, batch)
-    return ModalityTokens(
-        positions,
-        run.special,
-        run.grid,
-        None if extents is None else chosen(extents, index),
-        None if ids is None else chosen(ids, index),
-    )
+
+    def known(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = chosen(x, index)
+        of_all = isinstance(positions, Tensor) and x.shape[1] == positions.shape[1]
+        return tokens_at(x, positions) if of_all else x  # type: ignore[arg-type]
+
+    extents, ids = known(_run_extents(run, batch)), known(_run_ids(run, batch))
+    return ModalityTokens(positions, run.special, run.grid, extents, ids)
 
 
 def _run_extents(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:

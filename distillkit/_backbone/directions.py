@@ -77,8 +77,8 @@ def attention_signals(
     axes: dict[str, Callable[[], Axes]] = {}
     for stream in attentions:
         offered[f"attention.{stream}"] = partial(_whole, stream, attentions, layout)
-        if stream in DIRECTIONS:
-            axes[f"attention.{stream}"] = partial(_axes_of, DIRECTIONS[stream], layout, None)
+        if _crosses(stream):
+            axes[f"attention.{stream}"] = partial(_axes_of, _crosses(stream), layout, None)
     joint = "joint" if "joint" in attentions else None
     for direction, modalities in DIRECTIONS.items():
         if direction in attentions:
@@ -98,8 +98,8 @@ def _whole(
     stream: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
 ) -> Layers[Attention]:
     rows = stream
-    if stream in DIRECTIONS and stream not in layout:
-        rows = DIRECTIONS[stream][0]
+    if _crosses(stream) and stream not in layout:
+        rows = _crosses(stream)[0]
     valid = _tokens(layout, rows).valid
     attention = attentions[stream]
     return Layers([partial(_with_rows, attention, i, valid, rows) for i in range(len(attention))])
@@ -173,7 +173,13 @@ def _real(layout: TokenLayout, tower: str) -> Tensor | None:
     return None if valid is None else paired(valid, layout.pairs.get(tower))
 
 
-def _axes_of(modalities: tuple[str, str], layout: TokenLayout, joint: str | None) -> Axes:
+def _crosses(stream: str) -> tuple[str, ...]:
+    """Whose queries read whose keys in a cross-attention stream, ``"text_to_image"``; else ()."""
+    query, _, key = stream.partition("_to_")
+    return (query, key) if key else ()
+
+
+def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None) -> Axes:
     """The tokens of queries and keys; None where the layout does not know them."""
     axes: list[TokenAxis | None] = []
     for modality in modalities:

@@ -186,6 +186,29 @@ def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> T
     return torch.cat([placed.new_zeros(len(boxes), special, 4), placed], 1)
 
 
+def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
+    """What is known of every token of a sequence, at the positions of one modality.
+
+    Args:
+        x: ``(b, n)`` or ``(b, n, e)``: ids, masks or extents of all n tokens.
+        positions: boolean ``(b, n)``, or indices ``(b, m)``.
+
+    Returns:
+        ``(b, m)`` or ``(b, m, e)``; where examples have unequally many, packed to the front and
+        filled with 0.
+
+    Examples:
+        >>> tokens_at(torch.tensor([[7, 8, 9]]), torch.tensor([[True, False, True]]))
+        tensor([[7, 9]])
+    """
+    selected = Selection(positions, x.shape[1])
+    taken, present = selected.along(x, 1), selected.present(3)
+    if present is None:
+        return taken
+    kept = present[:, 0, 0]
+    return torch.where(kept if x.ndim == 2 else kept[..., None], taken, 0)
+
+
 def chosen(x: Tensor, index: Tensor | slice | None) -> Tensor:
     """Examples of what is known per example; one entry that stands for all examples still does."""
     if index is None or (len(x) == 1 and isinstance(index, slice)):

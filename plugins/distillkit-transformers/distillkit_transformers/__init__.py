@@ -1,0 +1,1 @@
+"""Adapters of distillkit for vision-language models of transformers."""

@@ -31,8 +31,9 @@ def adapt(
         adapter: as in :func:`adapter_for`, for the part; None finds it by the part's class.
         at: dotted name of the part; ``""`` is the model itself.
         logits: the module of the model that returns the logits, or a field of its output.
-        inputs: argument -> batch entry, where they are called differently; both the model and the
-            part's token layout go by it. Absent: what the model's ``forward`` names.
+        inputs: argument -> batch entry, where they are called differently: arguments of the
+            model's own ``forward``, and those of the part (``input_ids``) that its token layout
+            looks for. Every other argument is taken from the entry of its name.
 
     Raises:
         CaptureError: no module of that name.
@@ -91,9 +92,8 @@ class _Part:
         return tuple(f"{self._prefix}{name}" for name in self._adapter.returns)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        if self._inputs:
-            return {argument: entry(batch, key) for argument, key in self._inputs.items()}
-        return {name: batch[name] for name in self._arguments if name in batch}
+        renamed = {n: entry(batch, key) for n, key in self._inputs.items() if n in self._arguments}
+        return renamed | {n: batch[n] for n in self._arguments if n in batch and n not in renamed}
 
     def layout(self, batch: Mapping[str, Any], record: Record) -> TokenLayout:
         renamed = _Renamed(batch, self._inputs) if self._inputs else batch

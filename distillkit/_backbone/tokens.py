@@ -177,11 +177,10 @@ def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> T
         )
     boxes = boxes if boxes.is_floating_point() else boxes.float()
     rows, columns = grid
-    row = torch.arange(rows, device=boxes.device).repeat_interleave(columns)
-    column = torch.arange(columns, device=boxes.device).repeat(rows)
+    row, column = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in grid)
+    row, column = row.repeat_interleave(columns), column.repeat(rows)
     cells = torch.stack([row / rows, column / columns, (row + 1) / rows, (column + 1) / columns], 1)
     corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
-    cells = cells.to(boxes.dtype)
     placed = torch.cat([corner + cells[:, :2] * size, corner + cells[:, 2:] * size], 2)
     return torch.cat([placed.new_zeros(len(boxes), special, 4), placed], 1)
 

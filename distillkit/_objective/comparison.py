@@ -93,7 +93,7 @@ def check_term(
     seen = TermCheck(term.name, _described(ours), _described(theirs), align)
     found = differences(term, student, teacher)
     try:
-        value = float(term(student, teacher, batch))
+        value = term(student, teacher, batch).item()
     except (DistillKitError, RuntimeError) as error:
         found = found or [str(error)]
         return TermCheck(term.name, seen.student, seen.teacher, align, None, tuple(found))

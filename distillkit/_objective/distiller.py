@@ -168,7 +168,7 @@ class Distiller(nn.Module):
                     continue
                 task = self._task_loss_of(output, own)
                 missing = () if task is not None else ("the student's output has no field `loss`",)
-                value = None if task is None else float(task)
+                value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
         if ran_teacher:
             try:

@@ -6,6 +6,7 @@ layout calls the image's may move; a mask is changed, and only the padded token 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,18 @@ class AdapterCase:
         """What test reports call it."""
         return getattr(self.factory, "__name__", type(self.factory).__name__)
 
+    @functools.cached_property
+    def made(self) -> tuple[nn.Module, dict[str, Any], Adapter]:
+        """The model in eval mode, the batch and the adapter."""
+        return self.make()
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """One forward of them."""
+        return forward(*self.made)
+
     def make(self) -> tuple[nn.Module, dict[str, Any], Adapter]:
-        """The model in eval mode, the batch and the adapter; the same ones every time."""
+        """The same ones made anew."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, batch, *given = self.factory()
@@ -71,6 +82,7 @@ class AdapterCase:
         return model, dict(batch), adapter_for(model, given[0] if given else None)
 
 
+@torch.no_grad()
 def forward(
     model: nn.Module, batch: Mapping[str, Any], adapter: Adapter, *, seed: int = 0
 ) -> Run:
@@ -132,6 +144,8 @@ def check_adapter(factory: Factory) -> list[CheckResult]:
             seen, passed = f"not applicable: {nothing}", True
         except (Unmet, DistillKitError) as wrong:
             seen, passed = str(wrong), False
+        except Exception as raised:  # noqa: BLE001 (whatever a stranger's adapter raises)
+            seen, passed = f"{type(raised).__name__}: {raised}", False
         results.append(CheckResult(name, passed=passed, seen=seen))
     return results
 
@@ -174,8 +188,7 @@ class _Asserted:
 
 
 def layout_covers_every_position_once(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    run = forward(model, batch, adapter)
+    run = case.run
     for one in run.sequences:
         if one.tokens is None:
             raise Unmet(f"the layout says nothing of the {one}")
@@ -192,22 +205,22 @@ def layout_covers_every_position_once(case: AdapterCase) -> str:
 
 
 def image_moves_only_image_tokens(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    before = forward(model, batch, adapter)
+    model, batch, adapter = case.made
+    before = case.run
     after = forward(model, changed_image(batch, adapter), adapter)
     return _only_moves(before, after, "image", None)
 
 
 def text_moves_only_text_tokens(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    before = forward(model, batch, adapter)
+    model, batch, adapter = case.made
+    before = case.run
     other, changed = changed_text(batch, before.layout)
     return _only_moves(before, forward(model, other, adapter), "text", changed)
 
 
 def a_patch_moves_its_own_cell(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    before = forward(model, batch, adapter)
+    model, batch, adapter = case.made
+    before = case.run
     grids = [(s, s.tokens["image"]) for s in before.sequences if s.tokens and "image" in s.tokens]
     known = [(s, tokens) for s, tokens in grids if tokens.grid is not None]
     pixels = next((name for name, x in batch.items() if _is_picture(x)), None)
@@ -240,10 +253,9 @@ def a_patch_moves_its_own_cell(case: AdapterCase) -> str:
 
 
 def masks_agree_with_padding(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    run = forward(model, batch, adapter)
+    run = case.run
     padded = 0
-    for stream in adapter.streams:
+    for stream in dict.fromkeys(one.stream for one in run.sequences):
         ends = [one for one in run.sequences if one.stream == stream]
         rows, keys = ends[0], ends[-1]
         attention = rows.attention
@@ -269,20 +281,19 @@ def masks_agree_with_padding(case: AdapterCase) -> str:
 
 
 def repeated_forwards_agree(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
+    model, batch, adapter = case.made
     one, other = (forward(model, batch, adapter, seed=seed) for seed in (1, 2))
     return _same_attention(one.signals, other.signals, "another forward of the same batch")
 
 
 def rows_sum_to_one_over_real_keys(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    run = forward(model, batch, adapter)
+    run = case.run
     for name, attention in _directed(run.signals):
         mass, rows = attention.probabilities(), attention.valid_rows()
         axes = run.signals.axes(name)
         keys = axes[1].valid if len(axes) == 2 and axes[1] is not None else None
         on_real = mass if keys is None else mass * keys[:, None, None]
-        off = (on_real.sum(-1) - 1).abs()[rows]
+        off = (on_real.detach().sum(-1) - 1).abs()[rows]
         if not bool(rows.any()):
             raise Unmet(f"no row of {name} counts")
         if float(off.max()) > _CLOSE:
@@ -294,11 +305,11 @@ def rows_sum_to_one_over_real_keys(case: AdapterCase) -> str:
 
 
 def gradient_reaches_every_stream(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
+    model, batch, adapter = case.made
     if not any(p.requires_grad for p in model.parameters()):
         raise NotApplicable("every parameter is frozen, or there is none")
-    with torch.enable_grad():
-        run = forward(model, batch, adapter)
+    with torch.enable_grad(), watched(model, adapter) as record:
+        run = finished(model, batch, adapter, record)
         sum(one.probabilities().square().sum() for _, one in _all(run.signals)).backward()
     for stream, pattern in adapter.streams.items():
         wanted = pattern_regex(pattern.partition("#")[0])
@@ -311,13 +322,13 @@ def gradient_reaches_every_stream(case: AdapterCase) -> str:
 
 
 def both_orders_of_capture_agree(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
+    model, batch, adapter = case.made
     other, other_batch, other_adapter = case.make()
-    alone = forward(model, batch, adapter).signals
-    with watched(model, adapter) as outer, watched(other, other_adapter) as inner:
+    alone = case.run.signals
+    with torch.no_grad(), watched(model, adapter) as outer, watched(other, other_adapter) as inner:
         first = finished(model, batch, adapter, outer).signals
         finished(other, other_batch, other_adapter, inner)
-    with watched(other, other_adapter) as outer, watched(model, adapter) as inner:
+    with torch.no_grad(), watched(other, other_adapter) as outer, watched(model, adapter) as inner:
         finished(other, other_batch, other_adapter, outer)
         second = finished(model, batch, adapter, inner).signals
     _same_attention(alone, first, "the outer of two captures")
@@ -325,15 +336,15 @@ def both_orders_of_capture_agree(case: AdapterCase) -> str:
 
 
 def a_batch_of_one_agrees(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    whole = forward(model, batch, adapter)
+    model, batch, adapter = case.made
+    whole = case.run
     one = forward(model, first_example(batch, whole.sequences[0].attention.shape[0]), adapter)
     return _same_attention(whole.signals.take(slice(0, 1)), one.signals, "the first example alone")
 
 
 def a_shorter_text_loses_one_token(case: AdapterCase) -> str:
-    model, batch, adapter = case.make()
-    before = forward(model, batch, adapter)
+    model, batch, adapter = case.made
+    before = case.run
     shorter, stream = without_last_word(batch, before.layout)
     after = forward(model, shorter, adapter)
     counts = []

@@ -128,6 +128,10 @@ def _is_text(ids: Tensor, tokens: ModalityTokens, layout: TokenLayout, stream: s
     is_text = torch.ones(len(ids), width, dtype=torch.bool)
     if valid is not None and isinstance(tokens.positions, slice):
         is_text = valid[:, tokens.positions].clone()
+    if is_text.shape[1] != width:
+        raise SignalError(
+            f"the layout places {width} words at {is_text.shape[1]} positions of {stream!r}"
+        )
     is_text[:, list(tokens.special)] = False
     before = torch.zeros(len(ids), ids.shape[1] - width, dtype=torch.bool)
     return torch.cat([before, is_text], 1)

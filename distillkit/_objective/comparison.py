@@ -93,6 +93,10 @@ def check_term(
     seen = TermCheck(term.name, _described(ours), _described(theirs), align)
     found = differences(term, student, teacher)
     try:
+        term.check_gradient([term.signal("student", student, name) for name in term.on])
+    except DistillKitError as error:
+        found.append(str(error))
+    try:
         value = term(student, teacher, batch).item()
     except (DistillKitError, RuntimeError) as error:
         found = found or [str(error)]

@@ -87,6 +87,7 @@ class Distiller(nn.Module):
         self._student = _Watched(student, adapter_for(student, student_adapter))
         self._teacher: _Watched | None = None
         if teacher is not None:
+            _check_apart(student, teacher)
             teacher.eval().requires_grad_(requires_grad=False)
             self._teacher = _Watched(teacher, adapter_for(teacher, teacher_adapter))
 
@@ -225,6 +226,18 @@ class Distiller(nn.Module):
         if self._teacher is not None and parameter is not None:
             self._teacher.model.to(parameter.device)  # its dtype is its own
         return self
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Freezing the teacher must not freeze a part of the student in silence."""
+    frozen_with_it = {id(p) for p in teacher.parameters()}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and id(parameter) in frozen_with_it:
+            raise SignalError(
+                f"student and teacher share the parameter {name!r}, which learns; the teacher's are "
+                "frozen. Give the teacher a copy, copy.deepcopy(part), or freeze the shared part "
+                "yourself, part.requires_grad_(False)"
+            )
 
 
 @contextmanager

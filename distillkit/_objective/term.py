@@ -128,7 +128,7 @@ class Term(nn.Module):
         of_student = [self.signal("student", student, name) for name in self.on]
         of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
         if self.training and torch.is_grad_enabled():
-            self._check_gradient(of_student)
+            self.check_gradient(of_student)
         masks = [
             m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None
         ]
@@ -190,7 +190,8 @@ class Term(nn.Module):
             raise SignalError(f"term {self.name!r} binds {argument!r} to the batch: {message}")
         return batch[key]
 
-    def _check_gradient(self, signals: Sequence[Any]) -> None:
+    def check_gradient(self, signals: Sequence[Any]) -> None:
+        """Refuse signals of the student that can teach it nothing."""
         for name, signal in zip(self.on, signals, strict=True):
             layers = [signal] if isinstance(signal, (Tensor, Attention)) else signal
             if not any(layer.requires_grad for layer in layers):

@@ -27,6 +27,7 @@ def _spec(name: str, folder: str, classes: str, factory: str, summary: str) -> A
 
 @hookimpl
 def distillkit_adapters() -> list[AdapterSpec]:
+    """One adapter for each family."""
     return [
         _spec("vilt", "vilt", "Vilt*", "single_stream:vilt",
               "ViLT: both directions; patches back in raster order."),

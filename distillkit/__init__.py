@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.tokens import StreamTokens as StreamTokens
     from ._backbone.tokens import TokenAxis as TokenAxis
     from ._backbone.tokens import TokenLayout as TokenLayout
-    from ._capture.anchor import anchor as anchor
-    from ._capture.find import find_attention as find_attention
     from ._backbone.tokens import grid_extents as grid_extents
     from ._backbone.tokens import tokens_at as tokens_at
+    from ._capture.anchor import anchor as anchor
+    from ._capture.find import find_attention as find_attention
     from ._capture.scope import capture as capture
     from ._objective.align import Projector as Projector
     from ._objective.distiller import Distiller as Distiller

@@ -234,9 +234,9 @@ def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and id(parameter) in frozen_with_it:
             raise SignalError(
-                f"student and teacher share the parameter {name!r}, which learns; the teacher's are "
-                "frozen. Give the teacher a copy, copy.deepcopy(part), or freeze the shared part "
-                "yourself, part.requires_grad_(False)"
+                f"student and teacher share the parameter {name!r}, which learns, while a teacher "
+                "is frozen. Give the teacher a copy, copy.deepcopy(part), or freeze the shared "
+                "part yourself, part.requires_grad_(False)"
             )
 
 

@@ -33,14 +33,12 @@ def changed_image(batch: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
     return {**batch, **changed}
 
 
-def changed_text(
-    batch: Mapping[str, Any], layout: TokenLayout
-) -> tuple[dict[str, Any], Tensor]:
+def changed_text(batch: Mapping[str, Any], layout: TokenLayout) -> tuple[dict[str, Any], Tensor]:
     """The same batch with other words, and which text tokens ``(b, m)`` they are."""
     name, tokens, stream = _text_entry(batch, layout)
     ids: Tensor = batch[name]
     is_text = _is_text(ids, tokens, layout, stream)
-    words = ids[is_text].unique()
+    words = torch.unique(ids[is_text])
     if len(words) < 2:
         raise SignalError("the batch's texts have one word only: give them several")
     following = torch.searchsorted(words, ids.clamp(int(words[0]), int(words[-1])).contiguous())
@@ -54,9 +52,7 @@ def changed_text(
     return {**batch, name: other}, changed
 
 
-def without_last_word(
-    batch: Mapping[str, Any], layout: TokenLayout
-) -> tuple[dict[str, Any], str]:
+def without_last_word(batch: Mapping[str, Any], layout: TokenLayout) -> tuple[dict[str, Any], str]:
     """The same batch with the last word of the first text masked, and the stream that has it."""
     name, tokens, stream = _text_entry(batch, layout)
     is_text = _is_text(batch[name], tokens, layout, stream)
@@ -86,9 +82,7 @@ def first_example(batch: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _text_entry(
-    batch: Mapping[str, Any], layout: TokenLayout
-) -> tuple[str, ModalityTokens, str]:
+def _text_entry(batch: Mapping[str, Any], layout: TokenLayout) -> tuple[str, ModalityTokens, str]:
     """The entry that holds the words, and the tokens of the layout that they are."""
     found = [(s, tokens["text"]) for s, tokens in layout.items() if "text" in tokens]
     if not found:

@@ -76,7 +76,10 @@ def altclip():
 
 def words():
     seen = (torch.arange(7) < torch.tensor([[7], [5]])).long()
-    return {"input_ids": torch.where(seen == 1, torch.randint(5, 90, (2, 7)), 1), "attention_mask": seen}
+    return {
+        "input_ids": torch.where(seen == 1, torch.randint(5, 90, (2, 7)), 1),
+        "attention_mask": seen,
+    }
 
 
 def prompts(entries):

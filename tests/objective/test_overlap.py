@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import tiny
 import torch
@@ -219,7 +221,7 @@ def test_probability_is_conserved(rows, columns, other_rows, other_columns, seed
 def test_splitting_a_teachers_tokens_changes_nothing(lengths, parts, seed):
     """A token cut into pieces that share its mass by length is the same token."""
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    whole = list(zip(edges[:-1], edges[1:], strict=True))
+    whole = list(itertools.pairwise(edges))
     pieces = [
         (start + (stop - start) * i / parts, start + (stop - start) * (i + 1) / parts)
         for start, stop in whole

@@ -49,7 +49,10 @@ class TestEntries:
         torch.testing.assert_close(other.loss, distiller_of()(shared).loss)
 
     def test_an_entry_that_nothing_uses_is_an_error_that_names_it(self):
-        with pytest.raises(errors.SignalError, match=r"(?s)entry 'pixel':.*did you mean 'pixels'.*ignore=\('pixel',\)"):
+        with pytest.raises(
+            errors.SignalError,
+            match=r"(?s)entry 'pixel':.*did you mean 'pixels'.*ignore=\('pixel',\)",
+        ):
             distiller_of()(batch(pixel=1))
         with pytest.raises(errors.SignalError, match="entries 'a', 'student_mas'"):
             distiller_of()(batch(a=1, student_mas=2))
@@ -83,7 +86,9 @@ class TestEntries:
         weight = {"start": 0.0, "stop": 1.0, "until": 0.5, "shape": "step"}
         distiller = distiller_of(
             recipe_of(ATTENTION, {"loss": "task", "weight": weight}),
-            task_loss=lambda output, batch: output.logits.square().mean() + 0 * batch["labels"].sum(),
+            task_loss=lambda output, batch: (
+                output.logits.square().mean() + 0 * batch["labels"].sum()
+            ),
         )
         assert distiller(tiny.batch(), progress=0.1).loss > 0
         assert distiller(tiny.batch(), progress=0.9).loss > 0
@@ -97,7 +102,9 @@ class TestFirstBatch:
     def test_other_words_of_equal_number(self):
         shared = batch()
         other = {**shared, "teacher_ids": (shared["ids"] + 1) % 10}
-        with pytest.raises(errors.ShapeError, match=r'queries differ in text.*align = \["overlap"\]'):
+        with pytest.raises(
+            errors.ShapeError, match=r'queries differ in text.*align = \["overlap"\]'
+        ):
             distiller_of(recipe_of(ATTENTION))(other)
         same = {**shared, "teacher_ids": shared["ids"].clone()}
         assert distiller_of(recipe_of(ATTENTION))(same).loss > 0
@@ -111,7 +118,10 @@ class TestFirstBatch:
         ("image", "message"),
         [
             ({"modality": "image", "grid": [1, 4]}, r"different grids, \(2, 2\) and \(1, 4\)"),
-            ({"modality": "image", "grid": [1, 3], "special": [0]}, "only one side's keys have a special|different grids"),
+            (
+                {"modality": "image", "grid": [1, 3], "special": [0]},
+                "only one side's keys have a special|different grids",
+            ),
             ({"modality": "image", "grid": [2, 2], "extents": "boxes"}, "lie elsewhere"),
         ],
     )
@@ -124,16 +134,23 @@ class TestFirstBatch:
         student = {**tiny.DUAL_TABLES, "tokens": {"text": [tiny.TEXT], "image": [whole]}}
         teacher = {**tiny.FUSION_TABLES, "tokens": {"joint": [tiny.TEXT, image]}}
         with pytest.raises(errors.ShapeError, match=message):
-            distiller_of(recipe_of(ATTENTION), student_tables=student, teacher_tables=teacher)(batch(**more))
+            distiller_of(recipe_of(ATTENTION), student_tables=student, teacher_tables=teacher)(
+                batch(**more)
+            )
 
     def test_other_classes_and_widths_name_their_aligner(self):
         soft = {"loss": "kl_divergence", "on": "logits"}
-        with pytest.raises(errors.ShapeError, match=r"unequal classes: student \(3, 4\), teacher \(3, 3\).*universal_logit_distance"):
+        with pytest.raises(
+            errors.ShapeError,
+            match=r"unequal classes: student \(3, 4\), teacher \(3, 3\).*universal_logit_distance",
+        ):
             distiller_of(recipe_of(soft), student=tiny.Dual(classes=4))(batch())
         tables = {**tiny.DUAL_TABLES, "hidden": {"text": "text"}}
         narrow = {**tiny.DUAL_TABLES, "hidden": {"text": "head"}}
         hidden = {"loss": "mse", "on": "hidden.text"}
-        with pytest.raises(errors.ShapeError, match=r'align = \[\{ name = "projector"|unequal tokens'):
+        with pytest.raises(
+            errors.ShapeError, match=r'align = \[\{ name = "projector"|unequal tokens'
+        ):
             distiller_of(
                 recipe_of(hidden), teacher=tiny.Dual(), student_tables=tables, teacher_tables=narrow
             )(batch())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 
 import distillkit as dk
 from distillkit import testing
-from distillkit.testing.adapters import CHECKS
+from distillkit.testing.adapter_checks import CHECKS
 
 
 def batch():
@@ -17,7 +19,11 @@ def batch():
 
 def fusion(**tables):
     def factory():
-        return tiny.Fusion(tiny.EagerAttention), batch(), dk.DeclarativeAdapter(**{**tiny.FUSION_TABLES, **tables})
+        return (
+            tiny.Fusion(tiny.EagerAttention),
+            batch(),
+            dk.DeclarativeAdapter(**{**tiny.FUSION_TABLES, **tables}),
+        )
 
     return factory
 
@@ -152,9 +158,21 @@ def test_patches_are_located_in_pictures():
 
     def factory_of(model):
         words = {k: v for k, v in batch().items() if k != "pixels"}
-        return lambda: (model, {**words, "pictures": torch.randn(3, 3, 4, 2)}, dk.DeclarativeAdapter(**tables))
+        return lambda: (
+            model,
+            {**words, "pictures": torch.randn(3, 3, 4, 2)},
+            dk.DeclarativeAdapter(**tables),
+        )
 
     right, turned = Patches(), Patches()
     turned.turned = True
-    assert results(factory_of(right))["a_patch_moves_its_own_cell"].seen == "4 cells of the 2 x 2 grid"
+    assert (
+        results(factory_of(right))["a_patch_moves_its_own_cell"].seen == "4 cells of the 2 x 2 grid"
+    )
     assert not results(factory_of(turned))["a_patch_moves_its_own_cell"].passed
+
+
+def test_every_check_is_documented():
+    page = (Path(__file__).parents[2] / "docs/reference/adapters.md").read_text()
+    assert [name for name in CHECKS if f"`{name}`" not in page] == []
+    assert all(check.__doc__ for check in CHECKS.values())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import distillkit as dk
 import torch
 from torch import Tensor
+
+import distillkit as dk
 
 
 class Collator:

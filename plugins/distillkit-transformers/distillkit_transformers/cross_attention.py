@@ -10,7 +10,7 @@ from torch import nn
 import distillkit as dk
 
 from .family import Family, arguments_of
-from .structure import attention_pattern, backbone, first_part, part, patch_size
+from .structure import attention_pattern, backbone, config_of, first_part, part, patch_size
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
 
 
@@ -77,13 +77,13 @@ def blip(model: nn.Module) -> Family:
 
 def blip_2(model: nn.Module) -> Family:
     """BLIP-2's Q-Former: learned queries read the patches; words, where it has any, the queries."""
-    learned = int(model.config.num_query_tokens)
+    learned = int(config_of(model).num_query_tokens)
     streams = {"query_to_image": attention_pattern(model, "qformer", within="crossattention")}
     reads_text = hasattr(model, "itm_head")
     if reads_text:
         streams["joint"] = attention_pattern(model, "qformer", never="crossattention")
     cell = patch_size(part(model, "vision_model"))
-    placeholders = learned if model.config.image_token_index is not None else 0
+    placeholders = learned if config_of(model).image_token_index is not None else 0
 
     def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
         queries = dk.ModalityTokens(slice(0, learned))

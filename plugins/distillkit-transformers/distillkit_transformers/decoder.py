@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import distillkit as dk
 
 from .family import Family, arguments_of
-from .structure import attention_pattern, first_part
+from .structure import attention_pattern, config_of, first_part
 from .tokens import Grid, image_tokens, mask_of, text_tokens
 
 _LANGUAGE = (
@@ -38,7 +38,7 @@ def prefix(model: nn.Module) -> Family:
 def _decoder(model: nn.Module, absent: Mapping[str, str]) -> Family:
     pattern = attention_pattern(model, first_part(model, _LANGUAGE))
     image_id = _image_token(model)
-    known = (getattr(model.config, name, None) for name in _MARKERS)
+    known = (getattr(config_of(model), name, None) for name in _MARKERS)
     markers = [number for number in known if number is not None and number != image_id]
 
     def lay(batch: Mapping[str, Any], _: Any) -> dk.TokenLayout:
@@ -57,7 +57,7 @@ def _decoder(model: nn.Module, absent: Mapping[str, str]) -> Family:
 
 
 def _image_token(model: nn.Module) -> int:
-    config = model.config
+    config = config_of(model)
     for name in ("image_token_id", "image_token_index"):
         number = getattr(config, name, None)
         if number is not None:
@@ -72,7 +72,7 @@ def _grid(model: nn.Module, batch: Mapping[str, Any], is_image: Tensor) -> Grid 
     """Rows and columns of an image's tokens, where every example has one image of one shape."""
     if "image_grid_thw" in batch:
         shapes = batch["image_grid_thw"]
-        merge = int(model.config.vision_config.spatial_merge_size)
+        merge = int(config_of(model).vision_config.spatial_merge_size)
         if len(shapes) != len(is_image) or not bool((shapes == shapes[:1]).all()):
             return None
         frames, height, width = shapes[0].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -79,6 +80,11 @@ def first_part(model: nn.Module, names: Iterable[str]) -> str:
 def backbone(model: nn.Module, name: str) -> str:
     """``"vilt."`` where a head stands beside the backbone of that name, ``""`` for itself."""
     return f"{name}." if isinstance(getattr(model, name, None), nn.Module) else ""
+
+
+def config_of(model: nn.Module) -> Any:
+    """The model's configuration."""
+    return model.config
 
 
 def patch_size(vision: nn.Module) -> tuple[int, int] | None:

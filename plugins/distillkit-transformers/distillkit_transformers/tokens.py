@@ -21,13 +21,14 @@ def text_tokens(
     ids: Tensor | None = None,
 ) -> dk.ModalityTokens:
     """A text's tokens; ``offset_mapping`` of the batch says where they lie."""
-    known = [batch["input_ids"] if ids is None else ids, batch.get("offset_mapping")]
-    length = known[0].shape[1]
-    if known[1] is not None and known[1].shape[1] != length:
-        known[1] = known[1][:, -length:]
+    words: Tensor = batch["input_ids"] if ids is None else ids
+    extents: Tensor | None = batch.get("offset_mapping")
+    if extents is not None and extents.shape[1] != words.shape[1]:
+        extents = extents[:, -words.shape[1] :]  # placeholders stand before the words
     if isinstance(positions, Tensor):
-        known = [None if x is None else dk.tokens_at(x, positions) for x in known]
-    return dk.ModalityTokens(positions, special, extents=known[1], ids=known[0])
+        words = dk.tokens_at(words, positions)
+        extents = None if extents is None else dk.tokens_at(extents, positions)
+    return dk.ModalityTokens(positions, special, extents=extents, ids=words)
 
 
 def image_tokens(

@@ -13,7 +13,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import distillkit as dk
 
 TEXTS = ["which cell is red", "is the red cell on top ?"]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] which cell is red the on top ?".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "which",
+    "cell",
+    "is",
+    "red",
+    "the",
+    "on",
+    "top",
+    "?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +87,9 @@ def examples():
 
 def test_one_processor_keeps_its_names(wordpiece):
     batch = Collator(Processor(wordpiece, squares()))(examples())
-    assert {"input_ids", "attention_mask", "pixel_values", "offset_mapping", "image_boxes"} <= set(batch)
+    assert {"input_ids", "attention_mask", "pixel_values", "offset_mapping", "image_boxes"} <= set(
+        batch
+    )
     assert batch["answer"].tolist() == [0, 1]
     assert batch["image_boxes"].tolist() == [[0, 0, 1, 1]] * 2
     pieces = [TEXTS[1][a:b] for a, b in batch["offset_mapping"][1].tolist()]
@@ -124,15 +140,21 @@ def test_a_text_longer_than_the_students_maximum_is_cut_and_carried(wordpiece, b
     """Only the characters that both sides have are compared."""
     import families
 
-    collate = Collator(Processor(byte_pairs, cropped()), Processor(wordpiece, squares(32)), max_length=7)
+    collate = Collator(
+        Processor(byte_pairs, cropped()), Processor(wordpiece, squares(32)), max_length=7
+    )
     batch = collate(examples())
     assert batch["student_input_ids"].shape[1] == 7
     teacher, _ = families.vilt_answering()
     text = {**families.TEXT, "vocab_size": 300, "max_position_embeddings": 7,
             "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}  # fmt: skip
-    config = hf.CLIPConfig(text_config=text, vision_config={**families.IMAGE, "image_size": 24}, projection_dim=16)
+    config = hf.CLIPConfig(
+        text_config=text, vision_config={**families.IMAGE, "image_size": 24}, projection_dim=16
+    )
     student = hf.CLIPModel(config)
-    distiller = dk.Distiller(student, teacher, "dide_attention", ignore=["answer", "student_token_type_ids"])
+    distiller = dk.Distiller(
+        student, teacher, "dide_attention", ignore=["answer", "student_token_type_ids"]
+    )
     assert distiller.check(batch).passed, str(distiller.check(batch))
     result = distiller(batch)
     result.loss.backward()
@@ -141,7 +163,9 @@ def test_a_text_longer_than_the_students_maximum_is_cut_and_carried(wordpiece, b
 
 
 def test_what_cannot_be_collated_says_why(wordpiece):
-    with pytest.raises(ValueError, match="the teacher's processor, Processor, has no tokenizer|no image_processor"):
+    with pytest.raises(
+        ValueError, match="the teacher's processor, Processor, has no tokenizer|no image_processor"
+    ):
         Collator(Processor(wordpiece, squares()), type("Processor", (), {"tokenizer": 1})())
     llava = Processor(wordpiece, squares())
     llava.image_token = "<image>"

@@ -10,7 +10,8 @@ import torch
 
 import distillkit as dk
 from distillkit import testing
-from distillkit.testing.adapters import CHECKS as ADAPTER_CHECKS
+from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
+
 
 def spread(build):
     """Fresh models attend evenly: larger queries and keys tell tokens apart."""
@@ -70,7 +71,9 @@ def with_modalities(tokens, **changed):
 
 def shifted(_, tokens):
     moved = {
-        name: dataclasses.replace(one, positions=slice(one.positions.start + 1, one.positions.stop + 1))
+        name: dataclasses.replace(
+            one, positions=slice(one.positions.start + 1, one.positions.stop + 1)
+        )
         for name, one in tokens.items()
     }
     return with_modalities(tokens, **moved)
@@ -80,10 +83,8 @@ def without_summary(_, tokens):
     """The image's [CLS] is forgotten: its patches start where the words end."""
     image = tokens["image"]
     places = image.positions
-    if isinstance(places, slice):
-        places = slice(places.start, places.stop - 1)
-    else:
-        places = places[:, 1:]
+    shorter = isinstance(places, slice) and slice(places.start, places.stop - 1)
+    places = shorter or places[:, 1:]
     return with_modalities(tokens, image=dataclasses.replace(image, positions=places, special=()))
 
 
@@ -102,7 +103,9 @@ def inverted(_, tokens):
 def as_drawn(_, tokens):
     """ViLT's patches in the order in which this forward drew them."""
     image = tokens["image"]
-    return with_modalities(tokens, image=dataclasses.replace(image, positions=image.positions.sort(1)[0]))
+    return with_modalities(
+        tokens, image=dataclasses.replace(image, positions=image.positions.sort(1)[0])
+    )
 
 
 def transposed(_, tokens):

@@ -60,7 +60,9 @@ class TestStructure:
 
     def test_no_stack_is_an_error_that_lists_what_is_there(self):
         model, _ = families.clip()
-        with pytest.raises(dk.errors.CaptureError, match=r"found none.*text_model\.encoder\.layers\.\*\.self_attn"):
+        with pytest.raises(
+            dk.errors.CaptureError, match=r"found none.*text_model\.encoder\.layers\.\*\.self_attn"
+        ):
             attention_pattern(model, "text_model", within="crossattention")
         with pytest.raises(dk.errors.CaptureError, match="attention modules there: none"):
             attention_pattern(nn.Sequential(nn.Linear(2, 2)))
@@ -68,7 +70,9 @@ class TestStructure:
     def test_parts(self):
         model, _ = families.clip()
         assert first_part(model, ("vision_tower", "vision_model")) == "vision_model"
-        with pytest.raises(dk.errors.CaptureError, match="has none of the parts 'a', 'b'; it has 'text_model'"):
+        with pytest.raises(
+            dk.errors.CaptureError, match="has none of the parts 'a', 'b'; it has 'text_model'"
+        ):
             first_part(model, ("a", "b"))
         with pytest.raises(dk.errors.CaptureError, match="no part 'visual'"):
             part(model, "visual")
@@ -90,7 +94,9 @@ class TestAdapt:
             self.head = nn.Linear(16, 5)
 
         def forward(self, input_ids, pixel_values, attention_mask=None):
-            found = self.clip(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask)
+            found = self.clip(
+                input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask
+            )
             return self.head(found.text_embeds * found.image_embeds)
 
     def run(self, **options):
@@ -112,7 +118,9 @@ class TestAdapt:
 
     def test_without_logits_the_error_says_how(self):
         _, signals = self.run()
-        with pytest.raises(dk.errors.SignalError, match=r'dk\.adapt\(model, at="\.\.\.", logits="head"\)'):
+        with pytest.raises(
+            dk.errors.SignalError, match=r'dk\.adapt\(model, at="\.\.\.", logits="head"\)'
+        ):
             signals["logits"]
 
     def test_a_part_that_is_not_there(self):

@@ -79,7 +79,11 @@ def other_tokens():
     config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     words = tokenized(halves)
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.1, 0.9, 0.9]])
-    return hf.CLIPModel(config), {"pixel_values": torch.rand(2, 3, 24, 24), "image_boxes": boxes, **words}
+    return hf.CLIPModel(config), {
+        "pixel_values": torch.rand(2, 3, 24, 24),
+        "image_boxes": boxes,
+        **words,
+    }
 
 
 def trained(distiller, batch, steps=4):
@@ -122,7 +126,9 @@ def test_another_tokenizer_and_another_grid(name):
     assert values[-1] < values[0]
 
     result = distiller(batch)
-    theirs, ours = (side["attention.text_to_image"][-1].shape for side in (result.teacher, result.student))
+    theirs, ours = (
+        side["attention.text_to_image"][-1].shape for side in (result.teacher, result.student)
+    )
     assert ours[2] != theirs[2]
     assert ours[3] != theirs[3]
     result.loss.backward()

@@ -166,6 +166,35 @@ class TestWords:
         assert back.valid_rows().tolist() == [[[False, True, True]]]
         assert back.probabilities()[0, 0, 1:, 0].tolist() == [0, 0]
 
+    def test_unequally_many_special_tokens_are_left_out(self):
+        """[CLS] and [SEP] against [CLS] alone: which of them are partners is not known."""
+        ours, theirs = carried(
+            attention(1, 1, 1, 2), attention(1, 1, 1, 3),
+            (None, words((0, 0), (0, 4))), (None, words((0, 0), (0, 4), (0, 0))),
+        )  # fmt: skip
+        for side in (ours, theirs):
+            torch.testing.assert_close(
+                side.probabilities()[0, 0, 0], torch.tensor([0.0, 1.0], dtype=torch.float64)
+            )
+
+    def test_padding_is_no_special_token(self):
+        pad = torch.tensor([[True, True, False]])
+        ours, _ = carried(
+            attention(1, 1, 1, 3), attention(1, 1, 1, 3),
+            (None, words((0, 0), (0, 4), (0, 0), valid=pad)),
+            (None, words((0, 0), (0, 4), (0, 0))),
+        )  # fmt: skip
+        assert ours.probabilities()[0, 0, 0].tolist() == [0, 1, 0]
+
+    def test_tokens_that_touch_but_for_rounding_do_not_overlap(self):
+        right = torch.tensor([[0.0, 0.5 - 1e-7, 1.0, 1.0]], dtype=torch.float64)
+        axis, other = patches(1, 2), patches(1, 2, boxes=right)
+        ours, theirs = carried(
+            attention(1, 1, 2, 2), attention(1, 1, 2, 2), (axis, axis), (other, other)
+        )
+        assert losses.shared_rows(ours, theirs).tolist() == [[[False, True]]]
+        assert ours.probabilities()[0, 0, 1].tolist() == [0, 1]
+
     def test_padding_lies_nowhere(self):
         pad = torch.tensor([[True, True, False]])
         teacher = dk.Attention(
@@ -205,14 +234,13 @@ class TestWords:
     st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99)
 )
 def test_probability_is_conserved(rows, columns, other_rows, other_columns, seed):
-    """Both sides show the whole image: every row stays a distribution, and nothing moves far."""
+    """Both sides show the whole image: every row stays a distribution."""
     n, m = rows * columns, other_rows * other_columns
     teacher, student = attention(2, 2, m, m, seed=seed), attention(2, 2, n, n, seed=seed + 1)
     axis, other = patches(rows, columns), patches(other_rows, other_columns)
     ours, theirs = carried(student, teacher, (axis, axis), (other, other))
     torch.testing.assert_close(theirs.probabilities().sum(-1), torch.ones(2, 2, n).double())
     torch.testing.assert_close(ours.probabilities(), student.probabilities())
-    # the centre of mass of a row lies within half a cell of both grids, row by row of equal grids
     if (rows, columns) == (other_rows, other_columns):
         torch.testing.assert_close(theirs.probabilities(), teacher.probabilities())
 

@@ -182,6 +182,24 @@ class TestCheck:
             [part.item() for part in distiller(batch()).parts.values()], rel=1e-5
         )
 
+    def test_it_runs_without_dropout_and_leaves_statistics_alone(self):
+        class Noisy(tiny.Dual):
+            def __init__(self):
+                super().__init__()
+                self.norm = torch.nn.BatchNorm1d(4)
+
+            def forward(self, ids, mask, pixels):
+                noise = torch.nn.functional.dropout(self.norm(pixels), 0.5, self.training)
+                return super().forward(ids, mask, noise)
+
+        distiller = distiller_of(student=Noisy())
+        state = torch.random.get_rng_state()
+        values = [[one.value for one in distiller.check(batch()).terms] for _ in range(2)]
+        assert values[0] == values[1]
+        assert torch.equal(state, torch.random.get_rng_state())
+        assert distiller.student.norm.num_batches_tracked == 0
+        assert distiller.student.norm.training
+
     def test_everything_that_is_wrong_at_once(self):
         soft = {"loss": "kl_divergence", "on": "logits"}
         unknown = {"loss": "mse", "on": "embedding.text"}

@@ -17,13 +17,12 @@ from .._plugins.registry import lookup
 from .._plugins.specs import AlignerSpec, LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
-from ..losses import masked_mean, shared_rows
+from .averaging import Per, averaged, counted_entries
 from .options import checked_options
 from .schedule import Schedule
 
 Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
 Rows = Literal["valid", "all"]
-Per = Literal["example", "row"]
 
 TASK = "task"
 
@@ -158,8 +157,8 @@ class Term(nn.Module):
             values = self._function(*students, *teachers, **given, **self.options)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        counted = _counted(values, students[0], teachers[0], masks)
-        return _reduced(values, counted, self.per)
+        counted = counted_entries(values, students[0], teachers[0], masks)
+        return averaged(values, counted, self.per)
 
     def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
         """One layer of both sides, after the term's aligners."""
@@ -330,35 +329,6 @@ def _autocast_off() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _counted(values: Tensor, student: Any, teacher: Any, masks: Sequence[Tensor]) -> Tensor | None:
-    """The mask of the values' mean."""
-    if isinstance(teacher, Attention):
-        rows = shared_rows(student, teacher)
-        if rows.shape[1] != values.shape[1]:  # heads="mean" leaves one head
-            rows = rows.all(1, keepdim=True)
-        return rows.expand(values.shape)
-    kept: Tensor | None = None
-    for mask in masks:
-        kept = mask if kept is None else kept & mask
-    if kept is not None and kept.shape != values.shape[: kept.ndim]:
-        raise ShapeError(
-            f"a mask of shape {tuple(kept.shape)} does not fit values of shape "
-            f"{tuple(values.shape)}"
-        )
-    if kept is None:
-        return None
-    return kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)).expand(values.shape)
-
-
-def _reduced(values: Tensor, counted: Tensor | None, per: Per) -> Tensor:
-    if per == "row" or values.ndim < 2:
-        return masked_mean(values, counted)
-    flat = values.flatten(1)
-    kept = torch.ones_like(flat, dtype=torch.bool) if counted is None else counted.flatten(1)
-    sums = torch.where(kept, flat, 0).sum(1)
-    return masked_mean(sums / kept.sum(1).clamp_min(1))
 
 
 def _widened(signal: Any) -> Any:

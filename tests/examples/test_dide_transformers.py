@@ -15,11 +15,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "dide_transformers.py"
 
 @pytest.fixture(scope="module")
 def example():
-    from distillkit._plugins.registry import plugin_manager
-
-    if not any("transformers" in name for name, _ in plugin_manager().list_name_plugin()):
-        plugin = importlib.import_module("distillkit_transformers.plugin")
-        plugin_manager().register(plugin, name="transformers")
     spec = importlib.util.spec_from_file_location("dide_transformers", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

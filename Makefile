@@ -5,11 +5,12 @@ RUN := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check oracles format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment and every output"
 
@@ -25,16 +26,26 @@ check: $(VENV)/.test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+oracles: .venv-oracles/.oracles
+	.venv-oracles/bin/python tests/oracles/compare.py
+
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-oracles build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# their own requirements ask for GPU packages and torchvision; their losses need neither
+.venv-oracles/.oracles: requirements/oracles.txt requirements/oracles-no-deps.txt $(PINS)
+	test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/oracles.txt
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/oracles-no-deps.txt
 	@touch $@

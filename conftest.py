@@ -11,6 +11,8 @@ from hypothesis import settings
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+pytest_plugins = ["pytester"]
+
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
@@ -23,18 +25,12 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
-@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the blocks of one document together, in order, where tests run on several cores."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByDocument(LoadScopeScheduling):
-        # the marker xdist_group would say it, but xdist 3.8 does not reach pytest 9.2's node ids
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if file.endswith(".md") else nodeid
-
-    return ByDocument(config, log)
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="module")

@@ -429,6 +429,8 @@ def widen(x: Tensor) -> Tensor:
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
     """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
+    if not torch.amp.is_autocast_available(one.device.type):  # meta
+        return one @ other.mT
     with torch.autocast(one.device.type, enabled=False):
         return one @ other.mT
 

@@ -15,7 +15,7 @@ from .._backbone.adapter import Adapter, adapter_for
 from .._backbone.signals import Signals
 from .._capture.anchor import anchor
 from .._capture.scope import Scope
-from ..errors import DistillKitError, SignalError
+from ..errors import DistillKitError, RecipeError, SignalError
 from .batch import SideOfBatch, check_all_used, checked_batch
 from .comparison import Check, TermCheck, check_first_batch, check_term, offered
 from .recipe import Recipe, load_recipe
@@ -59,10 +59,13 @@ class Distiller(nn.Module):
         task_loss: ``task_loss(output, batch)`` for a term ``"task"``; by default the student's
             output has a field ``loss``.
         ignore: batch entries that nothing uses; any other such entry is an error.
+        example: a batch, from which aligners whose sizes the recipe leaves open are built; both
+            models run on it once.
 
     Raises:
         UnknownNameError: an adapter, recipe or loss that nothing provides.
         CaptureError: a stream's pattern that matches no module.
+        RecipeError: an aligner without sizes, and no example.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Distiller(nn.Module):
         teacher_adapter: Adapter | str | Path | None = None,
         task_loss: TaskLoss | None = None,
         ignore: Iterable[str] = (),
+        example: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -90,6 +94,7 @@ class Distiller(nn.Module):
             _check_apart(student, teacher)
             teacher.eval().requires_grad_(requires_grad=False)
             self._teacher = _Watched(teacher, adapter_for(teacher, teacher_adapter))
+        self._build_aligners(example)
 
     def forward(
         self,
@@ -207,6 +212,27 @@ class Distiller(nn.Module):
         self._student.scope.close()
         if self._teacher is not None:
             self._teacher.scope.close()
+
+    def _build_aligners(self, example: Mapping[str, Any] | None) -> None:
+        """Everything trainable exists after construction."""
+        unbuilt = [term.name for term in self.objective.terms if not term.is_built]
+        if not unbuilt:
+            return
+        if example is None:
+            raise RecipeError(
+                f"term {unbuilt[0]!r} has an aligner whose sizes are not known: name them in the "
+                "recipe, or pass a batch, Distiller(..., example=batch)"
+            )
+        example = checked_batch(example)
+        modes = {module: module.training for module in self.student.modules()}
+        self.student.eval()  # statistics of batch norms and random numbers stay as they were
+        try:
+            with torch.no_grad():
+                student = self._student.run(SideOfBatch(example, "student", set()))[1]
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        self.objective.build_aligners(student, self.run_teacher(example))
 
     def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:
         active = self.objective.active(progress)

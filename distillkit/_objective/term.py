@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from .._attention import Attention, widen
 from .._backbone.signals import Axes, Signals
 from .._plugins.registry import lookup
-from .._plugins.specs import AlignerSpec, LossSpec, resolve
+from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
+from .align import make_aligner, takes_tokens
 from .averaging import Per, averaged, counted_entries
 from .options import checked_options
 from .schedule import Schedule
@@ -104,7 +104,7 @@ class Term(nn.Module):
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
-        self.aligners = nn.ModuleList(_aligner(one) for one in align)
+        self.aligners = nn.ModuleList(make_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
         """The weight at a progress in [0, 1]; a fixed weight needs none."""
@@ -160,17 +160,42 @@ class Term(nn.Module):
         counted = counted_entries(values, students[0], teachers[0], masks)
         return averaged(values, counted, self.per)
 
+    @property
+    def is_built(self) -> bool:
+        """Whether every parameter of its aligners exists."""
+        return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what the aligners train from one example's signals; what exists stays."""
+        of_student = [self.signal("student", student, name) for name in self.on]
+        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
+        students, teachers = self.layer_pairs(of_student, of_teacher)[0]
+        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
+        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
+        for one, other, known in pairs:
+            for aligner in self.aligners:
+                build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
+                if build is not None:
+                    build(one, other)
+                one, other = self._align(aligner, one, other, known)
+
     def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
         """One layer of both sides, after the term's aligners."""
         for aligner in self.aligners:
-            known = {}
-            if _takes_tokens(aligner):
-                known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
-            try:
-                student, teacher = aligner(student, teacher, **known)
-            except ShapeError as error:
-                raise ShapeError(f"term {self.name!r}: {error}") from None
+            student, teacher = self._align(aligner, student, teacher, axes)
         return student, teacher
+
+    def _align(
+        self, aligner: nn.Module, student: Any, teacher: Any, axes: tuple[Axes, Axes]
+    ) -> tuple[Any, Any]:
+        known = {}
+        if takes_tokens(aligner):
+            known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
+        try:
+            one, other = aligner(student, teacher, **known)
+        except ShapeError as error:
+            raise ShapeError(f"term {self.name!r}: {error}") from None
+        return one, other
 
     def signal(self, side: str, signals: Signals, name: str) -> Any:
         """One side's signal, or an error that says why there is none."""
@@ -268,6 +293,13 @@ class Objective(nn.Module):
         """Term -> its weight at this progress, without those of weight 0."""
         weights = {term.name: term.weight_at(progress) for term in self.each()}
         return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what aligners train from one example's signals."""
+        with torch.no_grad():
+            for term in self.each():
+                if not term.is_built:
+                    term.build_aligners(student, teacher)
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""
@@ -368,33 +400,3 @@ def _refuse_on_task(*given: Any) -> None:
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
             "`inputs`, `options` or `align`"
         )
-
-
-def _aligner(given: str | Mapping[str, Any]) -> nn.Module:
-    table = {"name": given} if isinstance(given, str) else dict(given)
-    if "name" not in table:
-        raise RecipeError(f"an aligner is a name or a table with a `name`; got {given!r}")
-    factory = resolve(lookup(AlignerSpec, table.pop("name")).factory)
-    try:
-        inspect.signature(factory).bind(**table)
-    except TypeError as error:
-        raise RecipeError(f"aligner {given!r}: {error}") from None
-    made = factory(**table)
-    return made if isinstance(made, nn.Module) else _Untrained(made)
-
-
-class _Untrained(nn.Module):
-    """An aligner without parameters, as a module."""
-
-    def __init__(self, function: Callable[..., tuple[Any, Any]]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, student: Any, teacher: Any, **tokens: Axes) -> tuple[Any, Any]:
-        return self.function(student, teacher, **tokens)
-
-
-def _takes_tokens(aligner: nn.Module) -> bool:
-    """Whether an aligner asks, by these two parameters, for what is known of the tokens."""
-    function = aligner.function if isinstance(aligner, _Untrained) else aligner.forward
-    return {"student_tokens", "teacher_tokens"} <= inspect.signature(function).parameters.keys()

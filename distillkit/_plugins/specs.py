@@ -32,8 +32,11 @@ class LossSpec:
         signature: the axes it consumes and returns, in numpy's gufunc notation:
             ``"(v),(v)->()"``; ``"attention"`` for a loss of two ``Attention``s.
         tags: properties that the conformance kit checks, such as ``"nonnegative"``.
+        bound: the largest value at the default options, where there is one; checked too.
+        example: reference to ``example(draw) -> Arguments``, of ``distillkit.testing``, where the
+            signature does not say what the arguments are (labels, indices).
         summary: one line for the listing.
-        reference: where it comes from.
+        reference: key of its source in the library's bibliography, or a BibTeX entry.
     """
 
     kind: ClassVar[str] = "loss"
@@ -44,6 +47,8 @@ class LossSpec:
     _: KW_ONLY
     signature: str
     tags: tuple[str, ...] = ()
+    bound: float | None = None
+    example: Reference | None = None
     summary: str = ""
     reference: str = ""
 

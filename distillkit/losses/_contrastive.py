@@ -90,7 +90,8 @@ def contrastive_relational(
         >>> contrastive_relational(x, x, x, y, student_temperature=1.0, teacher_temperature=1.0)
         tensor([0.4621, 0.4621])
 
-    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732.
+    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732, "Contrastive Relational
+    Distillation".
     """
     check_positive("student_temperature", student_temperature)
     check_positive("teacher_temperature", teacher_temperature)
@@ -139,7 +140,8 @@ def interactive_contrastive(
         >>> interactive_contrastive(x, x, x, x, temperature=1.0)
         tensor([0.3133, 0.3133])
 
-    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732.
+    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732, "Interactive Contrastive
+    Learning".
     """
     check_positive("temperature", temperature)
     name, signature = "interactive_contrastive", "(n,d),(n,d)->(n)"

@@ -46,7 +46,7 @@ def pearson_distance(
         tensor([1.8671])
 
     Source: Huang et al., *Knowledge Distillation from A Stronger Teacher* (DIST), 2022,
-    https://arxiv.org/abs/2205.10536.
+    https://arxiv.org/abs/2205.10536, "inter-class relation".
     """
     student, teacher = checked_pair("pearson_distance", "(v),(v)->()", student, teacher)
     check_where(where, student)
@@ -80,7 +80,7 @@ def intra_class_pearson_distance(
         >>> intra_class_pearson_distance(torch.eye(2), torch.eye(2).flip(0))
         tensor([2., 2.])
 
-    Source: Huang et al. 2022 (DIST), https://arxiv.org/abs/2205.10536.
+    Source: Huang et al. 2022 (DIST), https://arxiv.org/abs/2205.10536, "intra-class relation".
     """
     name, signature = "intra_class_pearson_distance", "(n,v),(n,v)->(v)"
     student, teacher = checked_pair(name, signature, student, teacher)
@@ -137,5 +137,5 @@ def _centered(x: Tensor, where: Tensor | None) -> Tensor:
         return centered
     size = torch.where(kept, x, 0).detach().abs().amax(-1, keepdim=True)
     rounding = 4 * torch.finfo(x.dtype).eps * size
-    varies = centered.detach().abs().amax(-1, keepdim=True) > rounding
+    varies = ~(centered.detach().abs().amax(-1, keepdim=True) <= rounding)  # NaN varies
     return torch.where(varies, centered, 0)

@@ -70,18 +70,31 @@ def reverse_kl_divergence(
 
     .. math:: T^2 \sum_v q_v (\log q_v - \log p_v)
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row, exactly 0 for equal logits; +inf where the student has mass on
         a class that is -inf for the teacher.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]])
         >>> reverse_kl_divergence(student, teacher)
         tensor([0.1438])
 
-    Source: Gu et al., *MiniLLM*, 2024, https://arxiv.org/abs/2306.08543.
+    Source: Gu et al., *MiniLLM*, 2024, https://arxiv.org/abs/2306.08543, "Knowledge Distillation
+    with Reverse KLD".
     """
     log_q, log_p = _softened("reverse_kl_divergence", student, teacher, temperature, where)
     return temperature**2 * forward_kl(log_p, log_q)
@@ -99,7 +112,7 @@ def jensen_shannon_divergence(
 
     .. math:: T^2 [\beta\, KL(p \| m) + (1 - \beta)\, KL(q \| m)], \quad m = \beta p + (1-\beta) q
 
-    Shape: ``(v),(v)->()``. Further arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
 
     Args:
         student: logits.
@@ -111,6 +124,11 @@ def jensen_shannon_divergence(
 
     Returns:
         One value >= 0 for each row, finite always; at most T^2 log 2 for beta = 0.5.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive, a beta outside (0, 1).
 
     Examples:
         >>> student, teacher = torch.tensor([[-50.0, 50.0]]), torch.tensor([[50.0, -50.0]])
@@ -137,17 +155,29 @@ def total_variation(
 
     .. math:: T^2\, \tfrac12 \sum_v |p_v - q_v|
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value in [0, T^2] for each row, exactly 0 for equal logits.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> total_variation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))
         tensor([0.2500])
 
     Source: Wen et al., *f-Divergence Minimization for Sequence-Level Knowledge Distillation*,
-    2023, https://arxiv.org/abs/2307.15190.
+    2023, https://arxiv.org/abs/2307.15190, "Total Variation Distance".
     """
     log_q, log_p = _softened("total_variation", student, teacher, temperature, where)
     return temperature**2 * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
@@ -164,11 +194,24 @@ def soft_cross_entropy(
 
     .. math:: -T^2 \sum_v p_v \log q_v
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`, whose gradient
-    to the student it shares.
+    Its gradient to the student is that of :func:`kl_divergence`.
+
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row: the teacher's entropy where both agree, not 0.
+
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
 
     Examples:
         >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]]))
@@ -191,17 +234,30 @@ def soft_binary_cross_entropy(
 
     .. math:: -T^2 \sum_v [\sigma(t_v/T) \log \sigma(s_v/T) + \sigma(-t_v/T) \log \sigma(-s_v/T)]
 
-    Shape: ``(v),(v)->()``. Arguments and errors are those of :func:`kl_divergence`.
+    Shape: ``(v),(v)->()``.
+
+    Args:
+        student: logits.
+        teacher: logits of the same shape; detach it to train the student alone.
+        temperature: T > 0, softens both sides.
+        where: boolean, broadcastable to the logits: the classes that exist. A row without any
+            has value 0.
 
     Returns:
         One value >= 0 for each row: the sum over classes, as the head of DiDE's visual question
         answering needs, where an answer is scored class by class.
 
+    Raises:
+        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
+            fit.
+        OptionError: a temperature that is not positive.
+
     Examples:
         >>> soft_binary_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))
         tensor([1.3863])
 
-    Source: Wang et al. 2022 (DiDE), https://arxiv.org/abs/2112.08723, the soft label loss of VQA.
+    Source: Wang et al. 2022 (DiDE), https://arxiv.org/abs/2112.08723, "Soft Label
+    Distillation", of its VQA head.
     """
     student, teacher = checked_pair("soft_binary_cross_entropy", "(v),(v)->()", student, teacher)
     check_where(where, student)
@@ -212,8 +268,8 @@ def soft_binary_cross_entropy(
     for sign in (1, -1):
         label, log_q = (sign * teacher / temperature).sigmoid(), sign * student / temperature
         # sigmoid(-inf) is no label for a class whose logarithm is -inf: 0 * inf stays out
-        total = total - torch.where(label > 0, label, 0) * torch.where(
-            label > 0, F.logsigmoid(log_q), 0
+        total = total - torch.where(label != 0, label, 0) * torch.where(
+            label != 0, F.logsigmoid(log_q), 0
         )
     total = total if where is None else torch.where(where, total, 0)
     return temperature**2 * total.sum(-1)
@@ -247,7 +303,7 @@ def universal_logit_distance(
         tensor([1.])
 
     Source: Boizard et al., *Towards Cross-Tokenizer Distillation*, 2024,
-    https://arxiv.org/abs/2402.12030.
+    https://arxiv.org/abs/2402.12030, "Universal Logit Distillation".
     """
     student, teacher = checked_pair("universal_logit_distance", "(v),(w)->()", student, teacher)
     check_positive("temperature", temperature)
@@ -266,7 +322,8 @@ def log_softmax(scores: Tensor, where: Tensor | None, temperature: float) -> Ten
     Shape: ``(v)->(v)``. Entries that are -inf count as dropped; a row without kept entries is
     -inf throughout and has no gradient. What a dropped entry held reaches nothing.
     """
-    kept = scores > -torch.inf if where is None else where & (scores > -torch.inf)
+    # NaN is no -inf: a model that diverged must be seen
+    kept = scores != -torch.inf if where is None else where & (scores != -torch.inf)
     some = kept.any(-1, keepdim=True)
     # all -inf has no softmax: such a row is computed from zeros and dropped afterwards
     filled = torch.where(kept, scores / temperature, torch.where(some, -torch.inf, 0.0))
@@ -278,7 +335,7 @@ def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
     An entry without mass in p contributes 0; one that only q lacks makes the value +inf.
     """
-    has_mass = log_p > -torch.inf
+    has_mass = log_p != -torch.inf
     lacking = has_mass & (log_q == -torch.inf)
     # a difference of two infinities is NaN, and so is 0 * inf where p underflows: both stay out
     difference = torch.where(has_mass & ~lacking, log_p - log_q, 0)
@@ -287,7 +344,7 @@ def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
     """-sum p log q from log-probabilities, by the rules of :func:`forward_kl`."""
-    has_mass = log_p > -torch.inf
+    has_mass = log_p != -torch.inf
     lacking = has_mass & (log_q == -torch.inf)
     safe = torch.where(has_mass & ~lacking, log_q, 0)
     return torch.where(lacking.any(-1), torch.inf, -(log_p.exp() * safe).sum(-1))
@@ -295,7 +352,7 @@ def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def mixture_divergence(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
     """The generalised Jensen-Shannon divergence from log-probabilities, beta on p's side."""
-    some = (log_p > -torch.inf) | (log_q > -torch.inf)
+    some = (log_p != -torch.inf) | (log_q != -torch.inf)
     weighted = torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)])
     log_m = torch.where(some, torch.where(some, weighted, 0).logsumexp(0), -torch.inf)
     parts = beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)

@@ -95,8 +95,8 @@ def normalized_mse(student: Tensor, teacher: Tensor) -> Tensor:
         >>> normalized_mse(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
         tensor([1.])
 
-    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732 (feature distillation,
-    on both embeddings).
+    Source: Yang et al., *CLIP-KD*, 2024, https://arxiv.org/abs/2307.12732, "Feature
+    Distillation" (there of both embeddings).
     """
     student, teacher = checked_pair("normalized_mse", "(d),(d)->()", student, teacher)
     return (unit(student) - unit(teacher)).square().mean(-1)
@@ -165,14 +165,14 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 def _scaled(x: Tensor) -> Tensor:
     """A map divided by its largest entry, which changes no direction: its squares stay finite."""
     peak = x.detach().abs().flatten(-3).amax(-1) if x.flatten(-3).shape[-1] else x.sum((-1, -2, -3))
-    return x / torch.where(peak > 0, peak, 1)[..., None, None, None]
+    return x / torch.where(peak != 0, peak, 1)[..., None, None, None]
 
 
 def unit(x: Tensor) -> Tensor:
     """Length 1, or zero for a zero vector: value and gradient finite at every scale."""
     # a factor changes no direction: dividing by the largest entry keeps squares representable
     peak = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)
-    nonzero = peak > 0
+    nonzero = peak != 0  # NaN too
     scaled = x / torch.where(nonzero, peak, 1)
     squares = scaled.square().sum(-1, keepdim=True)
     return torch.where(nonzero, scaled * torch.where(nonzero, squares, 1).rsqrt(), 0)

@@ -15,6 +15,8 @@ from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import checked_pair
 
+_LEAST_SIMILARITY = 2.0**-21
+
 
 def relation_kl(
     student: Attention | Tensor,
@@ -119,10 +121,10 @@ def _mean_one_distances(x: Tensor) -> Tensor:
     n = x.shape[-2]
     differences = x[..., :, None, :] - x[..., None, :, :]
     squares = differences.square().sum(-1)
-    apart = squares > 0
+    apart = squares != 0
     distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
     mean = distances.sum((-1, -2), keepdim=True) / max(n * (n - 1), 1)
-    return distances / torch.where(mean > 0, mean, 1)
+    return distances / torch.where(mean != 0, mean, 1)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: \sum_j p_{ij} (\log p_{ij} - \log q_{ij}), \quad
               p_{ij} = k_{ij} / \textstyle\sum_j k_{ij}, \; k = (\cos + 1) / 2
 
-    with the example itself among the j.
+    with the example itself among the j. A cosine is known to float32's rounding: k is at least
+    2 ** -21, where the authors' code adds 1e-7, so that opposite vectors have a finite value.
 
     Shape: ``(n,d),(n,e)->(n)``.
 
@@ -213,7 +216,7 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
         tensor([0.0589, 0.0589])
 
     Source: Passalis and Tefas, *Learning Deep Representations with Probabilistic Knowledge
-    Transfer*, 2018, https://arxiv.org/abs/1803.10837.
+    Transfer*, 2018, https://arxiv.org/abs/1803.10837, "Probabilistic Knowledge Transfer".
     """
     student, teacher = checked_pair("pkt", "(n,d),(n,e)->(n)", student, teacher)
     return forward_kl(*(_log_similarities(x) for x in (student, teacher)))
@@ -221,12 +224,9 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _log_similarities(x: Tensor) -> Tensor:
     directions = unit(x)
-    kernel = (inner_products(directions, directions) + 1).clamp_min(0) / 2
-    positive = kernel > 4 * torch.finfo(x.dtype).eps  # opposite vectors have none
-    total = torch.where(positive, kernel, 0).sum(-1, keepdim=True)
-    some = positive.any(-1, keepdim=True)
-    logs = torch.where(positive, kernel, 1).log() - torch.where(some, total, 1).log()
-    return torch.where(positive, logs, -torch.inf)
+    kernel = (inner_products(directions, directions) + 1) / 2
+    logs = kernel.clamp_min(_LEAST_SIMILARITY).log()
+    return logs - logs.logsumexp(-1, keepdim=True)
 
 
 def cka_distance(student: Tensor, teacher: Tensor, *, unbiased: bool = False) -> Tensor:
@@ -265,7 +265,7 @@ def cka_distance(student: Tensor, teacher: Tensor, *, unbiased: bool = False) ->
     hsic = _unbiased_hsic if unbiased else _hsic
     cross, own, others = hsic(*kernels), hsic(kernels[0], kernels[0]), hsic(kernels[1], kernels[1])
     product = own * others
-    varies = product > 0
+    varies = ~(product <= 0)  # NaN varies
     alignment = torch.where(varies, cross * torch.where(varies, product, 1).rsqrt(), 0)
     return (1 - alignment).clamp(0, 2 if unbiased else 1)
 
@@ -277,7 +277,7 @@ def _centered_examples(x: Tensor) -> Tensor:
         return centered
     rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax((-1, -2), keepdim=True)
     size = centered.detach().abs().amax((-1, -2), keepdim=True)
-    varies = size > rounding
+    varies = ~(size <= rounding)  # NaN varies
     return torch.where(varies, centered / torch.where(varies, size, 1), 0)
 
 

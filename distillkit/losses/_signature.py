@@ -8,14 +8,31 @@ from torch import Tensor
 from .._attention import widen
 from ..errors import OptionError, ShapeError
 
+_FIXES = {
+    "v": '. Vocabularies that differ by appended classes meet through align = ["truncate"] or '
+    '["mask"], unrelated ones in universal_logit_distance',
+    "d": '. align = ["projector"] maps one width to the other',
+}
+
 
 def checked_pair(
     loss: str, signature: str, student: Tensor, teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both tensors in float32 at least; they fit ``signature`` over equal leading axes.
+    """Both tensors, in float32 at least, once they fit a signature: the first line of a new loss.
+
+    Args:
+        loss: what the error calls the loss.
+        signature: the axes that the loss consumes and returns, ``"(v),(v)->()"``.
+        student: a floating point tensor.
+        teacher: another, with the same leading axes: nothing is broadcast.
 
     Raises:
         ShapeError: both shapes are printed, with the axis that differs.
+
+    Examples:
+        >>> checked_pair("mine", "(d),(d)->()", torch.zeros(2, 3), torch.zeros(2, 4))
+        Traceback (most recent call last):
+        distillkit.errors.ShapeError: mine needs the same 'd' on both sides ((d),(d)->()), ...
     """
     found = f"student {_describe(student)}, teacher {_describe(teacher)}"
     if not (student.is_floating_point() and teacher.is_floating_point()):
@@ -30,9 +47,10 @@ def checked_pair(
         leading.append(tensor.shape[:split])
         for axis, size in zip(core, tensor.shape[split:], strict=True):
             if sizes.setdefault(axis, size) != size:
+                fix = _FIXES.get(axis, "")
                 raise ShapeError(
                     f"{loss} needs the same {axis!r} on both sides ({signature}), but one has "
-                    f"{sizes[axis]} and the other {size}; got {found}"
+                    f"{sizes[axis]} and the other {size}; got {found}{fix}"
                 )
     if leading[0] != leading[1]:
         raise ShapeError(
@@ -59,6 +77,12 @@ def check_positive(name: str, value: float) -> None:
     """Refuse an option that must be above zero."""
     if not value > 0:
         raise OptionError(f"{name} must be greater than 0; got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse an option that must be at least zero."""
+    if not value >= 0:
+        raise OptionError(f"{name} must be at least 0; got {value}")
 
 
 def check_between(name: str, value: float, low: float, high: float, fix: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ._divergence import Temperature, cross_entropy, forward_kl, log_softmax
-from ._signature import check_positive, check_where, checked_pair
+from ._signature import check_not_negative, check_positive, check_where, checked_pair
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -38,17 +38,18 @@ def decoupled_kl_divergence(
         student: logits.
         teacher: logits of the same shape.
         labels: integer ``(...)``: the target class of each row.
-        alpha: weight of the first part.
-        beta: weight of the second; it vanishes for two classes.
+        alpha: weight of the first part, >= 0.
+        beta: weight of the second, >= 0; it vanishes for two classes.
         temperature: T > 0, softens both sides.
         where: boolean, the classes that exist.
 
     Returns:
-        One value >= 0 for each row, exactly 0 for equal logits.
+        One value >= 0 for each row, exactly 0 for equal logits; NaN, without gradient, where the
+        label is no class, as -100 is: leave those rows out with the mean's mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers or not in range.
-        OptionError: a temperature that is not positive.
+        ShapeError: shapes that do not fit, labels that are not integers.
+        OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986]])
@@ -61,12 +62,15 @@ def decoupled_kl_divergence(
     student, teacher = checked_pair("decoupled_kl_divergence", "(v),(v)->()", student, teacher)
     target = _target(labels, student, where)
     check_positive("temperature", temperature)
+    check_not_negative("alpha", alpha)
+    check_not_negative("beta", beta)
     binary, others = [], []
     for logits in (student, teacher):
         log_p = log_softmax(logits, where, temperature)
         binary.append(torch.stack([_sum(log_p, target), _sum(log_p, ~target)], -1))
         others.append(log_softmax(logits, _both(~target, where), temperature))
-    return temperature**2 * (alpha * forward_kl(*binary) + beta * forward_kl(*others))
+    value = temperature**2 * (alpha * forward_kl(*binary) + beta * forward_kl(*others))
+    return torch.where(target.any(-1), value, torch.nan)
 
 
 def nkd(
@@ -91,32 +95,36 @@ def nkd(
         student: logits.
         teacher: logits of the same shape.
         labels: integer ``(...)``: the target class of each row.
-        gamma: weight of the second part.
+        gamma: weight of the second part, >= 0.
         temperature: T > 0, of the second part alone.
         where: boolean, the classes that exist.
 
     Returns:
-        One value >= 0 for each row; a cross-entropy, not 0 for equal logits.
+        One value >= 0 for each row; a cross-entropy, not 0 for equal logits. NaN, without
+        gradient, where the label is no class, as -100 is: leave those rows out with the mean's
+        mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers or not in range.
-        OptionError: a temperature that is not positive.
+        ShapeError: shapes that do not fit, labels that are not integers.
+        OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
         >>> nkd(torch.zeros(1, 3), torch.zeros(1, 3), labels=torch.tensor([0]), gamma=1.0)
         tensor([1.0594])
 
     Source: Yang et al., *From Knowledge Distillation to Self-Knowledge Distillation*, 2023,
-    https://arxiv.org/abs/2303.13005.
+    https://arxiv.org/abs/2303.13005, "Normalized KD".
     """
     student, teacher = checked_pair("nkd", "(v),(v)->()", student, teacher)
     target = _target(labels, student, where)
     check_positive("temperature", temperature)
+    check_not_negative("gamma", gamma)
     log_q, log_p = (_sum(log_softmax(x, where, 1.0), target) for x in (student, teacher))
     of_label = cross_entropy(log_q[..., None], log_p[..., None])
     rest = _both(~target, where)
     others = cross_entropy(*(log_softmax(x, rest, temperature) for x in (student, teacher)))
-    return of_label + gamma * temperature**2 * others
+    value = of_label + gamma * temperature**2 * others
+    return torch.where(target.any(-1), value, torch.nan)
 
 
 def _target(labels: Tensor, logits: Tensor, where: Tensor | None) -> Tensor:
@@ -137,7 +145,7 @@ def _target(labels: Tensor, logits: Tensor, where: Tensor | None) -> Tensor:
 
 def _sum(log_p: Tensor, where: Tensor) -> Tensor:
     """The logarithm of the kept entries' sum; -inf where none has mass."""
-    kept = where & (log_p > -torch.inf)
+    kept = where & (log_p != -torch.inf)
     some = kept.any(-1)
     filled = torch.where(kept, log_p, torch.where(some[..., None], -torch.inf, 0.0))
     return torch.where(some, filled.logsumexp(-1), -torch.inf)

@@ -53,7 +53,8 @@ def top_k_kl_divergence(
         >>> top_k_kl_divergence(torch.zeros(1, 3), teacher[:, :1], torch.tensor([[0]]))
         tensor([0.0589])
 
-    Source: the bucket for the rest is distillkit's; Hinton et al. 2015 with all classes stored.
+    Source: Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531, section 2, with all
+    classes stored; the bucket for the rest is distillkit's.
     """
     buckets = _buckets(student_logits, teacher_log_probabilities, indices, temperature)
     return temperature**2 * forward_kl(*buckets)
@@ -69,8 +70,27 @@ def top_k_jensen_shannon_divergence(
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence over the k stored classes and a bucket for the rest.
 
-    Shape: ``(v),(k),(k)->()``. The buckets are those of :func:`top_k_kl_divergence`, the divergence
-    that of :func:`jensen_shannon_divergence`.
+    .. math:: T^2 [\beta\, KL(\tilde p \| m) + (1 - \beta)\, KL(\tilde q \| m)], \quad
+              m = \beta \tilde p + (1 - \beta) \tilde q
+
+    over the buckets of :func:`top_k_kl_divergence`.
+
+    Shape: ``(v),(k),(k)->()``.
+
+    Args:
+        student_logits: over all v classes.
+        teacher_log_probabilities: log-probabilities at temperature 1 of the stored classes.
+        indices: integer, which classes they are; different in each row.
+        beta: the teacher's weight in the mixture, in (0, 1).
+        temperature: T > 0.
+
+    Returns:
+        One value >= 0 for each row, finite always; the value of ``jensen_shannon_divergence`` at
+        k = v.
+
+    Raises:
+        ShapeError: shapes that do not fit, more stored classes than there are.
+        OptionError: a temperature that is not positive, a beta outside (0, 1).
 
     Examples:
         >>> teacher = torch.tensor([[0.5, 0.25, 0.25]]).log()
@@ -111,7 +131,7 @@ def _buckets(
 
 def _log_sum(log_p: Tensor) -> Tensor:
     """``(..., 1)``; -inf, without gradient, where nothing has mass."""
-    some = (log_p > -torch.inf).any(-1, keepdim=True)
+    some = (log_p != -torch.inf).any(-1, keepdim=True)
     return torch.where(some, torch.where(some, log_p, 0).logsumexp(-1, keepdim=True), -torch.inf)
 
 

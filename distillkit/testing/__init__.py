@@ -1,11 +1,74 @@
-"""The conformance kit: checks that strangers run on their own losses, adapters and plugins."""
+"""The conformance kit: checks that strangers run on their own losses, adapters and plugins.
 
-from .adapters import AdapterCase as AdapterCase
-from .adapters import check_adapter as check_adapter
-from .adapters import parametrize_with_adapter_checks as parametrize_with_adapter_checks
-from .operations import check_operation as check_operation
-from .plugins import assert_plugin as assert_plugin
-from .plugins import check_plugin as check_plugin
-from .results import CheckResult as CheckResult
+Names are imported when they are first used: neither torch nor hypothesis is loaded before.
+"""
 
-__all__ = sorted(name for name in globals() if not name.startswith("_"))
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same table for editors and type checkers
+    from .adapters import AdapterCase as AdapterCase
+    from .adapters import check_adapter as check_adapter
+    from .adapters import parametrize_with_adapter_checks as parametrize_with_adapter_checks
+    from .conformance import CHECKS as CHECKS
+    from .conformance import TAGS as TAGS
+    from .conformance import Check as Check
+    from .conformance import check_loss as check_loss
+    from .conformance import checks_for as checks_for
+    from .conformance import parametrize_with_loss_checks as parametrize_with_loss_checks
+    from .operations import check_operation as check_operation
+    from .plugins import assert_plugin as assert_plugin
+    from .plugins import check_plugin as check_plugin
+    from .results import CheckResult as CheckResult
+    from .strategies import Arguments as Arguments
+    from .strategies import Draw as Draw
+    from .strategies import arguments as arguments
+    from .strategies import attentions as attentions
+    from .strategies import hidden_states as hidden_states
+    from .strategies import logits as logits
+    from .strategies import masks as masks
+    from .strategies import probabilities as probabilities
+    from .strategies import tensors as tensors
+    from .subject import CheckFailedError as CheckFailedError
+    from .subject import Loss as Loss
+
+_HOMES = {
+    "AdapterCase": "adapters",
+    "Arguments": "strategies",
+    "CHECKS": "conformance",
+    "Check": "conformance",
+    "CheckFailedError": "subject",
+    "CheckResult": "results",
+    "Draw": "strategies",
+    "Loss": "subject",
+    "TAGS": "conformance",
+    "arguments": "strategies",
+    "assert_plugin": "plugins",
+    "attentions": "strategies",
+    "check_adapter": "adapters",
+    "check_loss": "conformance",
+    "check_operation": "operations",
+    "check_plugin": "plugins",
+    "checks_for": "conformance",
+    "hidden_states": "strategies",
+    "logits": "strategies",
+    "masks": "strategies",
+    "parametrize_with_adapter_checks": "adapters",
+    "parametrize_with_loss_checks": "conformance",
+    "probabilities": "strategies",
+    "tensors": "strategies",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

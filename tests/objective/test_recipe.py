@@ -72,7 +72,7 @@ class TestRecipeFiles:
             ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\nweight=-1", r"terms\.0\.weight.*greater than or equal to 0"),
             ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\nweight={start=1,stop=0,shap='step'}", "no key of a weight schedule is called 'shap'; did you mean 'shape'"),
             ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\nalign=['projektor']", "no aligner is called 'projektor'; did you mean 'projector'"),
-            ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\nalign=['projector']", "missing.*student_width"),
+            ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\nalign=[{name='projector', student_width=3}]", "both student_width and teacher_width"),
             ("name = 'x'\n[[terms]]\nloss='mse'\non='a'\ninputs={labels='y'}", "no input is called 'labels'"),
             ("name = 'x'\n[[terms]]\nloss='task'\non='a'", "takes a weight and a name"),
             ("name = 'x'\nterms = []", r"at least one \[\[terms\]\]"),

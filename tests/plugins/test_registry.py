@@ -22,6 +22,7 @@ def test_every_builtin_reference_resolves():
 
 def test_every_public_loss_is_registered_under_its_own_name():
     helpers = {"masked_mean", "shared_rows", "gather", "distinct_pairs", "distinct_triplets"}
+    helpers |= {"checked_pair", "citation"}
     public = set(dk.losses.__all__) - helpers - {"standardize_logits"}
     core = {name for name, by_plugin in provided(dk.LossSpec).items() if "distillkit" in by_plugin}
     assert core == public

@@ -1,0 +1,355 @@
+"""What every loss owes: each check a plain function of a loss and one call of it.
+
+A check returns nothing, or raises :class:`CheckFailedError` with one line that says what it saw.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .._attention import Attention
+from ..errors import ShapeError
+from ..losses import masked_mean
+from .strategies import Arguments, parsed
+from .subject import CheckFailedError, Loss, gradients, require, require_close
+from .transforms import (
+    every_row_counts,
+    first_is_nan,
+    misfits,
+    reorder,
+    reordered,
+    strided,
+    transposed,
+    with_padding,
+)
+
+
+def shape(loss: Loss, given: Arguments) -> None:
+    """One tensor: the leading axes, then the axes that the signature returns."""
+    value = loss(given)
+    core = tuple(given.sizes[axis] for axis in parsed(loss.spec.signature)[1])
+    expected = (*given.leading, *core)
+    found = tuple(value.shape)
+    require(found == expected, f"returned shape {found}, declared {expected}")
+    require(value.dtype == torch.float64, f"float64 inputs gave {value.dtype}")
+
+
+def positions_independent(loss: Loss, given: Arguments) -> None:
+    """A position alone gives the same value; NaN in one reaches no other, nor its gradient."""
+    whole = loss(given)
+    for i in range(given.leading[0]):
+        alone = loss(given.take(slice(i, i + 1)))
+        require_close(alone, whole[i : i + 1], f"position {i} alone")
+    one, student, teacher = given.with_leaves()
+    other, dirty_student, dirty_teacher = given.map_floating(first_is_nan).with_leaves()
+    require_close(loss(other)[1:], loss(one)[1:], "beside a position of NaN")
+    clean = gradients(loss(one)[1:], [*student, *teacher])
+    dirty = gradients(loss(other)[1:], [*dirty_student, *dirty_teacher])
+    for mine, others in zip(dirty, clean, strict=True):
+        require_close(mine[1:], others[1:], "gradient beside a position of NaN")
+
+
+def split_invariance(loss: Loss, given: Arguments) -> None:
+    """The parts of a batch, divided by the whole batch's count, add up to its masked mean."""
+    copy, student, _ = given.with_leaves()
+    value = loss(copy)
+    keep = torch.arange(value.numel()).reshape(value.shape) % 3 != 1
+    whole = masked_mean(value, keep)
+    parts = torch.zeros((), dtype=torch.float64)
+    for i in range(given.leading[0]):
+        part = slice(i, i + 1)
+        parts = parts + masked_mean(loss(copy.take(part)), keep[part], normalizer=keep.sum())
+    require_close(parts, whole, "sum over the parts of a batch")
+    pairs = zip(gradients(parts, student), gradients(whole, student), strict=True)
+    for of_parts, of_whole in pairs:
+        require_close(of_parts, of_whole, "gradient of the parts of a batch")
+
+
+def finite_gradient(loss: Loss, given: Arguments) -> None:
+    """Value and gradient are finite everywhere: at equality, zeros, ties, one-hot and extremes."""
+    calls = {"": given}
+    if loss.spec.example is None or len(given.student) == len(given.teacher):
+        calls[" where student equals teacher"] = given.identical()
+    for name, call in calls.items():
+        copy, student, teacher = call.with_leaves()
+        value = loss(copy)
+        require(value.isfinite().all(), f"value {_worst(value)}{name}")
+        for i, gradient in enumerate(gradients(value, [*student, *teacher])):
+            side = "student" if i < len(student) else "teacher"
+            require(gradient.isfinite().all(), f"gradient to the {side} not finite{name}")
+
+
+def nan_reaches_value(loss: Loss, given: Arguments) -> None:
+    """A student of NaN gives a value of NaN: a model that diverged is seen, not averaged away."""
+    bare = every_row_counts(given)
+    for i, x in enumerate(bare.student):
+        student = list(bare.student)
+        student[i] = first_is_nan(x) if isinstance(x, Tensor) else _nan_queries(x)
+        value = loss(replace(bare, student=tuple(student)))[0]
+        require(value.isnan().any(), f"value {float(value.flatten()[0]):.6g} of a student of NaN")
+
+
+def gradcheck(loss: Loss, given: Arguments) -> None:
+    """The gradient to every input is the slope of the value, away from kinks, in float64."""
+    _gradcheck(loss, given)
+
+
+def gradient_reaches_student(loss: Loss, given: Arguments) -> None:
+    """Every input of the student, in every position, and every parameter gets a gradient."""
+    copy, student, _ = every_row_counts(given).with_leaves()
+    value = loss(copy)
+    module = loss.function if isinstance(loss.function, nn.Module) else nn.Module()
+    parameters = dict(module.named_parameters())
+    # weights, so that nothing cancels in the sum
+    weights = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
+    found = gradients(value, [*student, *parameters.values()], weights)
+    for gradient in found[: len(student)]:
+        reached = gradient.flatten(len(given.leading)).any(-1)
+        require(reached.all(), "no gradient reaches the student")
+    for name, gradient in zip(parameters, found[len(student) :], strict=True):
+        require(gradient.any(), f"no gradient reaches the parameter {name!r}")
+
+
+def padding(loss: Loss, given: Arguments) -> None:
+    """Appended padding, whatever it holds, changes neither value nor gradient and gets none.
+
+    For a loss of ``Attention``s: keys that the mask drops and rows that do not count, which have
+    value 0. For others: positions that the mean's mask drops.
+    """
+    for rubbish in (0.0, 1e4, -3.0):
+        _padded_positions(loss, given, rubbish)
+    if loss.of_attentions:
+        for rubbish in (0.0, 1e4, torch.nan, torch.inf):
+            _padded_tokens(loss, given, rubbish)
+
+
+def permutation(loss: Loss, given: Arguments) -> None:
+    """Reordered examples, and reordered axes that are returned, reorder the value alone."""
+    if given.leading:
+        order = torch.arange(given.leading[0]).flip(0).roll(1)
+        require_close(loss(given.take(order)), loss(given)[order], "reordered positions")
+    cores, result = parsed(loss.spec.signature)
+    if loss.of_attentions:
+        _reordered_tokens(loss, given)
+    elif loss.spec.example is None:
+        for axis in sorted(set(result)):
+            expected = reordered(loss(given), result, axis)
+            found = loss(reorder(given, cores, axis))
+            require_close(found, expected, f"reordered axis {axis!r}")
+
+
+def low_precision(loss: Loss, given: Arguments) -> None:
+    """float16, bfloat16 and autocast: a float32 value within 2e-4 of float64's on equal inputs.
+
+    The tolerance is relative, plus 4 eps of the largest input. The gradient, stored in the input's
+    dtype, is within 1 % of the exact gradient's norm.
+    """
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        low, student, _ = given.map_floating(lambda x, d=dtype: x.to(d)).with_leaves()  # type: ignore[misc]
+        exact, exact_student, _ = low.map_floating(lambda x: x.detach().double()).with_leaves()
+        expected = loss(exact)
+        if not expected.isfinite().all():
+            continue
+        right = gradients(expected, exact_student)
+        largest = max([1.0, *(float(x.detach().abs().max()) for x in exact_student if x.numel())])
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                value = loss(low)
+            name = f"{dtype} inputs{' under autocast' if autocast else ''}".removeprefix("torch.")
+            require(value.dtype == torch.float32, f"{name} gave {value.dtype}, not float32")
+            atol = 4 * torch.finfo(torch.float32).eps * largest
+            require_close(value, expected, f"value of {name}", rtol=2e-4, atol=atol)
+            if largest < 100:  # beyond, float16 cannot hold the gradient
+                for found, exact_gradient in zip(gradients(value, student), right, strict=True):
+                    error = (found.double() - exact_gradient).norm()
+                    close = error <= 0.01 * exact_gradient.norm() + 1e-5
+                    require(close, f"gradient of {name} off by {float(error):.2g}")
+
+
+def same_twice(loss: Loss, given: Arguments) -> None:
+    """The same result twice, also after another call: no hidden state, no random numbers."""
+    before, random = loss(given), torch.get_rng_state()
+    loss(given.map_floating(lambda x: 2 * x + 1))
+    again = loss(given)
+    require(torch.equal(before.nan_to_num(7), again.nan_to_num(7)), "a second call differs")
+    require(torch.equal(torch.get_rng_state(), random), "random numbers were drawn")
+
+
+def inputs_unchanged(loss: Loss, given: Arguments) -> None:
+    """No input is written to, in the backward either."""
+    copy = given.map(torch.clone)
+    for call in (copy, copy.with_leaves()[0]):
+        tensors = call.tensors()
+        before = [(x.detach().clone(), x._version) for x in tensors]  # noqa: SLF001
+        try:
+            gradients(loss(call), [x for x in tensors if x.requires_grad])
+        except RuntimeError as error:
+            raise CheckFailedError(f"an input is written to: {error}") from None
+        for x, (values, version) in zip(tensors, before, strict=True):
+            same = torch.equal(x.detach().nan_to_num(7), values.nan_to_num(7))
+            require(same and x._version == version, "an input is written to")  # noqa: SLF001
+
+
+def memory_layout(loss: Loss, given: Arguments) -> None:
+    """Strided, transposed and expanded inputs give the value of contiguous ones."""
+    expected = loss(given)
+    require_close(loss(given.map(strided)), expected, "strided inputs")
+    require_close(loss(given.map(transposed)), expected, "transposed inputs")
+    if given.leading:
+        count = given.leading[0]
+        first = given.take(slice(0, 1))
+        widened = first.map(lambda x: x.expand(count, *x.shape[1:]))
+        repeated = first.map(lambda x: x.repeat(count, *[1] * (x.ndim - 1)))
+        require_close(loss(widened), loss(repeated), "expanded inputs")
+
+
+def edge_sizes(loss: Loss, given: Arguments) -> None:
+    """One class, one example and an empty batch have a finite value and gradient."""
+    shape(loss, given)
+    finite_gradient(loss, given)
+
+
+def device(loss: Loss, given: Arguments) -> None:
+    """It computes where its inputs are: on the meta device, on an accelerator if there is one."""
+    expected = loss(given)
+    places = ["meta"]
+    if torch.accelerator.is_available():
+        places.append(str(torch.accelerator.current_accelerator()))
+    for place in places:
+        moved = given.map(lambda x, p=place: x.to(p))  # type: ignore[misc]
+        try:
+            value = loss(moved)
+        except (RuntimeError, NotImplementedError) as error:
+            line = str(error).splitlines()[0]
+            raise CheckFailedError(f"inputs on {place}: {line}") from None
+        found = value.device.type
+        require(found == torch.device(place).type, f"inputs on {place} gave a value on {found}")
+        require(value.shape == expected.shape, f"another shape on {place}: {tuple(value.shape)}")
+
+
+def compiles(loss: Loss, given: Arguments) -> None:
+    """``torch.compile(fullgraph=True)`` traces it whole; value and gradient are the eager ones."""
+    torch._dynamo.reset()  # noqa: SLF001 (every loss is the same code object to dynamo)
+    copy, student, _ = given.with_leaves()
+    expected = loss(copy)
+    compiled = torch.compile(loss.function, fullgraph=True, backend="aot_eager")
+    try:
+        value = compiled(*copy.student, *copy.teacher, **copy.keywords)
+    except Exception as error:
+        line = str(error).strip().splitlines()[0]
+        raise CheckFailedError(f"torch.compile(fullgraph=True): {line}") from None
+    finally:
+        torch._dynamo.reset()  # noqa: SLF001
+    require_close(value, expected, "compiled value")
+    pairs = zip(gradients(value, student), gradients(expected, student), strict=True)
+    for found, right in pairs:
+        require_close(found, right, "compiled gradient")
+
+
+def bad_shapes(loss: Loss, given: Arguments) -> None:
+    """What does not fit is a ``ShapeError`` that prints both shapes, and is never broadcast."""
+    for what, call in misfits(loss, given):
+        try:
+            value = loss(call)
+        except ShapeError as error:
+            wanted = _to_print(loss, what, call)
+            require(
+                all(re.search(text, str(error)) for text in wanted),
+                f"{what}: the error does not print {' and '.join(wanted)}: {error}",
+            )
+        except Exception as error:
+            raise CheckFailedError(f"{what}: {type(error).__name__}, not a ShapeError") from None
+        else:
+            shapes = " and ".join(str(tuple(x.shape)) for x in (call.student[0], call.teacher[0]))
+            raise CheckFailedError(
+                f"{what}, {shapes}: no error, but a value of shape {tuple(value.shape)}"
+            )
+
+
+def _gradcheck(loss: Loss, given: Arguments) -> None:
+    copy, student, teacher = given.with_leaves()
+    leaves = iter([*student, *teacher])
+    order = [next(leaves) for _ in (*student, *teacher)]
+
+    def function(*values: Tensor) -> Tensor:
+        chosen = dict(zip(map(id, order), values, strict=True))
+        return loss(copy.map(lambda x: chosen.get(id(x), x)))
+
+    try:
+        torch.autograd.gradcheck(function, order)
+    except RuntimeError as error:
+        raise CheckFailedError(str(error).strip().splitlines()[0]) from None
+
+
+def _nan_queries(x: Attention) -> Attention:
+    return Attention(first_is_nan(x.query), x.key, scale=x.scale)
+
+
+def _worst(value: Tensor) -> float:
+    wrong = value.detach()[~value.isfinite()]
+    return float(wrong[0]) if len(wrong) else 0.0
+
+
+def _padded_positions(loss: Loss, given: Arguments, rubbish: float) -> None:
+    def padded(x: Tensor) -> Tensor:
+        extra = torch.full_like(x[:1], rubbish if x.is_floating_point() else 0)
+        return torch.cat([x, extra])
+
+    copy, student, teacher = given.with_leaves()
+    value = loss(copy)
+    grown = loss(copy.map(padded))
+    keep = torch.arange(grown.shape[0]) < given.leading[0]
+    keep = keep.reshape(-1, *[1] * (grown.ndim - 1))
+    whole, padded_mean = masked_mean(value), masked_mean(grown, keep)
+    require_close(padded_mean, whole, f"mean with a padded position of {rubbish}")
+    leaves = [*student, *teacher]
+    pairs = zip(gradients(padded_mean, leaves), gradients(whole, leaves), strict=True)
+    for found, expected in pairs:
+        require_close(found, expected, f"gradient with a padded position of {rubbish}")
+
+
+def _padded_tokens(loss: Loss, given: Arguments, rubbish: float) -> None:
+    copy, student, teacher = given.with_leaves()
+    value = loss(copy)
+    (one,), (other,) = copy.student, copy.teacher
+    assert isinstance(one, Attention)
+    assert isinstance(other, Attention)
+    grown = loss.function(with_padding(one, rubbish), with_padding(other, rubbish))
+    count = value.shape[-1]
+    name = f"a padded row and key of {rubbish}"
+    require_close(grown[..., :count], value, f"value with {name}")
+    require(not grown[..., count:].any(), f"a padded row of {rubbish} has a value")
+    if one.rows is not None:
+        dropped = ~one.rows.expand(value.shape)
+        require(not value[dropped].any(), "a row that does not count has a value")
+    leaves = [*student, *teacher]
+    pairs = zip(gradients(grown, leaves), gradients(value, leaves), strict=True)
+    for found, expected in pairs:
+        require_close(found, expected, f"gradient with {name}")
+
+
+def _reordered_tokens(loss: Loss, given: Arguments) -> None:
+    def turned(x: Tensor | Attention) -> Attention:
+        assert isinstance(x, Attention)
+        assert x.mask is not None
+        assert x.rows is not None
+        return Attention(
+            x.query.flip(1, 2), x.key.flip(1, 2), scale=x.scale, mask=x.mask.flip(2, 3),
+            rows=x.rows.flip(2),
+        )  # fmt: skip
+
+    found = loss.function(*map(turned, (*given.student, *given.teacher)), **given.keywords)
+    require_close(found, loss(given).flip(1, 2), "reordered heads, rows and keys")
+
+
+def _to_print(loss: Loss, what: str, call: Arguments) -> list[str]:
+    """Patterns that an error's message must contain."""
+    if what == "integers":
+        return ["int64"]
+    if loss.spec.example is not None:  # it may compare what it made of its inputs
+        return [r"\([\d, ]*\)"]
+    return [re.escape(str(tuple(x.shape))) for x in (call.student[0], call.teacher[0])]

@@ -1,0 +1,213 @@
+"""The kit as a stranger meets it: specs as objects, clear results, strict expected failures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from distillkit import LossSpec, errors, losses, testing
+
+SPEC = LossSpec("halved_l1", "unused", signature="(d),(d)->()", tags=("nonnegative", "symmetric"))
+
+
+def halved_l1(student, teacher):
+    student, teacher = losses.checked_pair("halved_l1", "(d),(d)->()", student, teacher)
+    return (student - teacher).abs().sum(-1) / 2
+
+
+def spec_of(function, **changes):
+    return dataclasses.replace(SPEC, function=function, **changes)
+
+
+def by_name(results):
+    return {result.name: result for result in results}
+
+
+def test_a_good_loss_given_as_an_object_passes_everything():
+    results = testing.check_loss(spec_of(halved_l1), examples=5)
+    assert [result.name for result in results if not result.passed] == []
+    assert {"nonnegative", "symmetric", "gradcheck", "compiles"} <= set(by_name(results))
+    assert "bounded" not in by_name(results)
+    assert by_name(results)["nonnegative"].seen == "5 examples"
+    assert by_name(results)["gradcheck"].seen == "2 examples"
+
+
+def test_a_failure_says_what_was_seen_and_the_smallest_input():
+    def negative(student, teacher):
+        return halved_l1(student, teacher) - 1
+
+    result = by_name(testing.check_loss(spec_of(negative), examples=20))["nonnegative"]
+    assert not result.passed
+    assert result.seen.startswith("value -")
+    assert result.failing.startswith("student=[")
+    assert result.failing.count(",") == 1, "one number on each side"
+
+
+def test_a_loss_that_raises_fails_every_check_and_says_how():
+    def broken(student, teacher):
+        raise KeyError("weight")
+
+    results = testing.check_loss(spec_of(broken), examples=2)
+    # bad input may raise anything but a ShapeError there, good input nothing
+    assert all(not result.passed for result in results)
+    assert by_name(results)["shape"].seen == "KeyError: 'weight'"
+
+
+def test_an_argument_that_the_signature_does_not_name_asks_for_an_example():
+    def weighted(student, teacher, *, weights):
+        return (halved_l1(student, teacher)) * weights.abs()
+
+    result = by_name(testing.check_loss(spec_of(weighted), examples=2))["shape"]
+    assert "LossSpec(example=...)" in result.seen
+
+    def example(draw):
+        keywords = {"weights": draw.tensor()}
+        return testing.Arguments((draw.tensor("d"),), (draw.tensor("d"),), keywords)
+
+    results = testing.check_loss(spec_of(weighted, example=example), examples=5)
+    failed = [result.name for result in results if not result.passed]
+    assert failed == []
+
+
+def test_a_third_input_belongs_to_the_teacher():
+    def weighted(student, teacher, weights):
+        losses.checked_pair("weighted", "(d),(d)->()", student, weights)
+        student, teacher = losses.checked_pair("weighted", "(d),(d)->()", student, teacher)
+        return ((student - teacher).square() * weights.square()).sum(-1)
+
+    tags = ("symmetric", "exactly_zero_at_identity", "nonnegative")
+    spec = spec_of(weighted, signature="(d),(d),(d)->()", tags=tags)
+    failed = [result for result in testing.check_loss(spec, examples=5) if not result.passed]
+    assert [result.name for result in failed] == ["low_precision"], "weights stay in half precision"
+
+
+def test_an_example_asks_for_axes_that_exist():
+    def example(draw):
+        return testing.Arguments((draw.tensor("w"),), (draw.tensor("d"),))
+
+    result = testing.check_loss(spec_of(halved_l1, example=example), examples=1)[0]
+    assert "no axis of the signature is called 'w'" in result.seen
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["(v),(v)", "(v),(v)->", "v,v->()", "(v)(v)->()", "(v),(v)->(w)", "(1),(1)->()", "(v)->()"],
+)
+def test_signatures_that_are_none(signature):
+    message = r"\(n,d\),\(n,e\)->\(n,n\)|which no input has|a student and a teacher"
+    with pytest.raises(errors.OptionError, match=message):
+        testing.check_loss(spec_of(halved_l1, signature=signature))
+
+
+def test_unknown_names_suggest_the_right_one():
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'nonnegative'"):
+        testing.check_loss(spec_of(halved_l1, tags=("nonegative",)))
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'kl_divergence'"):
+        testing.check_loss("kl_divergense")
+    with pytest.raises(errors.UnknownNameError, match="did you mean 'gradcheck'"):
+        testing.parametrize_with_loss_checks(["mse"], expected_failures={"gradchek": "why"})
+
+
+def test_every_tag_chooses_a_check_and_every_check_can_be_chosen():
+    chosen = set()
+    for spec in ("kl_divergence", "reverse_kl_divergence", "cosine_distance", "nkd", "mse"):
+        chosen |= {check.name for check in testing.checks_for(spec)}
+    assert chosen == {check.name for check in testing.CHECKS}
+    always = len(testing.checks_for(spec_of(halved_l1, tags=())))
+    for tag in testing.TAGS:
+        assert len(testing.checks_for(spec_of(halved_l1, tags=(tag,)))) == always + 1, tag
+
+
+def test_every_check_says_in_one_line_what_it_asks():
+    for check in testing.CHECKS:
+        assert check.summary.endswith((".", ":")) or check.function.__doc__.count("\n"), check.name
+        assert 10 < len(check.summary) < 100
+
+
+RUN = """
+import torch
+from distillkit import LossSpec, losses, testing
+
+def l1(student, teacher):
+    student, teacher = losses.checked_pair("l1", "(d),(d)->()", student, teacher)
+    return (student - teacher).abs().sum(-1)
+
+SPEC = LossSpec("l1", l1, signature="(d),(d)->()", tags=("nonnegative", "smooth"))
+
+@testing.parametrize_with_loss_checks([SPEC], expected_failures=EXPECTED)
+def test_loss(loss, check):
+    check(loss)
+"""
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcomes"),
+    [
+        ({}, {"passed": 1, "failed": 1}),
+        ({"smooth": "it has a kink"}, {"passed": 1, "xfailed": 1}),
+        ({"l1-smooth": "a kink", "nonnegative": "?"}, {"xfailed": 1, "failed": 1}),
+    ],
+)
+def test_parametrised_in_a_strangers_tests(pytester, expected, outcomes):
+    pytester.makeini("[pytest]\naddopts = --strict-markers\n")
+    pytester.makepyfile(RUN.replace("EXPECTED", repr(expected)))
+    result = pytester.runpytest_subprocess(
+        "-q", "-k", "smooth or nonneg", "--distillkit-examples=3"
+    )
+    counts = result.parseoutcomes()
+    assert counts.pop("deselected") > 10
+    assert counts == outcomes
+
+
+def test_the_marker_selects_checks_and_examples_are_at_least_one(pytester):
+    pytester.makepyfile(RUN.replace("EXPECTED", "None") + "\n\ndef test_other():\n    pass\n")
+    result = pytester.runpytest_subprocess("-q", "-m", "distillkit_check", "-k", "nonnegative")
+    assert result.parseoutcomes()["passed"] == 1
+    result = pytester.runpytest_subprocess("--distillkit-examples=0")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_the_plugin_loads_nothing_before_a_check_is_used(pytester):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_loaded(pytestconfig):
+            assert pytestconfig.pluginmanager.has_plugin("distillkit")
+            heavy = {"torch", "hypothesis", "numpy", "pydantic", "distillkit.testing.conformance"}
+            assert not heavy & set(sys.modules)
+        """
+    )
+    options = "-q", "-p", "no:hypothesispytest", "-p", "no:sybil", "--distillkit-examples=7"
+    assert pytester.runpytest_subprocess(*options).parseoutcomes() == {"passed": 1}
+
+
+def test_every_public_name_of_the_kit_is_there():
+    import ast
+    import inspect
+
+    for name in testing.__all__:
+        assert getattr(testing, name) is not None
+    assert dir(testing) == testing.__all__
+    with pytest.raises(AttributeError, match="no attribute 'check_los'"):
+        testing.check_los  # noqa: B018
+    tree = ast.parse(inspect.getsource(testing))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    listed = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert listed == testing._HOMES
+
+
+def test_a_parameter_of_a_module_must_learn():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, student, teacher):
+            return halved_l1(student, teacher) * self.scale
+
+    spec = spec_of(Scaled())
+    (check,) = [c for c in testing.CHECKS if c.name == "gradient_reaches_student"]
+    check(spec)

@@ -222,9 +222,10 @@ def _tensor_differences(term: Term, name: str, sides: tuple[Tensor, Tensor]) -> 
         widths = f"student_width = {ours.shape[-1]}, teacher_width = {theirs.shape[-1]}"
         fix = f'align = [{{ name = "projector", {widths} }}] learns a map between the widths'
     else:
+        shapes += f": one side has {ours.shape[-1]} and the other {theirs.shape[-1]}"
         fix = (
-            'loss = "universal_logit_distance" compares unrelated classes; otherwise give the '
-            "student the teacher's classes"
+            'align = ["truncate"] or ["mask"] keeps what both have, where one vocabulary extends '
+            'the other; loss = "universal_logit_distance" compares unrelated ones'
         )
     return [f"{name} has unequal {'widths' if 'd' in consumed else 'classes'}: {shapes}. {fix}"]
 

@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .PHONY: help demo test check oracles benchmarks format clean

@@ -20,7 +20,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 # each document is one program, run in a folder of its own
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/**/*.md", "docs/*.md"],
+    patterns=["README.md", "docs/**/*.md", "docs/*.md", "plugins/*/README.md"],
     fixtures=["in_a_folder_of_its_own"],
 ).pytest()
 

@@ -17,15 +17,21 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.adapter import Adapter as Adapter
     from ._backbone.adapter import adapter_for as adapter_for
     from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
+    from ._backbone.directions import signals_of as signals_of
+    from ._backbone.part import adapt as adapt
     from ._backbone.signals import Signals as Signals
     from ._backbone.tokens import ModalityTokens as ModalityTokens
     from ._backbone.tokens import StreamTokens as StreamTokens
+    from ._backbone.tokens import TokenAxis as TokenAxis
     from ._backbone.tokens import TokenLayout as TokenLayout
+    from ._backbone.tokens import grid_extents as grid_extents
+    from ._backbone.tokens import tokens_at as tokens_at
     from ._capture.anchor import anchor as anchor
     from ._capture.find import find_attention as find_attention
     from ._capture.scope import capture as capture
     from ._objective.align import Projector as Projector
     from ._objective.distiller import Distiller as Distiller
+    from ._objective.overlap import overlap as overlap
     from ._objective.recipe import Recipe as Recipe
     from ._objective.recipe import load_recipe as load_recipe
     from ._objective.schedule import Schedule as Schedule
@@ -57,14 +63,20 @@ _HOMES = {
     "Signals": "_backbone.signals",
     "StreamTokens": "_backbone.tokens",
     "Term": "_objective.term",
+    "TokenAxis": "_backbone.tokens",
     "TokenLayout": "_backbone.tokens",
+    "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
     "anchor": "_capture.anchor",
     "capture": "_capture.scope",
     "find_attention": "_capture.find",
+    "grid_extents": "_backbone.tokens",
     "hookimpl": "_plugins.hookspecs",
     "load_recipe": "_objective.recipe",
+    "overlap": "_objective.overlap",
     "register": "_plugins.registry",
+    "signals_of": "_backbone.directions",
+    "tokens_at": "_backbone.tokens",
 }
 _MODULES = ("errors", "losses", "testing")
 

@@ -31,6 +31,10 @@ class Adapter(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Patterns of further modules whose output is wanted."""
 
+    @property
+    def returns(self) -> tuple[str, ...]:
+        """Methods whose return value is wanted, ``"embeddings.visual_embed"``."""
+
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments that the model is called with."""
 
@@ -64,9 +68,11 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
     if isinstance(adapter, DeclarativeAdapter):
         return adapter.for_model(model)
     if not isinstance(adapter, Adapter):
+        members = ("streams", "outputs", "returns", "inputs", "layout", "signals")
+        missing = [member for member in members if not hasattr(adapter, member)]
         raise TypeError(
-            "an adapter has `streams`, `outputs`, `inputs`, `layout` and `signals`; got "
-            f"{type(adapter).__name__}"
+            f"an adapter has {', '.join(f'`{one}`' for one in members)}; "
+            f"{type(adapter).__name__} lacks {', '.join(f'`{one}`' for one in missing)}"
         )
     return adapter
 

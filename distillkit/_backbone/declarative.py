@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from .._capture.record import Record
 from .._tables import Table, validated
 from ..errors import SignalError, UnknownNameError, did_you_mean
-from .directions import attention_signals, paired
+from .directions import first_tensor, paired, signals_of
 from .signals import Signal, Signals
-from .tokens import ModalityTokens, StreamTokens, TokenLayout
+from .tokens import (
+    WHOLE,
+    ModalityTokens,
+    StreamTokens,
+    TokenLayout,
+    chosen,
+    grid_extents,
+    tokens_at,
+)
 
 _MODULE = "module:"
 
@@ -36,6 +44,12 @@ class TokenRun(Table):
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches")
     where: str | None = Field(None, description="the batch entry that marks the tokens")
     equals: int | None = Field(None, description="its value at this modality's tokens")
+    extents: str | None = Field(
+        None,
+        description="the batch entry that says where each token lies in the raw input: character "
+        "offsets (b, m, 2), boxes (b, m, 4), or with `grid` what each image shows (b, 4)",
+    )
+    uncropped: bool = Field(default=False, description="the grid covers the whole image")
 
     @model_validator(mode="after")
     def _has_a_place(self) -> TokenRun:
@@ -46,6 +60,8 @@ class TokenRun(Table):
                 f"the {self.modality} tokens have no place: give `length` (a number or a batch "
                 "entry), `grid` (rows, columns) or `where` and `equals`"
             )
+        if self.uncropped and (self.grid is None or self.extents is not None):
+            raise ValueError("`uncropped` says that `grid` covers the whole image: it needs `grid`")
         return self
 
 
@@ -61,6 +77,7 @@ class _AdapterFile(Table):
     embedding: dict[str, str] = Field(default_factory=dict)
     pairs: dict[str, str] = Field(default_factory=dict)
     tokens: dict[str, tuple[TokenRun, ...]] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
 
 
 class DeclarativeAdapter:
@@ -75,6 +92,7 @@ class DeclarativeAdapter:
         embedding: modality -> a field of the output, or ``"module:..."``.
         pairs: modality -> batch entry that indexes it, where texts and images are encoded once.
         tokens: stream -> the runs of its tokens, in their order in the sequence.
+        absent: signal that this backbone cannot have -> why; asking for it says so.
 
     Raises:
         SignalError: what is wrong, with its place; unknown keys say what was meant.
@@ -108,6 +126,10 @@ class DeclarativeAdapter:
         return self._file.streams
 
     @property
+    def returns(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         named = (self._file.logits, *self._file.embedding.values())
         heads = [n.removeprefix(_MODULE) for n in named if n and n.startswith(_MODULE)]
@@ -116,36 +138,35 @@ class DeclarativeAdapter:
     def for_model(self, model: nn.Module) -> DeclarativeAdapter:
         """This adapter, knowing the names of the model's forward (for a file without `inputs`)."""
         made = DeclarativeAdapter.__new__(DeclarativeAdapter)
-        made._file, made._forward = self._file, _parameters_of(model)
+        made._file, made._forward = self._file, accepted_arguments(model)
         return made
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._file.inputs is not None:
-            return {argument: _entry(batch, key) for argument, key in self._file.inputs.items()}
+            return {argument: entry(batch, key) for argument, key in self._file.inputs.items()}
         if self._forward is None:
             return dict(batch)
         return {name: batch[name] for name in self._forward if name in batch}
 
     def layout(self, batch: Mapping[str, Any], record: Record) -> TokenLayout:  # noqa: ARG002
-        pairs = {modality: _entry(batch, key) for modality, key in self._file.pairs.items()}
+        pairs = {modality: entry(batch, key) for modality, key in self._file.pairs.items()}
         streams = {s: _stream_tokens(runs, batch, pairs) for s, runs in self._file.tokens.items()}
         return TokenLayout(streams, pairs)
 
     def signals(self, record: Record, output: Any, layout: TokenLayout) -> Signals:
         values: dict[str, Signal | Callable[[], Signal]] = {}
-        masks: dict[str, Tensor] = {}
         if self._file.logits is not None:
-            values["logits"] = _field(self._file.logits, record, output)
+            values["logits"] = output_field(self._file.logits, record, output)
         for modality, name in self._file.embedding.items():
-            values[f"embedding.{modality}"] = _field(name, record, output)
-        for stream, pattern in self._file.hidden.items():
-            values[f"hidden.{stream}"] = [_tensor(one) for one in record.outputs(pattern)]
-            valid = layout[stream].valid if stream in layout else None
-            if valid is not None:
-                masks[f"hidden.{stream}"] = valid
-        attentions = {stream: record.layers(pattern) for stream, pattern in self.streams.items()}
-        values |= attention_signals(attentions, layout)
-        return Signals(values, masks)
+            values[f"embedding.{modality}"] = output_field(name, record, output)
+        return signals_of(
+            record,
+            self.streams,
+            layout,
+            values=values,
+            hidden=self._file.hidden,
+            absent=self._file.absent,
+        )
 
 
 def _stream_tokens(
@@ -155,7 +176,7 @@ def _stream_tokens(
     joint = len({run.modality for run in runs}) > 1  # then every pair has its own sequence
     index = pairs if joint else {}
     marked = {
-        run.modality: paired(_entry(batch, str(run.where)) == run.equals, index.get(run.modality))
+        run.modality: paired(entry(batch, str(run.where)) == run.equals, index.get(run.modality))
         for run in runs
         if run.where is not None
     }
@@ -163,7 +184,9 @@ def _stream_tokens(
     if marked:
         others = ~torch.stack(list(marked.values())).any(0)
         modalities = {
-            run.modality: ModalityTokens(marked.get(run.modality, others), run.special, run.grid)
+            run.modality: _modality(
+                run, batch, marked.get(run.modality, others), index.get(run.modality)
+            )
             for run in runs
         }
         given = [mask for mask in masks if mask is not None]
@@ -171,13 +194,51 @@ def _stream_tokens(
     modalities, start = {}, 0
     for run in runs:
         stop = start + _run_length(run, batch)
-        modalities[run.modality] = ModalityTokens(slice(start, stop), run.special, run.grid)
+        place = slice(start, stop)
+        modalities[run.modality] = _modality(run, batch, place, index.get(run.modality))
         start = stop
     return StreamTokens(modalities, _joined(masks, list(modalities.values())))
 
 
+def _modality(
+    run: TokenRun, batch: Mapping[str, Any], positions: slice | Tensor, index: Tensor | None
+) -> ModalityTokens:
+    """One run's tokens, with what is known of them."""
+
+    def known(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = chosen(x, index)
+        of_all = isinstance(positions, Tensor) and x.shape[1] == positions.shape[1]
+        return tokens_at(x, positions) if of_all else x  # type: ignore[arg-type]
+
+    extents, ids = known(_run_extents(run, batch)), known(_run_ids(run, batch))
+    return ModalityTokens(positions, run.special, run.grid, extents, ids)
+
+
+def _run_extents(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
+    special = len(run.special)
+    if run.uncropped and run.grid is not None:
+        return grid_extents(run.grid, WHOLE, special=special)  # one entry stands for all
+    if run.extents is None:
+        return None
+    given: Tensor = entry(batch, run.extents)
+    if given.ndim == 2 and run.grid is not None:
+        return grid_extents(run.grid, given, special=special)
+    return given
+
+
+def _run_ids(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
+    """The vocabulary entries, where the run's length is that of a tensor of them."""
+    if run.where is not None or not isinstance(run.length, str):
+        return None
+    ids = entry(batch, run.length)
+    is_text = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+    return ids if is_text and run.modality == "text" else None
+
+
 def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
-    return None if run.mask is None else paired(_entry(batch, run.mask) != 0, index)
+    return None if run.mask is None else paired(entry(batch, run.mask) != 0, index)
 
 
 def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
@@ -185,7 +246,7 @@ def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
         return run.grid[0] * run.grid[1] + len(run.special)
     if isinstance(run.length, int):
         return run.length
-    size: int = _entry(batch, str(run.length)).shape[1]
+    size: int = entry(batch, str(run.length)).shape[1]
     return size
 
 
@@ -201,10 +262,10 @@ def _joined(masks: Sequence[Tensor | None], tokens: Sequence[ModalityTokens]) ->
     return torch.cat(parts, dim=1)
 
 
-def _field(name: str, record: Record, output: Any) -> Tensor:
+def output_field(name: str, record: Record, output: Any) -> Tensor:
     """A field of a model's output, or what ``"module:head"`` returned."""
     if name.startswith(_MODULE):
-        return _tensor(record.output(name.removeprefix(_MODULE)))
+        return first_tensor(record.output(name.removeprefix(_MODULE)))
     if isinstance(output, Mapping):
         fields = {str(key): value for key, value in output.items()}
     else:
@@ -215,22 +276,16 @@ def _field(name: str, record: Record, output: Any) -> Tensor:
             f"the output of the model ({type(output).__name__}) has no field {name!r}; "
             f'{did_you_mean(name, fields)}; "module:<name>" takes what a module returned'
         )
-    return _tensor(fields[name])
+    return first_tensor(fields[name])
 
 
-def _tensor(value: Any) -> Tensor:
-    """The value, or the first of a tuple: blocks often return ``(hidden, ...)``."""
-    first = value[0] if isinstance(value, tuple) and value else value
-    if not isinstance(first, Tensor):
-        raise SignalError(f"expected a tensor or a tuple that starts with one; got {type(value)}")
-    return first
-
-
-def _entry(batch: Mapping[str, Any], key: str) -> Any:
+def entry(batch: Mapping[str, Any], key: str) -> Any:
+    """An entry of the batch, or an error that says which was meant."""
     if key not in batch:
         raise SignalError(f"the batch has no entry {key!r}; {did_you_mean(key, batch)}")
     return batch[key]
 
 
-def _parameters_of(model: nn.Module) -> tuple[str, ...]:
+def accepted_arguments(model: nn.Module) -> tuple[str, ...]:
+    """The names that a model's ``forward`` takes."""
     return tuple(inspect.signature(model.forward).parameters)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from torch import Tensor
 
 from .._attention import Attention
-from ..errors import SignalError, did_you_mean
-from .signals import Layers, Signal
-from .tokens import StreamTokens, TokenLayout
+from .._capture.record import Record
+from ..errors import CaptureError, SignalError, did_you_mean
+from .signals import Axes, Layers, Signal, Signals
+from .tokens import StreamTokens, TokenAxis, TokenLayout, token_axis
 
 DIRECTIONS = {"text_to_image": ("text", "image"), "image_to_text": ("image", "text")}
 
-T = TypeVar("T", Tensor, Attention)
+T = TypeVar("T", Tensor, Attention, TokenAxis)
 
 _LAYOUT_LINES = """say where its tokens sit, one run after another, in the adapter file:
 
@@ -31,73 +32,135 @@ special = [0]
 grid = [12, 12]"""
 
 
+def signals_of(
+    record: Record,
+    streams: Mapping[str, str],
+    layout: TokenLayout,
+    *,
+    values: Mapping[str, Signal | Callable[[], Signal]] | None = None,
+    hidden: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
+) -> Signals:
+    """What the streams of one forward expose: how an adapter's ``signals`` is usually written.
+
+    Args:
+        record: what capture saw of the forward.
+        streams: the adapter's own ``streams``.
+        layout: what the adapter's ``layout`` said of this forward.
+        values: further signals by name, such as ``logits``; a function is called when needed.
+        hidden: stream -> pattern of the modules among the adapter's ``outputs`` that return its
+            hidden states.
+        absent: signals that this backbone cannot have -> why; asking for one says so.
+    """
+    attentions = {stream: _read(record, pattern) for stream, pattern in streams.items()}
+    offered, axes = attention_signals(attentions, layout)
+    found: dict[str, Signal | Callable[[], Signal]] = {**(values or {}), **offered}
+    masks: dict[str, Tensor] = {}
+    for stream, pattern in (hidden or {}).items():
+        name = f"hidden.{stream}"
+        found[name] = [first_tensor(one) for one in record.outputs(pattern)]
+        valid = layout[stream].valid if stream in layout else None
+        if valid is not None:
+            masks[name] = valid
+    return Signals(found, masks, axes=axes, absent=absent)
+
+
 def attention_signals(
     attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
-) -> dict[str, Callable[[], Signal]]:
-    """The attention signals that these streams offer, each computed when it is asked for.
+) -> tuple[dict[str, Callable[[], Signal]], dict[str, Callable[[], Axes]]]:
+    """The attention signals that these streams offer and their axes, computed when asked for.
 
     ``attention.text_to_image`` is, in this order: the stream of that name; the block of a joint
     stream between text and image; the cross attention of a text and an image tower.
     """
     offered: dict[str, Callable[[], Signal]] = {}
+    axes: dict[str, Callable[[], Axes]] = {}
     for stream in attentions:
         offered[f"attention.{stream}"] = partial(_whole, stream, attentions, layout)
-    for direction, (query, key) in DIRECTIONS.items():
+        if _crosses(stream):
+            axes[f"attention.{stream}"] = partial(_axes_of, _crosses(stream), layout, None)
+    joint = "joint" if "joint" in attentions else None
+    for direction, modalities in DIRECTIONS.items():
         if direction in attentions:
             continue
-        if "joint" in attentions:
-            compute = partial(_block, query, key, attentions["joint"], layout)
-        elif query in attentions and key in attentions:
-            compute = partial(_crossed, query, key, attentions, layout)
+        if joint:
+            compute = partial(_block, modalities, attentions["joint"], layout)
+        elif all(modality in attentions for modality in modalities):
+            compute = partial(_crossed, modalities, attentions, layout)
         else:
             continue
         offered[f"attention.{direction}"] = compute
-    return offered
+        axes[f"attention.{direction}"] = partial(_axes_of, modalities, layout, joint)
+    return offered, axes
 
 
 def _whole(
     stream: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
 ) -> Layers[Attention]:
-    valid = _tokens(layout, stream).valid
-    return Layers([partial(one.with_rows, valid) for one in attentions[stream]])
+    rows = stream
+    if _crosses(stream) and stream not in layout:
+        rows = _crosses(stream)[0]
+    valid = _tokens(layout, rows).valid
+    attention = attentions[stream]
+    return Layers([partial(_with_rows, attention, i, valid, rows) for i in range(len(attention))])
+
+
+def _with_rows(
+    attention: Sequence[Attention], layer: int, valid: Tensor | None, stream: str
+) -> Attention:
+    _check_length(attention[layer].shape[2], valid, stream)
+    return attention[layer].with_rows(valid)
 
 
 def _block(
-    query: str, key: str, joint: Sequence[Attention], layout: TokenLayout
+    modalities: tuple[str, str], joint: Sequence[Attention], layout: TokenLayout
 ) -> Layers[Attention]:
     """DiDE's definition for a joint stream: the block of scores, renormalised."""
     tokens = _tokens(layout, "joint")
-    for modality in (query, key):
+    for modality in modalities:
         if modality not in tokens:
             raise SignalError(
                 f"the layout of stream 'joint' has no {modality!r} tokens; "
                 f"{did_you_mean(modality, tokens)}\n{_LAYOUT_LINES.format(stream='joint')}"
             )
-    rows, keys = tokens[query].positions, tokens[key].positions
-    return Layers([partial(_between, one, tokens.valid, rows, keys) for one in joint])
+    rows, keys = (tokens[modality].positions for modality in modalities)
+    return Layers(
+        [partial(_between, joint, i, tokens.valid, rows, keys) for i in range(len(joint))]
+    )
 
 
 def _between(
-    attention: Attention, valid: Tensor | None, rows: slice | Tensor, keys: slice | Tensor
+    joint: Sequence[Attention],
+    layer: int,
+    valid: Tensor | None,
+    rows: slice | Tensor,
+    keys: slice | Tensor,
 ) -> Attention:
-    if valid is not None and valid.shape[1] != attention.shape[2]:
+    _check_length(joint[layer].shape[2], valid, "joint")
+    return joint[layer].with_rows(valid).between(rows, keys)
+
+
+def _check_length(length: int, valid: Tensor | None, stream: str) -> None:
+    if valid is not None and valid.shape[1] != length:
         raise SignalError(
-            f"the layout of stream 'joint' describes {valid.shape[1]} tokens, but its attention "
-            f"has {attention.shape[2]}: a run of [[tokens.joint]] is missing or has another length"
+            f"the layout of stream {stream!r} describes {valid.shape[1]} tokens, but its attention "
+            f"has {length}: a run of [[tokens.{stream}]] is missing or has another length"
         )
-    return attention.with_rows(valid).between(rows, keys)
 
 
 def _crossed(
-    query: str, key: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
+    modalities: tuple[str, str],
+    attentions: Mapping[str, Sequence[Attention]],
+    layout: TokenLayout,
 ) -> Layers[Attention]:
     """DiDE's definition for two towers; where their depths differ, layers pair from the top."""
-    rows, keys = (_real(layout, modality) for modality in (query, key))
+    query, key = modalities
+    rows, keys = (_real(layout, modality) for modality in modalities)
     depth = min(len(attentions[query]), len(attentions[key]))
 
     def layer(index: int) -> Attention:
         of_query, of_key = (
-            paired(attentions[m][index - depth], layout.pairs.get(m)) for m in (query, key)
+            paired(attentions[m][index - depth], layout.pairs.get(m)) for m in modalities
         )
         return Attention.cross(of_query, of_key, rows=rows, keys=keys)
 
@@ -108,6 +171,25 @@ def _real(layout: TokenLayout, tower: str) -> Tensor | None:
     """The tokens of a tower that are no padding, pair by pair."""
     valid = _tokens(layout, tower).valid
     return None if valid is None else paired(valid, layout.pairs.get(tower))
+
+
+def _crosses(stream: str) -> tuple[str, ...]:
+    """Whose queries read whose keys in a cross-attention stream, ``"text_to_image"``; else ()."""
+    query, _, key = stream.partition("_to_")
+    return (query, key) if key else ()
+
+
+def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None) -> Axes:
+    """The tokens of queries and keys; None where the layout does not know them."""
+    axes: list[TokenAxis | None] = []
+    for modality in modalities:
+        tokens = layout.get(joint or modality)
+        if tokens is None or modality not in tokens:
+            axes.append(None)
+            continue
+        axis = token_axis(tokens[modality], modality, tokens.valid)
+        axes.append(axis if joint else paired(axis, layout.pairs.get(modality)))
+    return tuple(axes)
 
 
 def _tokens(layout: TokenLayout, stream: str) -> StreamTokens:
@@ -123,4 +205,33 @@ def paired(x: T, index: Tensor | None) -> T:
     """Examples in the order of the pairs; None: example i belongs to pair i."""
     if index is None:
         return x
-    return x.take(index) if isinstance(x, Attention) else x[index]
+    return x[index] if isinstance(x, Tensor) else x.take(index)
+
+
+def first_tensor(value: object) -> Tensor:
+    """The value, or the first of a tuple: blocks often return ``(hidden, ...)``."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    if not isinstance(first, Tensor):
+        raise SignalError(f"expected a tensor or a tuple that starts with one; got {type(value)}")
+    return first
+
+
+class _Unread(Sequence[Attention]):
+    """A stream that recorded nothing in this forward: an error for whoever asks for it."""
+
+    def __init__(self, error: CaptureError) -> None:
+        self._error = error
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise self._error
+
+    def __len__(self) -> int:
+        raise self._error
+
+
+def _read(record: Record, pattern: str) -> Sequence[Attention]:
+    """A stream's layers, read now: the next forward empties the record."""
+    try:
+        return record.layers(pattern)
+    except CaptureError as error:
+        return _Unread(error)

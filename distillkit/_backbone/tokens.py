@@ -1,11 +1,18 @@
-"""Where each modality's tokens sit in a sequence, for one forward."""
+"""Where each modality's tokens sit in a sequence and in the raw input, for one forward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
+
+from .._selection import Selection
+from ..errors import ShapeError
+
+WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+"""The box ``(1, 4)`` of an image that is shown as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,14 +20,22 @@ class ModalityTokens:
     """The tokens of one modality in one stream.
 
     Attributes:
-        positions: where they sit in the sequence of n tokens: a slice, or boolean ``(b, n)``.
+        positions: where they sit in the sequence of n tokens: a slice, boolean ``(b, n)``, or
+            indices ``(b, m)`` in reading order, where a model shuffles its tokens.
         special: their positions *within the modality* that stand for no word or patch ([CLS]).
         grid: rows and columns of the patches, where the tokens are an image's.
+        extents: where each token lies in the raw input, in the order of the positions: the
+            characters ``(b, m, 2)`` of a text, start and stop; or boxes ``(b, m, 4)`` of an image,
+            top, left, bottom, right as fractions of it before any resizing and cropping. A token
+            of no size lies nowhere.
+        ids: the vocabulary entries ``(b, m)`` of a text.
     """
 
     positions: slice | Tensor
     special: tuple[int, ...] = ()
     grid: tuple[int, int] | None = None
+    extents: Tensor | None = None
+    ids: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +64,9 @@ class StreamTokens(Mapping[str, ModalityTokens]):
 class TokenLayout(Mapping[str, StreamTokens]):
     """Stream -> its tokens, for one forward; and which texts and images are pairs.
 
+    A cross-attention stream, ``text_to_image``, has the rows of the layout's ``text`` and the keys
+    of its ``image``.
+
     Attributes:
         streams: the tokens of every stream that is known.
         pairs: modality -> index ``(p,)``: where texts and images are encoded once and paired,
@@ -72,3 +90,146 @@ class TokenLayout(Mapping[str, StreamTokens]):
 
     def __len__(self) -> int:
         return len(self.streams)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenAxis:
+    """What is known of the tokens along one axis of a signal, in the order of that axis.
+
+    Attributes:
+        modality: whose tokens they are.
+        valid: boolean ``(b, m)``: no padding; None: all of them.
+        special: positions of tokens that stand for no word or patch.
+        grid: rows and columns of patches.
+        extents: ``(b, m, 2)`` characters or ``(b, m, 4)`` boxes; nothing of no size and no padding
+            lies anywhere.
+        ids: vocabulary entries ``(b, m)``.
+    """
+
+    modality: str
+    valid: Tensor | None = None
+    special: tuple[int, ...] = ()
+    grid: tuple[int, int] | None = None
+    extents: Tensor | None = None
+    ids: Tensor | None = None
+
+    def take(self, index: Tensor | slice) -> TokenAxis:
+        """Examples of the batch, in the order of ``index``."""
+        return replace(
+            self,
+            valid=None if self.valid is None else chosen(self.valid, index),
+            extents=None if self.extents is None else chosen(self.extents, index),
+            ids=None if self.ids is None else chosen(self.ids, index),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: tuple[TokenAxis, ...]) -> TokenAxis:
+        """The examples of several forwards; what one of them does not know, nobody knows."""
+        return replace(
+            parts[0],
+            valid=_stacked([part.valid for part in parts]),
+            extents=_stacked([part.extents for part in parts]),
+            ids=_stacked([part.ids for part in parts]),
+        )
+
+
+def token_axis(tokens: ModalityTokens, modality: str, valid: Tensor | None) -> TokenAxis:
+    """The axis that one modality's tokens make, out of a stream with this padding."""
+    if valid is not None:
+        chosen = Selection(tokens.positions, valid.shape[1])
+        present = chosen.present(3)
+        valid = chosen.along(valid, 1)
+        valid = valid if present is None else valid & present[:, 0, 0]
+    extents = tokens.extents
+    if extents is not None:
+        _check_extents(extents, modality)
+        if valid is not None:
+            if len(extents) not in (1, len(valid)) or valid.shape[1] != extents.shape[1]:
+                raise ShapeError(
+                    f"the {modality} extents are of {extents.shape[1]} tokens in "
+                    f"{extents.shape[0]} examples, but there are {valid.shape[1]} {modality} "
+                    f"tokens in {valid.shape[0]} examples"
+                )
+            extents = torch.where(valid[..., None], extents, 0)
+    return TokenAxis(modality, valid, tokens.special, tokens.grid, extents, tokens.ids)
+
+
+def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> Tensor:
+    """Where the cells of a patch grid lie in the raw image.
+
+    Args:
+        grid: rows and columns of patches.
+        boxes: ``(b, 4)``: the part of each raw image that the grid covers: top, left, bottom,
+            right as fractions; ``[0, 0, 1, 1]`` is all of it.
+        special: number of tokens without a place that stand before the patches.
+
+    Returns:
+        ``(b, special + rows * columns, 4)``, row by row.
+
+    Examples:
+        >>> grid_extents((1, 2), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))[0].tolist()
+        [[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ShapeError(
+            "boxes are (b, 4): top, left, bottom, right of what each image shows, as fractions of "
+            f"the raw image; got {tuple(boxes.shape)}"
+        )
+    boxes = boxes if boxes.is_floating_point() else boxes.float()
+    rows, columns = grid
+    row, column = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in grid)
+    row, column = row.repeat_interleave(columns), column.repeat(rows)
+    cells = torch.stack([row / rows, column / columns, (row + 1) / rows, (column + 1) / columns], 1)
+    corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+    placed = torch.cat([corner + cells[:, :2] * size, corner + cells[:, 2:] * size], 2)
+    return torch.cat([placed.new_zeros(len(boxes), special, 4), placed], 1)
+
+
+def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
+    """What is known of every token of a sequence, at the positions of one modality.
+
+    Args:
+        x: ``(b, n)`` or ``(b, n, e)``: ids, masks or extents of all n tokens.
+        positions: boolean ``(b, n)``, or indices ``(b, m)``.
+
+    Returns:
+        ``(b, m)`` or ``(b, m, e)``; where examples have unequally many, packed to the front and
+        filled with 0.
+
+    Examples:
+        >>> tokens_at(torch.tensor([[7, 8, 9]]), torch.tensor([[True, False, True]]))
+        tensor([[7, 9]])
+    """
+    selected = Selection(positions, x.shape[1])
+    taken, present = selected.along(x, 1), selected.present(3)
+    if present is None:
+        return taken
+    kept = present[:, 0, 0]
+    return torch.where(kept if x.ndim == 2 else kept[..., None], taken, 0)
+
+
+def chosen(x: Tensor, index: Tensor | slice | None) -> Tensor:
+    """Examples of what is known per example; one entry that stands for all examples still does."""
+    if index is None or (len(x) == 1 and isinstance(index, slice)):
+        return x
+    if len(x) == 1 and isinstance(index, Tensor):
+        count = int(index.sum()) if index.dtype == torch.bool else len(index)
+        return x.expand(count, *x.shape[1:])
+    return x[index]
+
+
+def _stacked(parts: list[Tensor | None]) -> Tensor | None:
+    tensors = [x for x in parts if x is not None]
+    if len(tensors) < len(parts):
+        return None
+    if all(len(x) == 1 and torch.equal(x, tensors[0]) for x in tensors):
+        return tensors[0]
+    return torch.cat(tensors)
+
+
+def _check_extents(extents: Tensor, modality: str) -> None:
+    if extents.ndim != 3 or extents.shape[2] not in (2, 4):
+        raise ShapeError(
+            f"the {modality} extents are (b, m, 2), characters from start to stop, or (b, m, 4), "
+            f"boxes as fractions of the raw image; got {tuple(extents.shape)}"
+        )

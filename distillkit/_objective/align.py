@@ -163,12 +163,18 @@ def make_aligner(given: str | Mapping[str, Any]) -> nn.Module:
 class _Untrained(nn.Module):
     """An aligner without parameters, as a module."""
 
-    def __init__(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+    def __init__(self, function: Callable[..., tuple[Any, Any]]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, student: Any, teacher: Any) -> tuple[Any, Any]:
-        return self.function(student, teacher)
+    def forward(self, student: Any, teacher: Any, **tokens: Any) -> tuple[Any, Any]:
+        return self.function(student, teacher, **tokens)
+
+
+def takes_tokens(aligner: nn.Module) -> bool:
+    """Whether an aligner asks, by these two parameters, for what is known of the tokens."""
+    function = aligner.function if isinstance(aligner, _Untrained) else aligner.forward
+    return {"student_tokens", "teacher_tokens"} <= inspect.signature(function).parameters.keys()
 
 
 def _common_classes(name: str, student: Tensor, teacher: Tensor) -> int:

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
-from .._backbone.signals import Signals
+from .._backbone.signals import Axes, Signals
 from .._plugins.registry import lookup
 from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
-from ..losses import masked_mean, shared_rows
-from .align import make_aligner
+from .align import make_aligner, takes_tokens
+from .averaging import Per, averaged, counted_entries
 from .options import checked_options
 from .schedule import Schedule
 
 Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
 Rows = Literal["valid", "all"]
-Per = Literal["example", "row"]
 
 TASK = "task"
 
@@ -104,6 +103,7 @@ class Term(nn.Module):
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
 
     def weight_at(self, progress: float | None) -> float:
@@ -124,28 +124,30 @@ class Term(nn.Module):
     ) -> Tensor:
         """The unweighted value, a scalar."""
         given = {arg: self._entry(batch, arg, key) for arg, key in self.inputs.items()}
-        of_student = [self._signal("student", student, name) for name in self.on]
-        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
+        of_student = [self.signal("student", student, name) for name in self.on]
+        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
         if self.training and torch.is_grad_enabled():
-            self._check_gradient(of_student)
+            self.check_gradient(of_student)
         masks = [
             m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None
         ]
-        pairs = self._layer_pairs(of_student, of_teacher)
-        values = [self._value(s, t, masks, given) for s, t in pairs]
+        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
+        pairs = self.layer_pairs(of_student, of_teacher)
+        values = [self._value(s, t, axes, masks, given) for s, t in pairs]
         return torch.stack(values).mean()
 
     def _value(
         self,
         students: Sequence[Any],
         teachers: Sequence[Any],
+        axes: Sequence[tuple[Axes, Axes]],
         masks: Sequence[Tensor],
         given: Mapping[str, Any],
     ) -> Tensor:
         """One layer's value: align, compare, average."""
         assert self._function is not None
-        pairs = zip(map(_widened, students), map(_widened, teachers), strict=True)
-        aligned = [self._align(s, t) for s, t in pairs]
+        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
+        aligned = [self.aligned(*pair) for pair in pairs]
         students, teachers = [s for s, _ in aligned], [t for _, t in aligned]
         if self.rows == "all":
             students = [_all_rows(one) for one in students]
@@ -155,8 +157,8 @@ class Term(nn.Module):
             values = self._function(*students, *teachers, **given, **self.options)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        counted = _counted(values, students[0], teachers[0], masks)
-        return _reduced(values, counted, self.per)
+        counted = counted_entries(values, students[0], teachers[0], masks)
+        return averaged(values, counted, self.per)
 
     @property
     def is_built(self) -> bool:
@@ -165,22 +167,42 @@ class Term(nn.Module):
 
     def build_aligners(self, student: Signals, teacher: Signals) -> None:
         """Make what the aligners train from one example's signals; what exists stays."""
-        of_student = [self._signal("student", student, name) for name in self.on]
-        of_teacher = [self._signal("teacher", teacher, name) for name in self.on]
-        students, teachers = self._layer_pairs(of_student, of_teacher)[0]
-        for one, other in zip(map(_widened, students), map(_widened, teachers), strict=True):
+        of_student = [self.signal("student", student, name) for name in self.on]
+        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
+        students, teachers = self.layer_pairs(of_student, of_teacher)[0]
+        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
+        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
+        for one, other, known in pairs:
             for aligner in self.aligners:
                 build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
                 if build is not None:
                     build(one, other)
-                one, other = aligner(one, other)
+                one, other = self._align(aligner, one, other, known)
 
-    def _align(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+    def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
+        """One layer of both sides, after the term's aligners."""
         for aligner in self.aligners:
-            student, teacher = aligner(student, teacher)
+            student, teacher = self._align(aligner, student, teacher, axes)
         return student, teacher
 
-    def _signal(self, side: str, signals: Signals, name: str) -> Any:
+    def _align(
+        self, aligner: nn.Module, student: Any, teacher: Any, axes: tuple[Axes, Axes]
+    ) -> tuple[Any, Any]:
+        known = {}
+        if takes_tokens(aligner):
+            known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
+        try:
+            one, other = aligner(student, teacher, **known)
+        except ShapeError as error:
+            raise ShapeError(f"term {self.name!r}: {error}") from None
+        return one, other
+
+    def signal(self, side: str, signals: Signals, name: str) -> Any:
+        """One side's signal, or an error that says why there is none."""
+        if name in signals.absent:
+            raise SignalError(
+                f"term {self.name!r} needs {name!r} of the {side}: {signals.absent[name]}"
+            )
         if name not in signals:
             message = unknown_name(f"signal of the {side}", name, signals)
             raise SignalError(f"term {self.name!r}: {message}; its adapter offers no other")
@@ -192,7 +214,8 @@ class Term(nn.Module):
             raise SignalError(f"term {self.name!r} binds {argument!r} to the batch: {message}")
         return batch[key]
 
-    def _check_gradient(self, signals: Sequence[Any]) -> None:
+    def check_gradient(self, signals: Sequence[Any]) -> None:
+        """Refuse signals of the student that can teach it nothing."""
         for name, signal in zip(self.on, signals, strict=True):
             layers = [signal] if isinstance(signal, (Tensor, Attention)) else signal
             if not any(layer.requires_grad for layer in layers):
@@ -203,7 +226,7 @@ class Term(nn.Module):
                     "(use_reentrant=False keeps the gradient)"
                 )
 
-    def _layer_pairs(
+    def layer_pairs(
         self, students: Sequence[Any], teachers: Sequence[Any]
     ) -> list[tuple[list[Any], list[Any]]]:
         """Student layer with teacher layer, as ``layers`` says."""
@@ -268,20 +291,20 @@ class Objective(nn.Module):
 
     def active(self, progress: float | None) -> dict[str, float]:
         """Term -> its weight at this progress, without those of weight 0."""
-        weights = {term.name: term.weight_at(progress) for term in self._terms()}
+        weights = {term.name: term.weight_at(progress) for term in self.each()}
         return {name: weight for name, weight in weights.items() if weight != 0}
 
     def build_aligners(self, student: Signals, teacher: Signals) -> None:
         """Make what aligners train from one example's signals."""
         with torch.no_grad():
-            for term in self._terms():
+            for term in self.each():
                 if not term.is_built:
                     term.build_aligners(student, teacher)
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""
         active = self.active(progress)
-        return any(term.name in active and not term.is_task for term in self._terms())
+        return any(term.name in active and not term.is_task for term in self.each())
 
     def forward(
         self,
@@ -306,17 +329,18 @@ class Objective(nn.Module):
             raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
         parts: dict[str, Tensor] = {}
         total = torch.zeros(())
-        for term in self._terms():
+        for term in self.each():
             if term.name not in active:
                 continue
             with _autocast_off():
                 value = _task_loss(task) if term.is_task else term(student, teacher, batch)
             total = total.to(value.device) + active[term.name] * value
             parts[term.name] = value.detach().float()
-        weights = {term.name: active.get(term.name, 0.0) for term in self._terms()}
+        weights = {term.name: active.get(term.name, 0.0) for term in self.each()}
         return Result(total, parts, weights)
 
-    def _terms(self) -> list[Term]:
+    def each(self) -> list[Term]:
+        """The terms, in their order."""
         return list(self.terms)  # type: ignore[arg-type]
 
 
@@ -337,35 +361,6 @@ def _autocast_off() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _counted(values: Tensor, student: Any, teacher: Any, masks: Sequence[Tensor]) -> Tensor | None:
-    """The mask of the values' mean."""
-    if isinstance(teacher, Attention):
-        rows = shared_rows(student, teacher)
-        if rows.shape[1] != values.shape[1]:  # heads="mean" leaves one head
-            rows = rows.all(1, keepdim=True)
-        return rows.expand(values.shape)
-    kept: Tensor | None = None
-    for mask in masks:
-        kept = mask if kept is None else kept & mask
-    if kept is not None and kept.shape != values.shape[: kept.ndim]:
-        raise ShapeError(
-            f"a mask of shape {tuple(kept.shape)} does not fit values of shape "
-            f"{tuple(values.shape)}"
-        )
-    if kept is None:
-        return None
-    return kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)).expand(values.shape)
-
-
-def _reduced(values: Tensor, counted: Tensor | None, per: Per) -> Tensor:
-    if per == "row" or values.ndim < 2:
-        return masked_mean(values, counted)
-    flat = values.flatten(1)
-    kept = torch.ones_like(flat, dtype=torch.bool) if counted is None else counted.flatten(1)
-    sums = torch.where(kept, flat, 0).sum(1)
-    return masked_mean(sums / kept.sum(1).clamp_min(1))
 
 
 def _widened(signal: Any) -> Any:

@@ -536,6 +536,11 @@ def distillkit_losses() -> list[LossSpec]:
 def distillkit_aligners() -> list[AlignerSpec]:
     return [
         AlignerSpec(
+            "overlap",
+            factory="distillkit._objective.overlap:aligner",
+            summary="The teacher's attention on the student's tokens, by where both lie.",
+        ),
+        AlignerSpec(
             "projector",
             factory="distillkit._objective.align:Projector",
             summary="A trained linear map from the student's width to the teacher's.",
@@ -560,6 +565,16 @@ def distillkit_recipes() -> list[RecipeSpec]:
             "dide",
             resource="distillkit:recipes/dide.toml",
             summary="DiDE: soft labels and cross-modal attention of the last layer.",
+        ),
+        RecipeSpec(
+            "dide_attention",
+            resource="distillkit:recipes/dide_attention.toml",
+            summary="DiDE's attention part, both directions, also where tokens differ.",
+        ),
+        RecipeSpec(
+            "dide_text_to_image",
+            resource="distillkit:recipes/dide_text_to_image.toml",
+            summary="One direction, for teachers without image-to-text attention.",
         ),
     ]
 

@@ -101,7 +101,9 @@ class AlignerSpec:
     Attributes:
         name: what a term's ``align`` calls it.
         factory: reference to ``factory(**options)``, which returns a callable
-            ``(student, teacher) -> (student, teacher)``; an ``nn.Module`` when it is trained.
+            ``(student, teacher) -> (student, teacher)``; an ``nn.Module`` when it is trained. One
+            that has parameters ``student_tokens`` and ``teacher_tokens`` is told what is known of
+            the tokens along each axis.
         summary: one line for the listing.
     """
 

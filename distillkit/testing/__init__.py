@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same table for editors and type checkers
+    from .adapters import AdapterCase as AdapterCase
+    from .adapters import check_adapter as check_adapter
+    from .adapters import parametrize_with_adapter_checks as parametrize_with_adapter_checks
     from .conformance import CHECKS as CHECKS
     from .conformance import TAGS as TAGS
     from .conformance import Check as Check
@@ -32,6 +35,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from .subject import Loss as Loss
 
 _HOMES = {
+    "AdapterCase": "adapters",
     "Arguments": "strategies",
     "CHECKS": "conformance",
     "Check": "conformance",
@@ -43,6 +47,7 @@ _HOMES = {
     "arguments": "strategies",
     "assert_plugin": "plugins",
     "attentions": "strategies",
+    "check_adapter": "adapters",
     "check_loss": "conformance",
     "check_operation": "operations",
     "check_plugin": "plugins",
@@ -50,6 +55,7 @@ _HOMES = {
     "hidden_states": "strategies",
     "logits": "strategies",
     "masks": "strategies",
+    "parametrize_with_adapter_checks": "adapters",
     "parametrize_with_loss_checks": "conformance",
     "probabilities": "strategies",
     "tensors": "strategies",

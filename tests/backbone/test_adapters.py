@@ -52,7 +52,7 @@ class TestLayout:
         attention = dk.Attention(torch.randn(2, 1, 4, 2), torch.randn(2, 1, 4, 2))
         from distillkit._backbone.directions import attention_signals
 
-        offered = attention_signals(
+        offered, _ = attention_signals(
             {"joint": [attention]}, layout_of(tables, {"ids": ids, "mask": ids != 0})
         )
         block = offered["attention.text_to_image"]()[-1]
@@ -192,3 +192,108 @@ class TestBadInput:
             errors.UnknownNameError, match="no signal is called 'logit'; did you mean 'logits'"
         ):
             dk.Signals({"logits": torch.zeros(1)})["logit"]
+
+
+PLACED = {
+    **tiny.FUSION_TABLES,
+    "tokens": {"joint": [
+        {**tiny.TEXT, "extents": "places"}, {**tiny.IMAGE, "extents": "boxes"},
+    ]},
+}  # fmt: skip
+
+
+class TestAxes:
+    """What is known of the tokens travels with the signals."""
+
+    def signals(self, seed=0):
+        places = torch.arange(10).view(1, 5, 2).repeat(3, 1, 1)
+        boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1]])
+        batch = {**tiny.batch(3, seed=seed), "places": places, "boxes": boxes}
+        return signals_of(tiny.Fusion(), PLACED, batch)[0], batch
+
+    def test_queries_and_keys_in_their_direction(self):
+        signals, batch = self.signals()
+        text, image = signals.axes("attention.text_to_image")
+        assert (text.modality, image.modality, image.grid) == ("text", "image", (2, 2))
+        assert torch.equal(text.valid, batch["mask"])
+        assert torch.equal(text.ids, batch["ids"])
+        assert text.extents[~batch["mask"]].eq(0).all()  # padding lies nowhere
+        assert torch.equal(text.extents[batch["mask"]], batch["places"][batch["mask"]])
+        assert image.extents[1, 0].tolist() == [0, 0, 0.25, 0.5]
+        assert signals.axes("attention.image_to_text")[0].modality == "image"
+        assert signals.axes("logits") == ()
+
+    def test_taken_kept_joined(self):
+        signals, _ = self.signals()
+        name = "attention.text_to_image"
+        index = torch.tensor([2, 0])
+        taken = signals.take(index).detach().only(name)
+        for before, after in zip(signals.axes(name), taken.axes(name), strict=True):
+            assert torch.equal(after.extents, before.extents[index])
+            assert torch.equal(after.valid, before.valid[index])
+        whole = dk.Signals.concatenate([signals.only(name), taken])
+        assert whole.axes(name)[1].extents.shape == (5, 4, 4)
+        assert torch.equal(whole.axes(name)[0].ids[3:], signals.axes(name)[0].ids[index])
+
+    def test_one_box_for_all_stays_one(self):
+        image = {**tiny.IMAGE, "uncropped": True}
+        tables = {**tiny.DUAL_TABLES, "tokens": {"text": [tiny.TEXT], "image": [image]}}
+        signals, _ = signals_of(tiny.Dual(), tables, tiny.batch(3))
+        name = "attention.text_to_image"
+        assert signals.axes(name)[1].extents.shape == (1, 4, 4)
+        some = signals.take(torch.tensor([True, False, True]))
+        assert some.axes(name)[1].extents.shape == (2, 4, 4)
+        joined = dk.Signals.concatenate([signals.only(name)] * 2)
+        assert joined.axes(name)[1].extents.shape == (1, 4, 4)
+
+    def test_marked_tokens_are_packed(self):
+        ids = torch.tensor([[1, 9, 9, 2], [9, 3, 9, 9]])
+        run = {"modality": "text", "length": "ids", "extents": "places"}
+        tables = {"streams": {"joint": "**"}, "tokens": {"joint": [
+            {"modality": "image", "where": "ids", "equals": 9}, run,
+        ]}}  # fmt: skip
+        places = torch.arange(8).view(1, 4, 2).repeat(2, 1, 1)
+        joint = layout_of(tables, {"ids": ids, "places": places})["joint"]
+        assert joint["text"].ids.tolist() == [[1, 2], [3, 0]]
+        assert joint["text"].extents.tolist() == [[[0, 1], [6, 7]], [[2, 3], [0, 0]]]
+
+    @pytest.mark.parametrize(
+        ("extents", "message"),
+        [
+            (torch.zeros(3, 5, 3), r"characters from start to stop.*got \(3, 5, 3\)"),
+            (torch.zeros(3, 4, 2), "extents are of 4 tokens.*but there are 5 text tokens"),
+        ],
+    )
+    def test_extents_that_fit_nothing(self, extents, message):
+        tables = {
+            **tiny.FUSION_TABLES,
+            "tokens": {"joint": [{**tiny.TEXT, "extents": "places"}, tiny.IMAGE]},
+        }
+        signals, _ = signals_of(tiny.Fusion(), tables, {**tiny.batch(3), "places": extents})
+        with pytest.raises(errors.ShapeError, match=message):
+            signals.axes("attention.text_to_image")
+
+    def test_files_that_contradict_themselves(self):
+        with pytest.raises(errors.SignalError, match="`uncropped` says that `grid`"):
+            dk.DeclarativeAdapter(
+                streams={},
+                tokens={"image": [{"modality": "image", "length": 4, "uncropped": True}]},
+            )
+
+    def test_a_signal_that_a_file_rules_out(self):
+        tables = {**tiny.FUSION_TABLES, "absent": {"attention.image_to_text": "it is causal"}}
+        signals, _ = signals_of(tiny.Fusion(), tables, tiny.batch(3))
+        with pytest.raises(errors.SignalError, match="it is causal"):
+            signals["attention.image_to_text"]
+        assert "attention.image_to_text" not in signals
+
+
+def test_an_object_that_lacks_members_is_told_which():
+    class Half:
+        streams, outputs = {}, ()
+
+        def inputs(self, batch):
+            return batch
+
+    with pytest.raises(TypeError, match="Half lacks `returns`, `layout`, `signals`"):
+        dk.adapter_for(tiny.Fusion(), Half())

@@ -426,7 +426,7 @@ def distiller_of(student, teacher, **options):
     return dk.Distiller(
         student, teacher, dk.Recipe(name="attention", terms=terms),
         student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
-        teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES), **options,
+        teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES), ignore=["labels"], **options,
     )  # fmt: skip
 
 

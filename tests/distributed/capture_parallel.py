@@ -49,7 +49,7 @@ def distiller_of(kind: str, *, task: bool = False) -> dk.Distiller:
     return dk.Distiller(
         student_of(kind), teacher, dk.Recipe(name="attention", terms=terms),
         student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
-        teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES),
+        teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES), ignore=["labels"],
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ def distiller_of() -> dk.Distiller:
         dk.Recipe(name="attention", terms=TERMS),
         student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
         teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES),
+        ignore=["labels"],
     )
 
 

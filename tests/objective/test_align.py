@@ -23,6 +23,7 @@ def distiller_of(term, *, example=None, classes=(3, 5)):
         student_adapter=dk.DeclarativeAdapter(**tiny.DUAL_TABLES),
         teacher_adapter=dk.DeclarativeAdapter(**tiny.FUSION_TABLES),
         example=example,
+        ignore=["labels"],
     )
 
 

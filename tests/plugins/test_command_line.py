@@ -128,12 +128,8 @@ def test_plugins_that_the_environment_leaves_out_are_marked_off(install, capsys,
     monkeypatch.setenv("DISTILLKIT_PLUGINS", "")
     assert main(["plugins"]) == 0
     rows = columns(capsys.readouterr().out)
-    assert rows[1:] == [
-        ["fake-broken:broken", "0.1", "off"],
-        ["", "DISTILLKIT_PLUGINS does not name it"],
-        ["fake-good:good", "1.2", "off"],
-        ["", "DISTILLKIT_PLUGINS does not name it"],
-    ]
+    for row in (["fake-broken:broken", "0.1", "off"], ["fake-good:good", "1.2", "off"]):
+        assert rows[rows.index(row) + 1] == ["", "DISTILLKIT_PLUGINS does not name it"]
 
 
 def test_a_misspelt_environment_is_exit_code_1(install, capsys, monkeypatch):

@@ -14,8 +14,9 @@ from distillkit._plugins.specs import SPEC_TYPES, references, resolve
 def test_every_builtin_reference_resolves():
     for spec_type in SPEC_TYPES:
         for by_plugin in provided(spec_type).values():
-            for reference in references(by_plugin["distillkit"]).values():
-                assert callable(resolve(reference))
+            if "distillkit" in by_plugin:  # other distributions may be installed beside it
+                for reference in references(by_plugin["distillkit"]).values():
+                    assert callable(resolve(reference))
     assert set(provided(dk.LossSpec)) >= {"attention_kl", "cosine_distance", "kl_divergence", "mse"}
 
 

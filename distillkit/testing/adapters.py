@@ -1,0 +1,88 @@
+"""Check that an adapter says the truth about its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import DistillKitError
+from .adapter_case import AdapterCase as AdapterCase
+from .adapter_case import Factory
+from .adapter_checks import CHECKS, UnmetError
+from .perturb import NotApplicable
+from .results import CheckResult
+
+
+def check_adapter(factory: Factory) -> list[CheckResult]:
+    """Run every check of an adapter.
+
+    Args:
+        factory: see :class:`AdapterCase`.
+
+    Returns:
+        One result for each check; ``seen`` says what was found, or what was wrong.
+
+    Examples:
+        >>> import torch, distillkit as dk
+        >>> layer = torch.nn.Module()
+        >>> layer.forward = lambda x: (x @ x.mT).softmax(-1) @ x
+        >>> class Tower(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.image = layer
+        ...
+        ...     def forward(self, pixels):
+        ...         return self.image(pixels[:, None])
+        >>> tokens = {"image": [{"modality": "image", "grid": [2, 3]}]}
+        >>> adapter = dk.DeclarativeAdapter(streams={"image": "image"}, tokens=tokens)
+        >>> results = check_adapter(lambda: (Tower(), {"pixels": torch.randn(2, 6, 4)}, adapter))
+        >>> [str(result) for result in results if not result.passed]
+        []
+    """
+    case = AdapterCase(factory)
+    results = []
+    for name, check in CHECKS.items():
+        try:
+            seen, passed = check(case), True
+        except NotApplicable as nothing:
+            seen, passed = f"not applicable: {nothing}", True
+        except (UnmetError, DistillKitError) as wrong:
+            seen, passed = str(wrong), False
+        except Exception as raised:
+            seen, passed = f"{type(raised).__name__}: {raised}", False
+        results.append(CheckResult(name, passed=passed, seen=seen))
+    return results
+
+
+def parametrize_with_adapter_checks(factories: Iterable[Factory]) -> Any:
+    """A decorator: the test runs once for each factory and check, ``def test(case, check)``.
+
+    Nothing is built when tests are collected. Inside the test: ``check(case)``.
+
+    Args:
+        factories: see :class:`AdapterCase`; their names appear in the tests' names.
+    """
+    import pytest
+
+    cases = [AdapterCase(factory) for factory in factories]
+    return pytest.mark.parametrize(
+        ("case", "check"),
+        [
+            pytest.param(case, _Asserted(name), id=f"{case.name}-{name}")
+            for case in cases
+            for name in CHECKS
+        ],
+    )
+
+
+class _Asserted:
+    """One check, as a test calls it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, case: AdapterCase) -> str:
+        try:
+            return CHECKS[self._name](case)
+        except NotApplicable as nothing:
+            return f"not applicable: {nothing}"

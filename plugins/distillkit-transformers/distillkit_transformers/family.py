@@ -1,0 +1,79 @@
+"""The adapter of one family: data, and one function that lays out its tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+import distillkit as dk
+
+Lay = Callable[[Mapping[str, Any], Any], dk.TokenLayout]
+Absent = Callable[[Mapping[str, Any]], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An adapter of distillkit.
+
+    Attributes:
+        arguments: what the model's ``forward`` takes; of these, it is called with what the batch
+            has.
+        streams: stream -> pattern of its attention modules.
+        lay: ``lay(batch, record)``: where the tokens of a forward sit.
+        logits: the field of the model's output that holds the logits.
+        embedding: modality -> the field that holds its embedding.
+        absent: signals that the family cannot have -> why.
+        returns: methods whose return value ``lay`` needs.
+    """
+
+    arguments: tuple[str, ...]
+    streams: Mapping[str, str]
+    lay: Lay
+    logits: str = "logits"
+    embedding: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    returns: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in self.arguments if name in batch}
+
+    def layout(self, batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+        return self.lay(batch, record)
+
+    def signals(self, record: Any, output: Any, layout: dk.TokenLayout) -> dk.Signals:
+        values: dict[str, Tensor] = {}
+        absent = dict(self.absent)
+        for name, field_name in {
+            "logits": self.logits,
+            **{f"embedding.{modality}": f for modality, f in self.embedding.items()},
+        }.items():
+            value = getattr(output, field_name, None)
+            if value is None and isinstance(output, Mapping):
+                value = output.get(field_name)
+            if isinstance(value, Tensor):
+                values[name] = value
+            else:
+                absent.setdefault(name, _no_field(output, field_name))
+        return dk.signals_of(record, self.streams, layout, values=values, absent=absent)
+
+
+def arguments_of(model: nn.Module) -> tuple[str, ...]:
+    """What a model's ``forward`` takes by name."""
+    return tuple(inspect.signature(model.forward).parameters)
+
+
+def _no_field(output: Any, name: str) -> str:
+    if output is None:
+        return (
+            "the backbone was not called as a whole, so that it has no output; name the head of "
+            'your model, dk.adapt(model, at="...", logits="head")'
+        )
+    return (
+        f"its output, {type(output).__name__}, has no field {name!r}: take the class of the family "
+        'with a head, or name the head of your own model, dk.adapt(model, at="...", logits="head")'
+    )

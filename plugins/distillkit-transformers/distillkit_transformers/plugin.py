@@ -1,0 +1,64 @@
+"""What this distribution hands to distillkit: names and references; nothing is imported here."""
+
+from __future__ import annotations
+
+from distillkit import AdapterSpec, hookimpl
+
+_MODELS = "transformers.models"
+_CAUSAL = {
+    "gemma3": "Gemma3",
+    "idefics3": "Idefics3",
+    "internvl": "InternVL",
+    "llava": "Llava",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+    "smolvlm": "SmolVLM",
+}
+
+
+def _spec(name: str, folder: str, classes: str, factory: str, summary: str) -> AdapterSpec:
+    return AdapterSpec(
+        name,
+        matches=f"{_MODELS}.{folder}.modeling_{folder}.{classes}",
+        factory=f"distillkit_transformers.{factory}",
+        summary=summary,
+    )
+
+
+@hookimpl
+def distillkit_adapters() -> list[AdapterSpec]:
+    """One adapter for each family."""
+    return [
+        _spec("vilt", "vilt", "Vilt*", "single_stream:vilt",
+              "ViLT: both directions; patches back in raster order."),
+        _spec("visual_bert", "visual_bert", "VisualBert*", "single_stream:visual_bert",
+              "VisualBERT: both directions over regions."),
+        _spec("flava", "flava", "Flava*", "single_stream:flava",
+              "FLAVA's multimodal encoder: both directions."),
+        _spec("lxmert", "lxmert", "Lxmert*", "cross_attention:lxmert",
+              "LXMERT: both directions over regions."),
+        _spec("bridgetower", "bridgetower", "BridgeTower*", "cross_attention:bridgetower",
+              "BridgeTower: both directions."),
+        _spec("blip", "blip", "BlipFor*", "cross_attention:blip",
+              "BLIP matching, answering, captioning: text-to-image."),
+        _spec("blip_2", "blip_2", "Blip2For*", "cross_attention:blip_2",
+              "BLIP-2's Q-Former: learned queries over patches."),
+        _spec("paligemma", "paligemma", "PaliGemma*", "decoder:prefix",
+              "PaliGemma: both directions within the prefix."),
+        *(
+            _spec(folder, folder, f"{classes}*", "decoder:causal",
+                  f"{classes}: text-to-image of a causal decoder.")
+            for folder, classes in _CAUSAL.items()
+        ),
+        _spec("blip_dual_encoder", "blip", "BlipModel", "dual:dual_encoder",
+              "BLIP's two towers."),
+        _spec("clip", "clip", "CLIPModel", "dual:dual_encoder",
+              "CLIP: two towers, both directions by their queries and keys."),
+        _spec("siglip", "siglip", "SiglipModel", "dual:dual_encoder",
+              "SigLIP: two towers without a [CLS]."),
+        _spec("siglip2", "siglip2", "Siglip2Model", "dual:dual_encoder",
+              "SigLIP2: two towers, images of their own shapes."),
+        _spec("vision_text_dual_encoder", "vision_text_dual_encoder",
+              "VisionTextDualEncoderModel", "dual:dual_encoder",
+              "Any vision and text tower of transformers."),
+    ]  # fmt: skip

@@ -263,10 +263,10 @@ class Attention:
 
     def valid_rows(self) -> Tensor:
         """The rows that count and have a key left, boolean ``(b, h, q)``."""
-        if self._replay is not None:
-            keep = self.keep()
-            kept = None if keep is None else keep.any(-1)
-            device = self._replay().device
+        kept: Tensor | None
+        keep = self.keep() if self._replay is not None else None
+        if keep is not None:
+            kept, device = keep.any(-1), keep.device
         else:  # no map of queries x keys is made
             device = self.query.device
             kept = rows_with_keys(Masks(self.mask, self.bias, self.causal, self.shape), device)

@@ -74,7 +74,7 @@ def _pieces(masks: Masks, device: torch.device) -> Iterator[tuple[slice, Tensor]
     q = masks.shape[2]
     step = q
     if masks.by_row:
-        lead = [max((x.shape[axis] for x in masks.parts), default=1) for axis in (0, 1)]
+        lead = [max([1, *(x.shape[axis] for x in masks.parts)]) for axis in (0, 1)]
         step = max(1, min(q, CHUNK // max(1, lead[0] * lead[1] * masks.shape[3])))
     for start in range(0, q, max(1, step)):
         chunk = slice(start, min(q, start + step))

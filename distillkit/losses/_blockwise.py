@@ -173,7 +173,7 @@ class _Engine:
         # a mixture has no use for rows that one side lacks entirely: logs sort that out
         fits = kind.name == "kl" or (kind.name == "jsd" and self._same)
         self._direct = fits and not pair.mean and not any(wanted.teacher)
-        largest = max((block.size for block in todo), default=0)
+        largest = max([0, *(block.size for block in todo)])
         device = pair.student.query.device
         self._buffers = [
             torch.empty(largest if self._direct else 0, dtype=pair.dtype, device=device)

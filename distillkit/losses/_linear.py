@@ -72,7 +72,7 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
         >>> linear_kl_divergence(torch.zeros(1, 2), weight, hidden, weight)
         tensor([0.1308])
 
-    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531; in chunks as Hsu et al., *Liger
+    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; in chunks as Hsu et al., *Liger
     Kernel*, 2024, https://arxiv.org/abs/2410.10989, do, here one value for each token.
     """
     student = _head("student", student_hidden, student_weight, student_bias, student_softcap)
@@ -98,10 +98,13 @@ def linear_jensen_shannon_divergence(  # noqa: PLR0913
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence through the output projections.
 
-    The value of :func:`jensen_shannon_divergence`, computed as :func:`linear_kl_divergence` does.
+    .. math:: T^2 [\beta\, KL(p \| m) + (1 - \beta)\, KL(q \| m)], \quad m = \beta p + (1-\beta) q
 
-    Shape: ``(..., d), (v, d), (..., e), (v, e) -> (...)``. Further arguments and errors are those
-    of :func:`linear_kl_divergence`.
+    with p and q the softened distributions of teacher and student. The value of
+    :func:`jensen_shannon_divergence`, computed as :func:`linear_kl_divergence` does.
+
+    Shape: ``(..., d), (v, d), (..., e), (v, e) -> (...)``, or ``(n,d),(v,d),(n,e),(v,e)->(n)``.
+    Errors are those of :func:`linear_kl_divergence`.
 
     Args:
         student_hidden: hidden states before the student's output projection.

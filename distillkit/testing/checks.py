@@ -6,6 +6,7 @@ A check returns nothing, or raises :class:`CheckFailedError` with one line that 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -146,7 +147,7 @@ def low_precision(loss: Loss, given: Arguments) -> None:
     """float16, bfloat16 and autocast: a float32 value within 2e-4 of float64's on equal inputs.
 
     The tolerance is relative, plus 4 eps of the largest input. The gradient, stored in the input's
-    dtype, is within 1 % of the exact gradient's norm.
+    dtype, is within 1 % of the exact gradient's norm, plus 1e-5 in units of the inputs' spread.
     """
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         low, student, _ = given.map_floating(lambda x, d=dtype: x.to(d)).with_leaves()  # type: ignore[misc]
@@ -163,11 +164,19 @@ def low_precision(loss: Loss, given: Arguments) -> None:
             require(value.dtype == torch.float32, f"{name} gave {value.dtype}, not float32")
             atol = 4 * torch.finfo(torch.float32).eps * largest
             require_close(value, expected, f"value of {name}", rtol=2e-4, atol=atol)
+            # a loss that only sees how inputs differ has a gradient in units of 1 / difference
+            floor = 1e-5 / max(_spread(exact_student), 1e-3)
             if largest < 100:  # beyond, float16 cannot hold the gradient
                 for found, exact_gradient in zip(gradients(value, student), right, strict=True):
                     error = (found.double() - exact_gradient).norm()
-                    close = error <= 0.01 * exact_gradient.norm() + 1e-5
+                    close = error <= 0.01 * exact_gradient.norm() + floor
                     require(close, f"gradient of {name} off by {float(error):.2g}")
+
+
+def _spread(tensors: Sequence[Tensor]) -> float:
+    """The smallest deviation among the entries of one position, at most 1."""
+    positions = [one for x in tensors for one in (x.detach() if x.ndim > 1 else [x.detach()])]
+    return min([1.0, *(float(one.std()) for one in positions if one.numel() > 1)])
 
 
 def same_twice(loss: Loss, given: Arguments) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -101,7 +102,8 @@ def _tagged(tag: str) -> Callable[[Loss], bool]:
 
 
 def _takes_where(loss: Loss) -> bool:
-    return "where" in loss.takes and loss.spec.signature != "attention"
+    # of the last axis of the first argument; where it bans anything else, a loss has its own tests
+    return "where" in loss.takes and re.match(r"\(\w+\)", loss.spec.signature) is not None
 
 
 _SEVERAL = ((2,), (3,), (2, 2))

@@ -72,8 +72,9 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
         >>> linear_kl_divergence(torch.zeros(1, 2), weight, hidden, weight)
         tensor([0.1308])
 
-    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; in chunks as Hsu et al., *Liger
-    Kernel*, 2024, https://arxiv.org/abs/2410.10989, do, here one value for each token.
+    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; in chunks
+    as Hsu et al., *Liger Kernel*, 2024, https://arxiv.org/abs/2410.10989, do, here one value for
+    each token.
     """
     student = _head("student", student_hidden, student_weight, student_bias, student_softcap)
     teacher = _head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)

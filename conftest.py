@@ -33,8 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_stays_registered() -> Iterator[None]:
+    """What a module or a document registers in this process is not known to the next one."""
+    from distillkit._plugins import registry
+
+    before = registry._registered
+    yield
+    registry._registered = before
+
+
 @pytest.fixture(scope="module")
-def in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def in_a_folder_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, _nothing_stays_registered: None
+) -> Iterator[None]:
     """Documents write where they run."""
     with contextlib.chdir(tmp_path_factory.mktemp("docs")):
         yield

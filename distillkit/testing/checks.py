@@ -147,7 +147,8 @@ def low_precision(loss: Loss, given: Arguments) -> None:
     """float16, bfloat16 and autocast: a float32 value within 2e-4 of float64's on equal inputs.
 
     The tolerance is relative, plus 4 eps of the largest input. The gradient, stored in the input's
-    dtype, is within 1 % of the exact gradient's norm, plus 1e-5 in units of the inputs' spread.
+    dtype, is within 1 % of the exact gradient's norm, plus 1e-5; of a scale-invariant loss, plus
+    1e-5 over the inputs' spread.
     """
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         low, student, _ = given.map_floating(lambda x, d=dtype: x.to(d)).with_leaves()  # type: ignore[misc]
@@ -164,8 +165,9 @@ def low_precision(loss: Loss, given: Arguments) -> None:
             require(value.dtype == torch.float32, f"{name} gave {value.dtype}, not float32")
             atol = 4 * torch.finfo(torch.float32).eps * largest
             require_close(value, expected, f"value of {name}", rtol=2e-4, atol=atol)
-            # a loss that only sees how inputs differ has a gradient in units of 1 / difference
-            floor = 1e-5 / max(_spread(exact_student), 1e-3)
+            # a loss that does not see the inputs' size has a gradient in units of 1 / difference
+            sizeless = "scale_invariant" in loss.spec.tags
+            floor = 1e-5 / max(_spread(exact_student), 1e-3) if sizeless else 1e-5
             if largest < 100:  # beyond, float16 cannot hold the gradient
                 for found, exact_gradient in zip(gradients(value, student), right, strict=True):
                     error = (found.double() - exact_gradient).norm()

@@ -243,20 +243,21 @@ class _Chunks:
 def scale(upstream: Tensor, mask: Tensor | None, gradients: Gradients) -> bool:
     """Turn gradients for equal token weights into those for ``upstream``, in place.
 
-    False, with nothing changed, where the weight's gradient is wanted and the weights differ.
+    False where the weights differ: then only those by the hidden states, which are sums over no
+    tokens, are made right, and what is wanted of the others is to be computed again.
     """
     hidden, *summed = gradients
-    if any(x is not None for x in summed):
-        kept = upstream if mask is None else upstream[mask]
-        if kept.numel():
-            least, most = kept.aminmax()
-            if not bool(least == most):
-                return False
-            for x in summed:
-                if x is not None:
-                    x.mul_(least)
     if hidden is not None:
         hidden.mul_(upstream[:, None] if mask is None else torch.where(mask, upstream, 0)[:, None])
+    summed = [x for x in summed if x is not None]
+    kept = upstream if mask is None else upstream[mask]
+    if not summed or not kept.numel():
+        return True
+    least, most = kept.aminmax()
+    if not bool(least == most):
+        return False
+    for x in summed:
+        x.mul_(least)
     return True
 
 

@@ -128,7 +128,7 @@ def _settle(*arguments: Any) -> None:
     held = [x if some else None for x, some in zip(guesses, wanted, strict=False)]
     with torch.autocast(upstream.device.type, enabled=False):
         if not scale(upstream.to(task.dtype), task.mask, held):
-            _, found = run(task, wanted, upstream, slopes=True)
+            _, found = run(task, [False, *wanted[1:]], upstream, slopes=True)
             for guess, right in zip(held, found, strict=False):
                 if guess is not None and right is not None:
                     guess.copy_(right)

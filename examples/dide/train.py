@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +25,25 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
+from training import (
+    Budget,
+    Trained,
+    accuracy,
+    batch_of,
+    by_kind,
+    distiller_of,
+    new_student,
+    teacher_signals,
+    train_student,
+    train_teacher,
+)
 
-import distillkit as dk
 from distillkit import losses
 
 HERE = Path(__file__).parent
-QUESTIONS_PER_SCENE = 8
-COMPARED_PER_SCENE = 2  # questions of each scene whose attention is compared in a step
 STUDENTS = {"alone": "alone.toml", "soft labels": "soft.toml", "DiDE": "dide.toml"}
-ATTENTION = ("attention.text_to_image", "attention.image_to_text")
+TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3
+TO_IMAGE = "attention.text_to_image"
 
 
 @dataclass(frozen=True)
@@ -48,203 +56,7 @@ class Plan:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model and how it came about."""
-
-    model: nn.Module
-    history: list[tuple[int, float]]  # (step, validation accuracy)
-    seconds: float
-
-
-# ------------------------------------------------------------------------------------- batches
-
-
-def batches(pairs: data.Pairs, scenes: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Indices of pairs, ``scenes`` whole scenes at a time, reshuffled every epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
-    offsets = torch.arange(QUESTIONS_PER_SCENE)
-    for _ in range(steps):
-        if len(order) < scenes:
-            order = torch.randperm(len(pairs.scenes), generator=generator)
-        chosen, order = order[:scenes], order[scenes:]
-        yield (chosen[:, None] * QUESTIONS_PER_SCENE + offsets).flatten()
-
-
-def batch_of(pairs: data.Pairs, index: Tensor) -> dict[str, Tensor]:
-    """These pairs as a batch in which every distinct question and scene comes once."""
-    questions, question = pairs.question[index].unique(return_inverse=True)
-    scenes, scene = pairs.scene[index].unique(return_inverse=True)
-    return {
-        "questions": pairs.questions[questions],
-        "question_mask": pairs.question_mask[questions],
-        "scenes": pairs.scenes[scenes],
-        "question": question,
-        "scene": scene,
-        "compared_question": question,
-        "compared_scene": scene,
-        "answer": pairs.answer[index],
-    }
-
-
-def compare_some(
-    batch: Mapping[str, Tensor], generator: torch.Generator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The batch with attention compared on a few random questions of each scene, and which."""
-    scenes = len(batch["question"]) // QUESTIONS_PER_SCENE
-    drawn = torch.randint(QUESTIONS_PER_SCENE, (scenes, COMPARED_PER_SCENE), generator=generator)
-    compared = (torch.arange(scenes)[:, None] * QUESTIONS_PER_SCENE + drawn).flatten()
-    some = {
-        "compared_question": batch["question"][compared],
-        "compared_scene": batch["scene"][compared],
-    }
-    return {**batch, **some}, compared
-
-
-# ------------------------------------------------------------------------------------ training
-
-
-def optimizer_for(
-    model: nn.Module, learning_rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW, warmed up over a tenth of the steps and decayed to zero."""
-    plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "position" in n]
-    decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "position" not in n]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
-    warm = max(1, steps // 10)
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def train(
-    model: nn.Module,
-    loss_of: Callable[[Tensor, float], Tensor],
-    indices: Iterator[Tensor],
-    learning_rate: float,
-    plan: Plan,
-    validation: data.Pairs,
-    on_step: Callable[[], None],
-) -> Trained:
-    """The loop of every model here: ``loss_of(pairs, progress)`` for each batch."""
-    optimizer, schedule = optimizer_for(model, learning_rate, plan.steps)
-    every = max(1, plan.steps // 10)
-    history, start = [], time.perf_counter()
-    for step, index in enumerate(indices):
-        loss = loss_of(index, step / plan.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        on_step()
-        if (step + 1) % every == 0:
-            history.append((step + 1, accuracy(model, validation).mean().item()))
-    return Trained(model, history, time.perf_counter() - start)
-
-
-def train_teacher(
-    plan: Plan,
-    stem: Mapping[str, Tensor],
-    pairs: data.Pairs,
-    validation: data.Pairs,
-    on_step: Callable[[], None],
-) -> Trained:
-    """The fusion encoder on the noisy labels."""
-    torch.manual_seed(plan.seed)
-    teacher = models.FusionEncoder()
-    models.load_stem(teacher, stem)
-
-    def loss_of(index: Tensor, _: float) -> Tensor:
-        batch = batch_of(pairs, index)
-        return F.cross_entropy(answer(teacher, batch), batch["answer"])
-
-    indices = batches(pairs, 16, plan.steps, plan.seed)  # 8 scenes can stay on a plateau
-    return train(teacher, loss_of, indices, 2e-3, plan, validation, on_step)
-
-
-def teacher_signals(distiller: dk.Distiller, pairs: data.Pairs) -> dk.Signals:
-    """The teacher's answers and attention on every training pair, computed once."""
-    parts = [
-        distiller.run_teacher(batch_of(pairs, index)).only("logits", *ATTENTION)
-        for index in torch.arange(len(pairs.answer)).split(400)
-    ]
-    return dk.Signals.concatenate(parts)
-
-
-def train_student(
-    recipe: str,
-    plan: Plan,
-    stem: Mapping[str, Tensor],
-    teacher: nn.Module,
-    known: dk.Signals,
-    pairs: data.Pairs,
-    validation: data.Pairs,
-    on_step: Callable[[], None],
-) -> Trained:
-    """A dual encoder by one recipe."""
-    torch.manual_seed(plan.seed)
-    student = models.DualEncoder()
-    models.load_stem(student, stem)
-    distiller = distiller_of(student, teacher, recipe)
-    generator = torch.Generator().manual_seed(plan.seed)
-
-    def loss_of(index: Tensor, progress: float) -> Tensor:
-        batch, compared = compare_some(batch_of(pairs, index), generator)
-        signals = dk.Signals(
-            {**known.only("logits").take(index), **known.only(*ATTENTION).take(index[compared])}
-        )
-        return distiller(batch, progress=progress, teacher_signals=signals).loss
-
-    indices = batches(pairs, 64, plan.steps, plan.seed)
-    trained = train(student, loss_of, indices, 1e-3, plan, validation, on_step)
-    distiller.close()
-    return trained
-
-
-def distiller_of(student: nn.Module, teacher: nn.Module, recipe: str) -> dk.Distiller:
-    """Both models, read through their adapter files."""
-    return dk.Distiller(
-        student,
-        teacher,
-        HERE / recipe,
-        student_adapter=HERE / "student.toml",
-        teacher_adapter=HERE / "teacher.toml",
-        task_loss=lambda output, batch: F.cross_entropy(output.logits, batch["answer"]),
-    )
-
-
-# ---------------------------------------------------------------------------------- evaluation
-
-
-def answer(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits ``(p, answers)`` of every pair of a batch."""
-    arguments = ("questions", "question_mask", "scenes", "question", "scene")
-    return model(*(batch[name] for name in arguments)).logits
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, pairs: data.Pairs) -> Tensor:
-    """Whether each pair is answered rightly, ``(p,)``, 0 or 1."""
-    model.eval()
-    right = [
-        (answer(model, batch_of(pairs, index)).argmax(-1) == pairs.answer[index]).float()
-        for index in torch.arange(len(pairs.answer)).split(500)
-    ]
-    model.train()
-    return torch.cat(right)
-
-
-def by_kind(right: Tensor, pairs: data.Pairs) -> dict[str, float]:
-    """Accuracy in all and for each kind of question."""
-    kinds = {
-        kind: right[pairs.kind == number].mean().item() for number, kind in enumerate(data.KINDS)
-    }
-    return {"all": right.mean().item(), **kinds}
+# ------------------------------------------------------------------------------------ pictures
 
 
 def attention_examples(
@@ -259,7 +71,7 @@ def attention_examples(
         with torch.no_grad():
             result = distiller(batch)
         distiller.close()
-        theirs, its_own = (side[ATTENTION[0]][-1] for side in (result.teacher, result.student))
+        theirs, its_own = (side[TO_IMAGE][-1] for side in (result.teacher, result.student))
         panels.setdefault("teacher", (theirs.probabilities(), result.teacher["logits"], None))
         kl = losses.attention_kl(its_own, theirs)
         panels[name] = (its_own.probabilities(), result.student["logits"], kl)
@@ -324,16 +136,24 @@ def main() -> None:
             task = progress.add_task(name, total=plan.steps)
             return lambda: progress.advance(task)
 
-        trained = {"teacher": train_teacher(plan, stem, training, validation, bar("teacher"))}
+        def measure(model: nn.Module) -> dict[str, float]:
+            return {"accuracy": accuracy(model, validation).mean().item()}
+
+        trained = {
+            "teacher": train_teacher(
+                Budget(plan.steps, TEACHER_RATE), plan.seed, stem, training, measure, bar("teacher")
+            )
+        }
         teacher = trained["teacher"].model
         known = teacher_signals(
-            distiller_of(models.DualEncoder(), teacher, STUDENTS["DiDE"]), training
+            distiller_of(new_student(plan.seed, stem), teacher, STUDENTS["DiDE"]), training
         )
         for name, recipe in STUDENTS.items():
-            on_step = bar(f"student: {name}")
+            distiller = distiller_of(new_student(plan.seed, stem), teacher, recipe)
             trained[name] = train_student(
-                recipe, plan, stem, teacher, known, training, validation, on_step
-            )
+                distiller, Budget(plan.steps, STUDENT_RATE), plan.seed, known, training, measure,
+                bar(f"student: {name}"),
+            )  # fmt: skip
     scores = {name: by_kind(accuracy(one.model, test), test) for name, one in trained.items()}
     seconds = timing.inference_seconds(teacher, trained["DiDE"].model, test, arguments.timed_scenes)
     report(console, trained, scores, seconds, arguments.timed_scenes)
@@ -341,8 +161,8 @@ def main() -> None:
     students = {name: trained[name].model for name in STUDENTS}
     figures.draw_learning_curves(
         out / "learning_curves.png",
-        {name: trained[name].history for name in STUDENTS},
-        trained["teacher"].history[-1][1],
+        {name: curve_of(trained[name]) for name in STUDENTS},
+        curve_of(trained["teacher"])[-1][1],
     )
     figures.draw_attention(out / "attention.png", attention_examples(students, teacher, test))
     where = os.path.relpath(out)
@@ -359,6 +179,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "out")
     return parser.parse_args()
+
+
+def curve_of(trained: Trained) -> list[tuple[int, float]]:
+    """(step, validation accuracy)."""
+    return [(one.step, one.values["accuracy"]) for one in trained.readings]
 
 
 def report(
@@ -403,7 +228,7 @@ def write_results(
         "plan": vars(plan),
         "test_accuracy": scores,
         "training_seconds": {name: one.seconds for name, one in trained.items()},
-        "validation_accuracy": {name: one.history for name, one in trained.items()},
+        "validation_accuracy": {name: curve_of(one) for name, one in trained.items()},
         "inference": {"scenes": scenes, "questions": len(data.QUESTIONS), "seconds": seconds},
     }
     (out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")

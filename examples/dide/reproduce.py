@@ -1,0 +1,313 @@
+"""The whole study: how near a dual encoder comes to its teacher, and what buys it.
+
+    python examples/dide/reproduce.py
+
+trains every model of study/study.toml, one on each core, and appends a line for each to
+examples/dide/out/study/results.jsonl. It can be stopped at any time, even killed: a second call
+does what is left, and goes on in the middle of a training. At the end it writes docs/results.md
+and its pictures from those lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import data
+import models
+import torch
+from study_plan import HERE, STUDY, Run, Student, Study, Teacher, load_study
+from torch import Tensor, nn
+from training import (
+    STUDENT_SCENES,
+    Budget,
+    Trained,
+    accuracy,
+    batch_of,
+    batches,
+    by_kind,
+    distiller_of,
+    new_student,
+    teacher_signals,
+    train_student,
+    train_teacher,
+    write_whole,
+)
+from whole_attention import WholeAttention
+
+import distillkit as dk
+
+READ_EVERY = 200  # steps
+KL_PAIRS = 500  # of the validation pairs, whose attention is read on the way
+
+
+def train_one(run: Run, study: Study, out: Path) -> dict[str, Any]:
+    """Train one model and measure it; its weights stay in ``out/weights``."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
+    start = time.process_time()
+    train = _as_teacher if isinstance(run.model, Teacher) else _as_student
+    trained = train(run, study, out)
+    weights = weights_of(run, out)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(weights, trained.model.state_dict())
+    tested = {}
+    splits = {"validation": ("val", study.scenes.val)}
+    if run.is_tested:
+        splits["test"] = ("test", study.scenes.test)
+    for name, (split, scenes) in splits.items():
+        pairs = pairs_of(split, scenes)
+        tested[name] = _rounded(by_kind(accuracy(trained.model, pairs), pairs))
+    return {
+        "run": run.key,
+        "digest": run.digest,
+        **tested,
+        "cpu_seconds": round(trained.cpu_seconds, 2),
+        "seconds": round(trained.seconds, 2),
+        "all_cpu_seconds": round(time.process_time() - start, 2),
+        "readings": [[r.step, r.seconds, _rounded(r.values)] for r in trained.readings],
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def weights_of(run: Run, out: Path) -> Path:
+    """Where a trained model lies."""
+    return out / "weights" / f"{run.path}.{run.digest}.pt"
+
+
+def trained_model(run: Run, out: Path) -> nn.Module:
+    """A model of the study, as it was after training."""
+    model = models.FusionEncoder() if isinstance(run.model, Teacher) else models.DualEncoder()
+    model.load_state_dict(torch.load(weights_of(run, out), weights_only=True))
+    return model.eval()
+
+
+pairs_of = lru_cache(data.load)
+stem_of = lru_cache(models.pretrain_stem)
+
+
+def _as_teacher(run: Run, study: Study, out: Path) -> Trained:
+    assert isinstance(run.model, Teacher)
+    budget = Budget(run.steps, run.model.learning_rate, run.steps // READ_EVERY or 1)
+    pairs, val = pairs_of("train", study.scenes.train), pairs_of("val", study.scenes.val)
+    return train_teacher(
+        budget, run.seed, stem_of(run.seed), pairs,
+        lambda model: {"accuracy": accuracy(model, val).mean().item()},
+        checkpoint=_checkpoint(run, out),
+    )  # fmt: skip
+
+
+def _as_student(run: Run, study: Study, out: Path) -> Trained:
+    assert isinstance(run.model, Student)
+    settings = run.model
+    teacher_run = study.teacher_of(run)
+    teacher = trained_model(teacher_run, out)
+    student = new_student(run.seed, stem_of(run.seed))
+    if settings.start == "teacher":
+        start_from(student, teacher)
+    labelled = study.scenes.train
+    scenes = labelled + (study.scenes.unlabelled if settings.pretraining else 0)
+    pairs, val = pairs_of("train", scenes), pairs_of("val", study.scenes.val)
+    distiller = _distiller(student, teacher, settings)
+    key = (teacher_run.key, out, settings.teacher_adapter, settings.recipe, scenes)
+    known = _known(key, partial(teacher_signals, distiller, pairs))
+    reader = distiller_of(student, teacher, "dide.toml")
+    key = (teacher_run.key, out, "teacher.toml", "dide.toml", "val")
+    expected = _known_of_val(key, partial(_teacher_on_val, reader, val))
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        kl = attention_kl_of(reader, val, expected)
+        return {"accuracy": accuracy(model, val).mean().item(), "attention_kl": kl}
+
+    trained = train_student(
+        distiller,
+        Budget(run.steps, settings.learning_rate, run.steps // READ_EVERY or 1),
+        run.seed,
+        known,
+        pairs,
+        measure,
+        checkpoint=_checkpoint(run, out),
+        attention_from=of_another_scene(pairs, run.seed) if settings.maps != "own" else None,
+        order=_order(run, range(labelled), range(labelled, scenes)),
+    )
+    reader.close()
+    return trained
+
+
+def _order(run: Run, labelled: range, unlabelled: range) -> Iterator[Tensor]:
+    """Scenes without labels for a share of the steps, then those with."""
+    assert isinstance(run.model, Student)
+    first = round(run.steps * run.model.pretraining)
+    yield from batches(unlabelled, STUDENT_SCENES, first, run.seed)
+    yield from batches(labelled, STUDENT_SCENES, run.steps - first, run.seed)
+
+
+def _distiller(student: nn.Module, teacher: nn.Module, settings: Student) -> dk.Distiller:
+    recipe = STUDY / settings.recipe
+    adapter: Any = settings.student_adapter
+    if settings.whole:
+        adapter = WholeAttention(dk.DeclarativeAdapter.from_toml(HERE / adapter))
+    return distiller_of(student, teacher, recipe, adapter, settings.teacher_adapter)
+
+
+def _checkpoint(run: Run, out: Path) -> Path:
+    folder = out / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{run.path}.{run.digest}.pt"
+
+
+class _Latest:
+    """The last value that was computed, by its key: one teacher's signals are large."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._value: Any = None
+
+    def __call__(self, key: object, compute: Any) -> Any:
+        if key != self._key:
+            self._key = self._value = None  # the old ones go before the new ones come
+            self._value = compute()
+            self._key = key
+        return self._value
+
+
+_known, _known_of_val = _Latest(), _Latest()
+
+
+def _teacher_on_val(reader: dk.Distiller, val: data.Pairs) -> dk.Signals:
+    return teacher_signals(reader, _first(val))
+
+
+def _first(pairs: data.Pairs) -> data.Pairs:
+    return replace(
+        pairs,
+        question=pairs.question[:KL_PAIRS],
+        scene=pairs.scene[:KL_PAIRS],
+        answer=pairs.answer[:KL_PAIRS],
+        kind=pairs.kind[:KL_PAIRS],
+    )
+
+
+@torch.no_grad()
+def attention_kl_of(reader: dk.Distiller, pairs: data.Pairs, expected: dk.Signals) -> float:
+    """KL of both cross-modal attentions to the teacher's, their mean, over some pairs."""
+    reader.eval()
+    some = _first(pairs)
+    batch = batch_of(some, torch.arange(len(some.answer)))
+    parts = reader(batch, teacher_signals=expected).parts
+    reader.train()
+    return sum(v.item() for name, v in parts.items() if name.startswith("attention_kl")) / 2
+
+
+def start_from(student: models.DualEncoder, teacher: models.FusionEncoder) -> None:
+    """Both towers and the classifier begin as the teacher's."""
+    for tower, embedding in ((student.text, teacher.words), (student.image, teacher.cells)):
+        tower.embedding.load_state_dict(embedding.state_dict())
+        tower.encoder.load_state_dict(teacher.encoder.state_dict())
+    student.classifier.load_state_dict(teacher.classifier.state_dict())
+
+
+def of_another_scene(pairs: data.Pairs, seed: int) -> Tensor:
+    """For every pair, one that asks the same about another scene."""
+    generator = torch.Generator().manual_seed(seed)
+    other = torch.empty_like(pairs.question)
+    for question in range(len(pairs.questions)):
+        (same,) = torch.nonzero(pairs.question == question, as_tuple=True)
+        order = same[torch.randperm(len(same), generator=generator)]
+        other[order] = order.roll(len(order) // 2)
+    return other
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in values.items()}
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; half a line, left by a kill, is cut off."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One more line, on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def missing(runs: Sequence[Run], lines: Sequence[Mapping[str, Any]], out: Path) -> list[Run]:
+    """The runs that no line reports with these settings, or whose weights are gone."""
+    done = {(line["run"], line["digest"]) for line in lines}
+    return [
+        run for run in runs
+        if (run.key, run.digest) not in done or not weights_of(run, out).exists()
+    ]  # fmt: skip
+
+
+def train_all(study: Study, runs: Sequence[Run], out: Path, workers: int) -> None:
+    """Train what is missing; a line is written whenever one is done."""
+    lines = out / "results.jsonl"
+    left = missing(runs, read_lines(lines), out)
+    print(f"{len(runs) - len(left)} of {len(runs)} runs are done, {len(left)} to go", flush=True)
+    context = multiprocessing.get_context("spawn")
+    teachers = [run for run in left if isinstance(run.model, Teacher)]
+    students = [run for run in left if not isinstance(run.model, Teacher)]
+    for group in (teachers, students):  # students need their teachers
+        with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+            waited = [pool.submit(train_one, run, study, out) for run in group]
+            try:
+                for one in as_completed(waited):
+                    line = one.result()
+                    append_line(lines, line)
+                    last = line.get("test", line["validation"])["all"]
+                    where = "test" if "test" in line else "validation"
+                    print(
+                        f"{line['run']}: {100 * last:.1f} % ({where}), "
+                        f"{line['cpu_seconds']:.0f} CPU-s",
+                        flush=True,
+                    )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, default=STUDY / "study.toml")
+    parser.add_argument("--out", type=Path, default=HERE / "out/study")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these")
+    parser.add_argument("--only", default="", help="only students whose name contains this")
+    arguments = parser.parse_args()
+    study = load_study(arguments.study)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    runs = [
+        run for run in study.runs()
+        if (arguments.seeds is None or run.seed in arguments.seeds)
+        and (isinstance(run.model, Teacher) or arguments.only in run.model.name)
+    ]  # fmt: skip
+    train_all(study, runs, arguments.out, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,7 @@ def draw_learning_curves(
         steps, values = zip(*history, strict=True)
         percent = [100 * value for value in values]
         axes.plot(steps, percent, color=COLORS[name], linewidth=2.2, marker="o", markersize=4)
-    for name, height in _apart({n: 100 * h[-1][1] for n, h in histories.items()}, 5.0).items():
+    for name, height in apart({n: 100 * h[-1][1] for n, h in histories.items()}, 5.0).items():
         label = f" {name} {100 * histories[name][-1][1]:.1f}"
         axes.annotate(
             label, (last, height), va="center", color=COLORS[name], fontweight="bold",
@@ -109,7 +109,8 @@ def _draw_panel(axes: Axes, example: Example, panel: Panel, top: float) -> mpl.i
     drawn = axes.imshow(heat, cmap=HEAT, vmin=0, vmax=top, interpolation="nearest")
     ink = example.image.max(-1)
     axes.imshow(np.ones_like(example.image), alpha=0.75 * ink, interpolation="nearest")
-    axes.set_title(panel.model, color=COLORS[panel.model], fontsize=11, fontweight="bold")
+    color = COLORS.get(panel.model, COLORS["DiDE"])
+    axes.set_title(panel.model, color=color, fontsize=11, fontweight="bold")
     right = panel.answer == example.answer
     verdict = f"{panel.answer} {RIGHT if right else WRONG}"
     kl = "" if panel.kl is None else f"\nKL to teacher {panel.kl:.2f}"
@@ -125,7 +126,7 @@ def _lines(axes: Axes) -> None:
         axes.axvline(i * SCENE_PIXELS / GRID - 0.5, color="white", linewidth=0.6, alpha=0.5)
 
 
-def _apart(heights: dict[str, float], gap: float) -> dict[str, float]:
+def apart(heights: dict[str, float], gap: float) -> dict[str, float]:
     """Label heights that do not overlap, in the same order."""
     placed: dict[str, float] = {}
     floor = -np.inf

@@ -57,9 +57,9 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Blocks, and the first token as the summary of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
         self.pool = nn.Linear(WIDTH, WIDTH)
 
@@ -105,10 +105,10 @@ class Cells(nn.Module):
 class FusionEncoder(nn.Module):
     """The teacher: one sequence of text and image tokens for every pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = DEPTH) -> None:
         super().__init__()
         self.words, self.cells = Words(), Cells()
-        self.encoder = Encoder()
+        self.encoder = Encoder(depth)
         self.classifier = head(WIDTH, len(ANSWERS))
         self.apply(initialize)
 
@@ -129,10 +129,10 @@ class FusionEncoder(nn.Module):
 class Tower(nn.Module):
     """One modality of the dual encoder: its embedding and its encoder."""
 
-    def __init__(self, embedding: Words | Cells) -> None:
+    def __init__(self, embedding: Words | Cells, depth: int) -> None:
         super().__init__()
         self.embedding = embedding
-        self.encoder = Encoder()
+        self.encoder = Encoder(depth)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.encoder(self.embedding(tokens), mask)
@@ -141,9 +141,9 @@ class Tower(nn.Module):
 class DualEncoder(nn.Module):
     """The student: a text tower and an image tower that meet in a shallow head."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = DEPTH) -> None:
         super().__init__()
-        self.text, self.image = Tower(Words()), Tower(Cells())
+        self.text, self.image = Tower(Words(), depth), Tower(Cells(), depth)
         self.fusion = head(2 * WIDTH, WIDTH)
         self.classifier = head(WIDTH, len(ANSWERS))
         self.apply(initialize)

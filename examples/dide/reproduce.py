@@ -24,9 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import data
+import figures
 import models
+import study_figures
+import timing
 import torch
-from study_plan import HERE, STUDY, Run, Student, Study, Teacher, load_study
+from attention_examples import attention_examples, first_of_each_kind
+from results import DOCUMENTS, read_results, written
+from study_plan import HERE, ROOT, STUDY, Run, Student, Study, Teacher, load_study
 from torch import Tensor, nn
 from training import (
     STUDENT_SCENES,
@@ -47,7 +52,6 @@ from whole_attention import WholeAttention
 
 import distillkit as dk
 
-READ_EVERY = 200  # steps
 KL_PAIRS = 500  # of the validation pairs, whose attention is read on the way
 
 
@@ -76,9 +80,21 @@ def train_one(run: Run, study: Study, out: Path) -> dict[str, Any]:
         "seconds": round(trained.seconds, 2),
         "all_cpu_seconds": round(time.process_time() - start, 2),
         "readings": [[r.step, r.seconds, _rounded(r.values)] for r in trained.readings],
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        **where_it_ran(),
     }
+
+
+def where_it_ran() -> dict[str, str]:
+    """What figures depend on, beside the settings."""
+    return {"torch": torch.__version__, "machine": processor()}
+
+
+def processor() -> str:
+    """The processor by its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def weights_of(run: Run, out: Path) -> Path:
@@ -99,7 +115,7 @@ stem_of = lru_cache(models.pretrain_stem)
 
 def _as_teacher(run: Run, study: Study, out: Path) -> Trained:
     assert isinstance(run.model, Teacher)
-    budget = Budget(run.steps, run.model.learning_rate, run.steps // READ_EVERY or 1)
+    budget = Budget(run.steps, run.model.learning_rate, run.steps // study.read_every or 1)
     pairs, val = pairs_of("train", study.scenes.train), pairs_of("val", study.scenes.val)
     return train_teacher(
         budget, run.seed, stem_of(run.seed), pairs,
@@ -132,13 +148,13 @@ def _as_student(run: Run, study: Study, out: Path) -> Trained:
 
     trained = train_student(
         distiller,
-        Budget(run.steps, settings.learning_rate, run.steps // READ_EVERY or 1),
+        Budget(run.steps, settings.learning_rate, run.steps // study.read_every or 1),
         run.seed,
         known,
         pairs,
         measure,
         checkpoint=_checkpoint(run, out),
-        attention_from=of_another_scene(pairs, run.seed) if settings.maps != "own" else None,
+        attention_from=of_another_scene(pairs) if settings.maps != "own" else None,
         order=_order(run, range(labelled), range(labelled, scenes)),
     )
     reader.close()
@@ -218,14 +234,12 @@ def start_from(student: models.DualEncoder, teacher: models.FusionEncoder) -> No
     student.classifier.load_state_dict(teacher.classifier.state_dict())
 
 
-def of_another_scene(pairs: data.Pairs, seed: int) -> Tensor:
+def of_another_scene(pairs: data.Pairs) -> Tensor:
     """For every pair, one that asks the same about another scene."""
-    generator = torch.Generator().manual_seed(seed)
     other = torch.empty_like(pairs.question)
     for question in range(len(pairs.questions)):
         (same,) = torch.nonzero(pairs.question == question, as_tuple=True)
-        order = same[torch.randperm(len(same), generator=generator)]
-        other[order] = order.roll(len(order) // 2)
+        other[same] = same.roll(len(same) // 2)  # neighbours can be about one scene
     return other
 
 
@@ -291,6 +305,53 @@ def train_all(study: Study, runs: Sequence[Run], out: Path, workers: int) -> Non
                 raise
 
 
+def time_all(study: Study, out: Path) -> None:
+    """What answers cost, one depth after the other, when nothing else runs."""
+    lines = out / "results.jsonl"
+    done = {(line["run"], line["digest"]) for line in read_lines(lines)}
+    for one in study.throughput.runs():
+        if (one.key, one.digest) in done:
+            continue
+        pairs = pairs_of("test", max(one.scenes))
+        grid = timing.throughput(one.depth, pairs, one.scenes, one.questions, one.repeats)
+        rounded = [
+            (n, m, {way: float(f"{s:.4g}") for way, s in each.items()}) for n, m, each in grid
+        ]
+        append_line(
+            lines, {"run": one.key, "digest": one.digest, "grid": rounded, **where_it_ran()}
+        )
+        print(f"{one.key}: timed", flush=True)
+
+
+def publish(study: Study, out: Path, root: Path) -> None:
+    """The results' lines, tables and pictures, into the documentation."""
+    results = read_results(out / "results.jsonl", study)
+    kept = "".join(json.dumps(line) + "\n" for line in results.lines.values())
+    (root / "docs/results.jsonl").write_text(kept, encoding="utf-8")
+    for name in DOCUMENTS:
+        path = root / name
+        path.write_text(written(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+    images = root / "docs/images"
+    study_figures.draw_learning(images / "study-learning.png", results)
+    study_figures.draw_kl(images / "study-attention-kl.png", results)
+    study_figures.draw_throughput(images / "study-throughput.png", results)
+    examples = attention_of_trained(study, out)
+    figures.draw_attention(images / "study-attention.png", examples)
+    print(f"{', '.join(DOCUMENTS)} and their pictures show these results", flush=True)
+
+
+def attention_of_trained(study: Study, out: Path) -> list[figures.Example]:
+    """Where teacher and students of the final comparison look, in the fullest test scenes."""
+    seed, shown = 0, [one for one in study.students if one.part == "final"]
+    runs = {run.key: run for run in study.runs()}
+    of_shown = {one.name: runs[f"{one.name}/{one.steps[0]}/{seed}"] for one in shown}
+    teacher = trained_model(study.teacher_of(next(iter(of_shown.values()))), out)
+    students = {name: trained_model(run, out) for name, run in of_shown.items()}
+    test = pairs_of("test", study.scenes.test)
+    index = first_of_each_kind(test, digits=5)
+    return attention_examples(students, teacher, test, index)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, default=STUDY / "study.toml")
@@ -298,6 +359,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--only", default="", help="only students whose name contains this")
+    parser.add_argument("--docs", type=Path, default=ROOT, help="where README.md and docs/ are")
     arguments = parser.parse_args()
     study = load_study(arguments.study)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -307,6 +369,11 @@ def main() -> None:
         and (isinstance(run.model, Teacher) or arguments.only in run.model.name)
     ]  # fmt: skip
     train_all(study, runs, arguments.out, arguments.workers)
+    if arguments.seeds is not None or arguments.only:
+        return
+    time_all(study, arguments.out)
+    if arguments.docs is not None:
+        publish(study, arguments.out, arguments.docs)
 
 
 if __name__ == "__main__":

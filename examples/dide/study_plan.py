@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 HERE = Path(__file__).parent
 STUDY = HERE / "study"
-Part = Literal["comparison", "equal time", "ablation", "control", "search"]
+ROOT = HERE.parents[1]
+Part = Literal["comparison", "equal time", "ablation", "control", "search", "final"]
 Seed = Annotated[int, Field(ge=0)]
 Steps = Annotated[int, Field(gt=0)]
 
@@ -59,6 +60,36 @@ class Student(_Table):
     pretraining: Annotated[float, Field(ge=0, le=1)] = 0  # share of the steps, unlabelled scenes
 
 
+class Timing(_Table):
+    """One depth of which answers are timed."""
+
+    key: str
+    digest: str
+    depth: int
+    scenes: tuple[int, ...]
+    questions: tuple[int, ...]
+    repeats: int
+
+
+class Throughput(_Table):
+    """Which N scenes x M questions are timed, with models of which depths."""
+
+    depths: tuple[int, ...]
+    scenes: tuple[int, ...]
+    questions: tuple[int, ...]
+    repeats: int = 3
+
+    def runs(self) -> list[Timing]:
+        """One for each depth."""
+        settings = self.model_dump(exclude={"depths"})
+        return [
+            Timing(
+                key=f"throughput/{d}", digest=_digest(settings | {"depth": d}), depth=d, **settings
+            )
+            for d in self.depths
+        ]
+
+
 class Run(_Table):
     """One model to train. Equal digests mean equal settings, down to the recipe's text."""
 
@@ -85,6 +116,8 @@ class Study(_Table):
     scenes: Scenes
     teachers: tuple[Teacher, ...]
     students: tuple[Student, ...]
+    throughput: Throughput
+    read_every: Steps = 200  # steps; checkpoints are written then, too
 
     @model_validator(mode="after")
     def _names_fit(self) -> Study:
@@ -134,11 +167,12 @@ class Study(_Table):
                 settings[side] = (HERE / getattr(model, side)).read_text()
             teacher = next(one for one in self.teachers if one.name == model.teacher)
             settings["teacher"] = self._run(teacher, teacher.steps, seed).digest
-        text = json.dumps(settings, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return Run(
-            key=f"{model.name}/{steps}/{seed}", digest=digest, seed=seed, steps=steps, model=model
-        )
+        key = f"{model.name}/{steps}/{seed}"
+        return Run(key=key, digest=_digest(settings), seed=seed, steps=steps, model=model)
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_study(path: Path) -> Study:

@@ -21,15 +21,15 @@ import figures
 import models
 import timing
 import torch
+from attention_examples import attention_examples, first_of_each_kind
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from training import (
     Budget,
     Trained,
     accuracy,
-    batch_of,
     by_kind,
     distiller_of,
     new_student,
@@ -38,12 +38,9 @@ from training import (
     train_teacher,
 )
 
-from distillkit import losses
-
 HERE = Path(__file__).parent
 STUDENTS = {"alone": "alone.toml", "soft labels": "soft.toml", "DiDE": "dide.toml"}
 TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3
-TO_IMAGE = "attention.text_to_image"
 
 
 @dataclass(frozen=True)
@@ -54,63 +51,6 @@ class Plan:
     train_scenes: int = 5000
     test_scenes: int = 1000
     seed: int = 0
-
-
-# ------------------------------------------------------------------------------------ pictures
-
-
-def attention_examples(
-    students: Mapping[str, nn.Module], teacher: nn.Module, pairs: data.Pairs
-) -> list[figures.Example]:
-    """The first test question of each kind, about different scenes: who looks where."""
-    index = first_of_each_kind(pairs)
-    batch = batch_of(pairs, index)
-    panels: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
-    for name, student in students.items():
-        distiller = distiller_of(student, teacher, STUDENTS["DiDE"]).eval()
-        with torch.no_grad():
-            result = distiller(batch)
-        distiller.close()
-        theirs, its_own = (side[TO_IMAGE][-1] for side in (result.teacher, result.student))
-        panels.setdefault("teacher", (theirs.probabilities(), result.teacher["logits"], None))
-        kl = losses.attention_kl(its_own, theirs)
-        panels[name] = (its_own.probabilities(), result.student["logits"], kl)
-    return [_example(pairs, int(one), row, panels) for row, one in enumerate(index)]
-
-
-def first_of_each_kind(pairs: data.Pairs) -> Tensor:
-    """One pair of each kind, no two about one scene."""
-    chosen: list[int] = []
-    for kind in range(len(data.KINDS)):
-        free = ~torch.isin(pairs.scene, pairs.scene[chosen]) & (pairs.kind == kind)
-        chosen.append(int(free.nonzero()[0]))
-    return torch.tensor(chosen)
-
-
-def _example(
-    pairs: data.Pairs,
-    one: int,
-    row: int,
-    panels: Mapping[str, tuple[Tensor, Tensor, Tensor | None]],
-) -> figures.Example:
-    question = data.QUESTIONS[pairs.question[one]]
-    word = question.split()[-1]
-    token = 1 + question.split().index(word)  # after [CLS]
-    return figures.Example(
-        image=data.image_of(pairs.scenes[pairs.scene[one]]),
-        question=question,
-        word=word,
-        answer=data.ANSWERS[pairs.answer[one]],
-        panels=[
-            figures.Panel(
-                model=name,
-                attention=probabilities[row, :, token, 1:].mean(0).numpy(),  # without the summary
-                answer=data.ANSWERS[int(logits[row].argmax())],
-                kl=None if kl is None else kl[row, :, token].mean().item(),
-            )
-            for name, (probabilities, logits, kl) in panels.items()
-        ],
-    )
 
 
 # ------------------------------------------------------------------------------------ the demo
@@ -164,7 +104,8 @@ def main() -> None:
         {name: curve_of(trained[name]) for name in STUDENTS},
         curve_of(trained["teacher"])[-1][1],
     )
-    figures.draw_attention(out / "attention.png", attention_examples(students, teacher, test))
+    shown = attention_examples(students, teacher, test, first_of_each_kind(test))
+    figures.draw_attention(out / "attention.png", shown)
     where = os.path.relpath(out)
     console.print(f"results.json, learning_curves.png and attention.png are in {where}")
 

@@ -172,7 +172,7 @@ def test_learning_curves_are_drawn_however_close_they_end(tmp_path):
     width, height = size_of(tmp_path / "curves.png")
     assert 900 < width < 1600
     assert 500 < height < 1000
-    apart = sorted(figures._apart({"a": 70.0, "b": 70.1, "c": 70.2}, 5.0).values())
+    apart = sorted(figures.apart({"a": 70.0, "b": 70.1, "c": 70.2}, 5.0).values())
     assert np.diff(apart).min() >= 5
 
 

@@ -128,8 +128,12 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Sanh et al., *DistilBERT*, 2019, https://arxiv.org/abs/1910.01108, section 2.
     """
     student, teacher = checked_pair("cosine_distance", "(d),(d)->()", student, teacher)
-    cosine = (unit(student) * unit(teacher)).sum(-1)
-    return (1 - cosine).clamp(0, 2)
+    # lengths are divided out of the products, so that no vector of length 1 is kept besides
+    (one, one_nonzero), (other, other_nonzero) = _representable(student), _representable(teacher)
+    nonzero = (one_nonzero & other_nonzero)[..., 0]
+    squares = one.square().sum(-1) * other.square().sum(-1)
+    cosine = (one * other).sum(-1) * torch.where(nonzero, squares, 1).rsqrt()
+    return (1 - torch.where(nonzero, cosine, 0)).clamp(0, 2)
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
@@ -171,9 +175,13 @@ def _scaled(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Length 1, or zero for a zero vector: value and gradient finite at every scale."""
-    # a factor changes no direction: dividing by the largest entry keeps squares representable
-    peak = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)
-    nonzero = peak != 0  # NaN too
-    scaled = x / torch.where(nonzero, peak, 1)
+    scaled, nonzero = _representable(x)
     squares = scaled.square().sum(-1, keepdim=True)
     return torch.where(nonzero, scaled * torch.where(nonzero, squares, 1).rsqrt(), 0)
+
+
+def _representable(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors divided by their largest entry, which changes no direction, and which are not 0."""
+    peak = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)
+    nonzero = peak != 0  # NaN too
+    return x / torch.where(nonzero, peak, 1), nonzero

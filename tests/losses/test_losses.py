@@ -134,3 +134,19 @@ def test_gather_without_processes_is_nothing():
     assert losses.gather(x) is x
     with pytest.raises(errors.ShapeError, match="first axis"):
         losses.gather(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(("name", "most"), [("mse", 2), ("cosine_distance", 2)])
+def test_feature_losses_keep_no_more_of_their_inputs_size_than_they_need(name, most):
+    n, d = 64, 32
+    student, teacher = (torch.randn(n, d, requires_grad=True) for _ in "st")
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        value = getattr(losses, name)(student, teacher)
+    assert sum(size >= n * d for size in kept.values()) <= most
+    value.sum().backward()

@@ -5,9 +5,10 @@ RUN := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo test check oracles benchmarks format clean
+.PHONY: help demo reproduce test check oracles benchmarks format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
+	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
@@ -17,6 +18,9 @@ help:
 
 demo: $(VENV)/.demo
 	$(RUN) examples/dide/train.py
+
+reproduce: $(VENV)/.demo
+	$(RUN) examples/dide/reproduce.py
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)

@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import data
 import figures
@@ -31,7 +31,7 @@ import timing
 import torch
 from attention_examples import attention_examples, first_of_each_kind
 from results import DOCUMENTS, read_results, written
-from study_plan import HERE, ROOT, STUDY, Run, Student, Study, Teacher, load_study
+from study_plan import HERE, ROOT, STUDY, Part, Run, Student, Study, Teacher, load_study
 from torch import Tensor, nn
 from training import (
     STUDENT_SCENES,
@@ -352,13 +352,18 @@ def attention_of_trained(study: Study, out: Path) -> list[figures.Example]:
     return attention_examples(students, teacher, test, index)
 
 
+def is_of(run: Run, parts: Sequence[str]) -> bool:
+    """Whether a run is a student of some parts; teachers are of all."""
+    return isinstance(run.model, Teacher) or run.model.part in parts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, default=STUDY / "study.toml")
     parser.add_argument("--out", type=Path, default=HERE / "out/study")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
-    parser.add_argument("--only", default="", help="only students whose name contains this")
+    parser.add_argument("--parts", nargs="*", choices=get_args(Part), help="only these students")
     parser.add_argument("--docs", type=Path, default=ROOT, help="where README.md and docs/ are")
     arguments = parser.parse_args()
     study = load_study(arguments.study)
@@ -366,10 +371,10 @@ def main() -> None:
     runs = [
         run for run in study.runs()
         if (arguments.seeds is None or run.seed in arguments.seeds)
-        and (isinstance(run.model, Teacher) or arguments.only in run.model.name)
+        and (arguments.parts is None or is_of(run, arguments.parts))
     ]  # fmt: skip
     train_all(study, runs, arguments.out, arguments.workers)
-    if arguments.seeds is not None or arguments.only:
+    if arguments.seeds is not None or arguments.parts is not None:
         return
     time_all(study, arguments.out)
     if arguments.docs is not None:

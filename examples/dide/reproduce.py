@@ -65,23 +65,23 @@ def train_one(run: Run, study: Study, out: Path) -> dict[str, Any]:
     weights = weights_of(run, out)
     weights.parent.mkdir(parents=True, exist_ok=True)
     write_whole(weights, trained.model.state_dict())
-    tested = {}
-    splits = {"validation": ("val", study.scenes.val)}
-    if run.is_tested:
-        splits["test"] = ("test", study.scenes.test)
-    for name, (split, scenes) in splits.items():
-        pairs = pairs_of(split, scenes)
-        tested[name] = _rounded(by_kind(accuracy(trained.model, pairs), pairs))
     return {
         "run": run.key,
         "digest": run.digest,
-        **tested,
+        "validation": measured(trained.model, "val", study.scenes.val),
+        **({"test": measured(trained.model, "test", study.scenes.test)} if run.is_tested else {}),
         "cpu_seconds": round(trained.cpu_seconds, 2),
         "seconds": round(trained.seconds, 2),
         "all_cpu_seconds": round(time.process_time() - start, 2),
         "readings": [[r.step, r.seconds, _rounded(r.values)] for r in trained.readings],
         **where_it_ran(),
     }
+
+
+def measured(model: nn.Module, split: data.Split, scenes: int) -> dict[str, float]:
+    """Accuracy on a split, in all and by kind of question."""
+    pairs = pairs_of(split, scenes)
+    return _rounded(by_kind(accuracy(model, pairs), pairs))
 
 
 def where_it_ran() -> dict[str, str]:
@@ -98,8 +98,8 @@ def processor() -> str:
 
 
 def weights_of(run: Run, out: Path) -> Path:
-    """Where a trained model lies."""
-    return out / "weights" / f"{run.path}.{run.digest}.pt"
+    """Where a trained model lies, for every run of these settings."""
+    return out / "weights" / f"{run.digest}.pt"
 
 
 def trained_model(run: Run, out: Path) -> nn.Module:
@@ -180,7 +180,7 @@ def _distiller(student: nn.Module, teacher: nn.Module, settings: Student) -> dk.
 def _checkpoint(run: Run, out: Path) -> Path:
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{run.path}.{run.digest}.pt"
+    return folder / f"{run.digest}.pt"
 
 
 class _Latest:
@@ -269,40 +269,49 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def missing(runs: Sequence[Run], lines: Sequence[Mapping[str, Any]], out: Path) -> list[Run]:
-    """The runs that no line reports with these settings, or whose weights are gone."""
-    done = {(line["run"], line["digest"]) for line in lines}
-    return [
-        run for run in runs
-        if (run.key, run.digest) not in done or not weights_of(run, out).exists()
-    ]  # fmt: skip
+def left_of(
+    runs: Sequence[Run], lines: Sequence[Mapping[str, Any]], out: Path
+) -> tuple[list[Run], list[Run]]:
+    """The runs to train, one of each settings, and those that are trained but not tested yet."""
+    done = {line["digest"]: line for line in lines}
+    first = {run.digest: run for run in reversed(runs)}
+    kept = {digest for digest, run in first.items() if weights_of(run, out).exists()} & set(done)
+    train = [run for digest, run in reversed(first.items()) if digest not in kept]
+    tested = [run for run in runs if run.is_tested and run.digest in kept]
+    unseen = {run.digest: run for run in tested if "test" not in done[run.digest]}
+    return train, list(unseen.values())
 
 
 def train_all(study: Study, runs: Sequence[Run], out: Path, workers: int) -> None:
     """Train what is missing; a line is written whenever one is done."""
-    lines = out / "results.jsonl"
-    left = missing(runs, read_lines(lines), out)
-    print(f"{len(runs) - len(left)} of {len(runs)} runs are done, {len(left)} to go", flush=True)
+    path = out / "results.jsonl"
+    train, _ = left_of(runs, read_lines(path), out)
+    wanted = len({run.digest for run in runs})
+    print(f"{wanted - len(train)} of {wanted} models are there, {len(train)} to go", flush=True)
     context = multiprocessing.get_context("spawn")
-    teachers = [run for run in left if isinstance(run.model, Teacher)]
-    students = [run for run in left if not isinstance(run.model, Teacher)]
+    teachers = [run for run in train if isinstance(run.model, Teacher)]
+    students = [run for run in train if not isinstance(run.model, Teacher)]
     for group in (teachers, students):  # students need their teachers
         with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
             waited = [pool.submit(train_one, run, study, out) for run in group]
             try:
                 for one in as_completed(waited):
                     line = one.result()
-                    append_line(lines, line)
-                    last = line.get("test", line["validation"])["all"]
-                    where = "test" if "test" in line else "validation"
+                    append_line(path, line)
+                    right = 100 * line["validation"]["all"]
+                    seconds = line["cpu_seconds"]
                     print(
-                        f"{line['run']}: {100 * last:.1f} % ({where}), "
-                        f"{line['cpu_seconds']:.0f} CPU-s",
+                        f"{line['run']}: {right:.1f} % of validation, {seconds:.0f} CPU-s",
                         flush=True,
                     )
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    lines = read_lines(path)
+    for run in left_of(runs, lines, out)[1]:  # the search trained it, and never tests
+        line = next(one for one in reversed(lines) if one["digest"] == run.digest)
+        test = measured(trained_model(run, out), "test", study.scenes.test)
+        append_line(path, {**line, "run": run.key, "test": test})
 
 
 def time_all(study: Study, out: Path) -> None:

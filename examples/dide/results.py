@@ -20,14 +20,19 @@ FUSED, NOT_REUSED, ONCE, STORED = WAYS
 
 @dataclass(frozen=True)
 class Results:
-    """The lines of one study, by run."""
+    """The lines of one study, each once, and which run is which line."""
 
     study: Study
-    lines: Mapping[str, Line]
+    lines: Mapping[str, Line]  # by digest
+    digests: Mapping[str, str]  # by run
+
+    def __getitem__(self, run: str) -> Line:
+        """The line of a run: equal settings were trained once."""
+        return self.lines[self.digests[run]]
 
     def of(self, name: str, steps: int, seeds: Iterable[int]) -> list[Line]:
         """The lines of one model at one number of steps, seed by seed."""
-        return [self.lines[f"{name}/{steps}/{seed}"] for seed in seeds]
+        return [self[f"{name}/{steps}/{seed}"] for seed in seeds]
 
     def students(self, *parts: Part) -> list[Student]:
         """Those of some parts, in the order of the study file."""
@@ -41,12 +46,16 @@ def read_results(path: Path, study: Study) -> Results:
         SystemExit: some are missing.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = {(line["run"], line["digest"]): line for line in map(json.loads, text.splitlines())}
-    wanted = [(run.key, run.digest) for run in (*study.runs(), *study.throughput.runs())]
-    absent = [key for key, digest in wanted if (key, digest) not in lines]
+    lines = {line["digest"]: line for line in map(json.loads, text.splitlines())}
+    tested = {digest for digest, line in lines.items() if "test" in line}
+    runs = list(study.runs())
+    absent = [r.key for r in runs if r.digest not in (tested if r.is_tested else lines)]
+    timings = study.throughput.runs()
+    absent += [one.key for one in timings if one.digest not in lines]
     if absent:
         raise SystemExit(f"{path} lacks {len(absent)} runs, the first is {absent[0]!r}")
-    return Results(study, {key: lines[key, digest] for key, digest in wanted})
+    digests = {one.key: one.digest for one in (*runs, *timings)}
+    return Results(study, {d: lines[d] for d in digests.values()}, digests)
 
 
 def percent(values: Sequence[float]) -> str:
@@ -146,7 +155,7 @@ def throughput(results: Results) -> str:
     """How many times faster than the fusion encoder."""
     rows = []
     for timing in results.study.throughput.runs():
-        for n, m, seconds in results.lines[timing.key]["grid"]:
+        for n, m, seconds in results[timing.key]["grid"]:
             if n in SHOWN_SCENES and m in SHOWN_QUESTIONS:
                 ratios = [seconds[FUSED] / seconds[way] for way in (NOT_REUSED, ONCE, STORED)]
                 cells = [f"{1000 * seconds[FUSED]:.1f}", *(f"{ratio:.1f}" for ratio in ratios)]
@@ -160,7 +169,7 @@ SHOWN_SCENES, SHOWN_QUESTIONS = (1, 16, 128), (1, 4, 36)
 
 def crossover(results: Results) -> str:
     """From how many questions on a dual encoder is the faster one."""
-    grids = {t.depth: results.lines[t.key]["grid"] for t in results.study.throughput.runs()}
+    grids = {t.depth: results[t.key]["grid"] for t in results.study.throughput.runs()}
     scenes = results.study.throughput.scenes
     rows = []
     for depth, grid in grids.items():
@@ -177,13 +186,12 @@ def costs(results: Results) -> str:
     seeds = sorted({seed for one in results.study.students for seed in one.seeds})
     rows = []
     for seed in seeds:
-        lines = [line for key, line in results.lines.items() if key.endswith(f"/{seed}")]
-        lines = [line for line in lines if "all_cpu_seconds" in line]
-        searched = {one.name for one in results.students("search")}
-        of_search = [line for line in lines if line["run"].split("/")[0] in searched]
-        rest = sum(line["all_cpu_seconds"] for line in lines if line not in of_search)
-        spent = sum(line["all_cpu_seconds"] for line in of_search)
-        rows.append([str(seed), f"{rest / 60:.0f}", f"{spent / 60:.0f}", str(len(lines))])
+        runs = [run for run in results.study.runs() if run.seed == seed]
+        spent = {run.digest: results[run.key]["all_cpu_seconds"] for run in runs}
+        tested = {run.digest for run in runs if run.is_tested}
+        search = sum(seconds for digest, seconds in spent.items() if digest not in tested)
+        rest = sum(spent.values()) - search
+        rows.append([str(seed), f"{rest / 60:.0f}", f"{search / 60:.0f}", str(len(spent))])
     return table(("seed", "CPU minutes", "CPU minutes of the search", "models"), rows)
 
 
@@ -218,7 +226,7 @@ LONG_NAMES = {
 def speed(results: Results) -> str:
     """What the largest grid of the shallowest models costs."""
     timing = results.study.throughput.runs()[0]
-    n, m, seconds = results.lines[timing.key]["grid"][-1]
+    n, m, seconds = results[timing.key]["grid"][-1]
     fused, apart, once = (seconds[way] for way in (FUSED, NOT_REUSED, ONCE))
     return (
         f"Answering {m} questions about each of {n} scenes on one thread takes the fusion encoder\n"

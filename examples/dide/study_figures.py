@@ -81,7 +81,7 @@ def draw_throughput(path: Path, results: Results) -> None:
     )  # fmt: skip
     scenes = results.study.throughput.scenes
     for axes, timing in zip(panels[0], timings, strict=True):
-        grid = results.lines[timing.key]["grid"]
+        grid = results[timing.key]["grid"]
         for shade, n in enumerate(scenes):
             color = plt.get_cmap("viridis")(0.9 * (1 - shade / max(1, len(scenes) - 1)))
             of_n = [(m, seconds) for k, m, seconds in grid if k == n]

@@ -100,11 +100,6 @@ class Run(_Table):
     model: Teacher | Student
 
     @property
-    def path(self) -> str:
-        """The key as the name of a file."""
-        return self.key.replace(" ", "-").replace("/", ".")
-
-    @property
     def is_tested(self) -> bool:
         """Settings are chosen on validation scenes; only what was settled sees the test scenes."""
         return isinstance(self.model, Teacher) or self.model.part != "search"

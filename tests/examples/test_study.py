@@ -62,6 +62,7 @@ SMALL = STUDY + "".join([
     student("more scenes", "search", more="pretraining = 0.5"),
     student("from the teacher", "search", more="start = 'teacher'"),
     student("best", "final", "dide_half.toml"),
+    student("the same", "final"),
 ])  # fmt: skip
 
 
@@ -106,23 +107,24 @@ def study_file(tmp_path):
 
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path, study_file):
     straight, out = tmp_path / "straight", tmp_path / "killed"
+    runs = list(study_plan.load_study(study_file).runs())
     finished(started(study_file, straight, "--seeds", "0"))
     checkpoints = out / "checkpoints"
-    killed_at(lambda: any(checkpoints.glob("DiDE*.pt")), started(study_file, out))
+    _, second = (checkpoints / f"{run.digest}.pt" for run in runs)
+    killed_at(second.exists, started(study_file, out))
     with (out / "results.jsonl").open("a") as file:
         file.write('{"run": "half a li')
-    kept = torch.load(next(checkpoints.glob("DiDE*.pt")), weights_only=True)
+    kept = torch.load(second, weights_only=True)
     assert 10 <= kept["done"][0] <= 120
     printed = finished(started(study_file, out, "--seeds", "0"))
-    assert "1 of 2 runs are done, 1 to go" in printed
+    assert "1 of 2 models are there, 1 to go" in printed
     assert not list(checkpoints.iterdir())
     one, other = (reproduce.read_lines(folder / "results.jsonl") for folder in (straight, out))
     assert without_times(one) == without_times(other)
     for path in (straight / "weights").iterdir():
         weights, again = (torch.load(f / "weights" / path.name) for f in (straight, out))
         assert all(torch.equal(weights[name], again[name]) for name in weights)
-    runs = list(study_plan.load_study(study_file).runs())
-    assert reproduce.missing(runs, other, out) == []
+    assert reproduce.left_of(runs, other, out) == ([], [])
 
 
 def documents_in(root):
@@ -141,10 +143,11 @@ def test_the_whole_of_a_small_study(tmp_path):
     path.write_text(SMALL)
     root = documents_in(tmp_path / "root")
     printed = finished(started(path, out, "--docs", str(root)))
-    assert "0 of 11 runs are done, 11 to go" in printed
+    assert "0 of 11 models are there, 11 to go" in printed
     lines = {line["run"]: line for line in reproduce.read_lines(root / "docs/results.jsonl")}
     assert len(lines) == 12
     assert "test" not in lines["more scenes/20/0"]
+    assert "the same/20/0" not in lines  # but one that DiDE's line tells of
     assert lines["DiDE/20/0"]["test"].keys() == {"all", *data.KINDS}
     assert [reading[0] for reading in lines["DiDE/20/0"]["readings"]] == [10, 20]
     text = (root / "docs/results.md").read_text()

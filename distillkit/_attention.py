@@ -459,13 +459,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _check_heads(query: Tensor, key: Tensor) -> None:
-    found = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+    wrong = ""
     if query.ndim != 4 or key.ndim != 4:
-        raise ShapeError(f"query is (b, h, q, d) and key (b, g, k, d), 4 axes each; got {found}")
-    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ShapeError(f"query (b, h, q, d) and key (b, g, k, d) share b and d; got {found}")
-    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        raise ShapeError(f"the key's heads must divide the query's (grouped queries); got {found}")
+        wrong = "query is (b, h, q, d) and key (b, g, k, d), 4 axes each"
+    elif query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        wrong = "query (b, h, q, d) and key (b, g, k, d) share b and d"
+    elif key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        wrong = "the key's heads must divide the query's (grouped queries)"
+    if wrong:
+        raise ShapeError(f"{wrong}; got query {tuple(query.shape)}, key {tuple(key.shape)}")
     if not (query.is_floating_point() and key.is_floating_point()):
         raise ShapeError(f"query and key are floating point; got {query.dtype} and {key.dtype}")
 

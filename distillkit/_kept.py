@@ -51,7 +51,9 @@ def rows_with_keys(masks: Masks, device: torch.device) -> Tensor | None:
     if masks.shape[3] == 0:
         return torch.zeros((1, 1, 1), dtype=torch.bool, device=device)
     pieces = [keep.any(-1) for _, keep in _pieces(masks, device)]
-    return torch.cat(pieces, 2) if pieces else None
+    if len(pieces) < 2:
+        return pieces[0] if pieces else None
+    return torch.cat(pieces, 2)
 
 
 def keys_in_use(masks: Masks, rows: Tensor | None, device: torch.device) -> Tensor | None:

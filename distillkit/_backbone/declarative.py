@@ -253,8 +253,8 @@ def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
 def _joined(masks: Sequence[Tensor | None], tokens: Sequence[ModalityTokens]) -> Tensor | None:
     """One mask over the sequence; a run without a mask has no padding."""
     given = next((mask for mask in masks if mask is not None), None)
-    if given is None:
-        return None
+    if given is None or len(masks) == 1:
+        return given
     parts = []
     for mask, one in zip(masks, tokens, strict=True):
         length = one.positions.stop - one.positions.start  # type: ignore[union-attr]

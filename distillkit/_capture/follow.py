@@ -81,6 +81,7 @@ class Follower:
         self._scores: _Live = Memory()
         self._weights: _Live = Memory()
         self._attended: Memory[Sighting] = Memory()
+        self._follows = False  # any scores or probabilities
         self._order = 0
 
     def begin(self) -> None:
@@ -96,6 +97,7 @@ class Follower:
         self._scores.begin(tracing=tracing)
         self._weights.begin(tracing=tracing)
         self._attended.begin(tracing=tracing)
+        self._follows = False
         self._order = 0
 
     def saw(
@@ -105,20 +107,27 @@ class Follower:
         name = name_of(function, args, result)
         if name in LOOKS:
             return
-        if name in PIECES and isinstance(result, (tuple, list)):
+        if isinstance(result, Tensor):
+            if name in PRODUCTS:
+                self._multiply(Call(function, name, args, kwargs, result))
+            elif self._follows or name in SOFTMAXES:
+                self._take(Call(function, name, args, kwargs, result))
+            else:  # most calls, most of the time
+                self.history.note(name, args, kwargs, result)
+        elif name in PIECES and isinstance(result, (tuple, list)):
             self.history.note_pieces(name, args, kwargs, result)
         elif name == "__setitem__":
             self._write(args[0], written(*args))
-        elif isinstance(result, Tensor):
-            call = Call(function, name, args, kwargs, result)
-            if name in PRODUCTS:
-                self._multiply(call)
-            elif not self._weights or not self._go_on(self._weights, call):
-                if name in SOFTMAXES:
-                    self._normalize(call)
-                elif self._scores:
-                    self._go_on(self._scores, call)
-                self.history.note(name, args, kwargs, result)
+
+    def _take(self, call: Call) -> None:
+        """Any call but a product, which scores or probabilities may take part in."""
+        if self._weights and self._go_on(self._weights, call):
+            return
+        if call.name in SOFTMAXES:
+            self._normalize(call)
+        elif self._scores:
+            self._go_on(self._scores, call)
+        self.history.note(call.name, call.args, call.kwargs, call.result)
 
     # a product: of queries and keys, of probabilities and values, or with a weight
 
@@ -222,6 +231,7 @@ class Follower:
     def _follow(self, live: _Live, tensor: Tensor, followed: _Followed) -> None:
         """Follow a tensor; it replaces what an in-place step left of itself."""
         live.put(tensor, followed._replace(version=version_of(tensor)))
+        self._follows = True
         self._order += 1
 
     # writes: the tensor stays, what it holds does not

@@ -42,6 +42,7 @@ PIECES = frozenset({"chunk", "split", "unbind", "tensor_split", "split_with_size
 _OTHERS = frozenset({
     "__getitem__", "select", "cat", "stack", "expand", "expand_as", "narrow", "repeat_interleave",
 })  # fmt: skip
+_ARRANGING = ORDER_KEEPING | REORDERING | _OTHERS
 # a tensor begins a new history here: its last axis is a width
 _MAKERS = frozenset({"made", "linear", "conv1d", "conv2d", "conv3d", "embedding", "addmm"})
 
@@ -70,20 +71,11 @@ class History:
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> None:
         """Remember the result of an operation."""
-        shape = tuple(result.shape)
         if name in _MAKERS:
-            given = tensors_among(args, kwargs) if self._with_sources else []
-            # what was projected; held weakly, and only to compare it with another
-            source = tuple(weakref.ref(tensor) for tensor in given[:1])
-            self._nodes.put(result, Node("made", shape, source))
-        elif name in ORDER_KEEPING or name in REORDERING or name in _OTHERS:
-            parts = _parts(name, args, kwargs, result)
-            rest = args[1:]
-            if not parts or any(isinstance(a, Tensor) for a in flat(rest)):
-                self._nodes.put(result, Node("given", shape))  # picked by positions: nothing tells
-                return
-            parents = tuple(self.node(part) for part in parts)
-            self._nodes.put(result, Node(name, shape, positional(name, rest, kwargs), parents))
+            source = self._source(args, kwargs) if self._with_sources else ()
+            self._nodes.put(result, Node("made", tuple(result.shape), source))
+        elif name in _ARRANGING:
+            self._nodes.put(result, self._arranged(name, args, kwargs, result))
         else:
             self._inherit(args, kwargs, result)
 
@@ -97,14 +89,28 @@ class History:
             for piece in pieces:
                 self._nodes.put(piece, Node(name, tuple(piece.shape), rest, (parent,)))
 
+    def _source(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What was projected; held weakly, and only to compare it with another."""
+        return tuple(weakref.ref(tensor) for tensor in tensors_among(args, kwargs)[:1])
+
+    def _arranged(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    ) -> Node:
+        """The same entries, or some of them, in other places."""
+        shape, rest = tuple(result.shape), args[1:]
+        parts = _parts(name, args, kwargs, result)
+        if not parts or tensors_among(rest, {}):
+            return Node("given", shape)  # picked by positions: nothing tells
+        parents = tuple(self.node(part) for part in parts)
+        return Node(name, shape, positional(name, rest, kwargs), parents)
+
     def _inherit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         """Of an operation entry by entry: what it was made from."""
         for tensor in tensors_among(args, kwargs):
-            if tensor.shape == result.shape:
-                known = self._nodes.get(tensor)
-                if known is not None:
-                    self._nodes.put(result, known)
-                    return
+            known = self._nodes.get(tensor)
+            if known is not None and tensor.shape == result.shape:
+                self._nodes.put(result, known)
+                return
 
 
 def same_source(one: Node, other: Node) -> bool | None:
@@ -128,22 +134,14 @@ def tensors_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tens
         if isinstance(a, Tensor):
             found.append(a)
         elif isinstance(a, (tuple, list)):
-            found.extend(b for b in a if isinstance(b, Tensor))
-    return found
-
-
-def flat(args: tuple[Any, ...]) -> list[Any]:
-    found: list[Any] = []
-    for a in args:
-        if isinstance(a, (tuple, list)):
-            found.extend(a)
-        else:
-            found.append(a)
+            found.extend([b for b in a if isinstance(b, Tensor)])
     return found
 
 
 def positional(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """The arguments after the tensor by position, for the operations that the rules know."""
+    if not kwargs:
+        return args
     return (*args, *(kwargs[key] for key in _KEYWORDS.get(name, ()) if key in kwargs))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -44,6 +45,7 @@ def matching(patterns: Iterable[str], names: Iterable[str], model: nn.Module) ->
     return list(found)
 
 
+@functools.cache  # a training step asks for the same few, every time
 def pattern_regex(pattern: str) -> re.Pattern[str]:
     if pattern == "**":
         return re.compile(".*")

@@ -233,6 +233,7 @@ class _Mode(TorchFunctionMode):
     def __init__(self, scope: Scope, readers: dict[Any, Any], *, keep_outputs: bool) -> None:
         super().__init__()
         self._scope, self._readers, self._keep_outputs = scope, readers, keep_outputs
+        self._known = {**readers, **operations.OPENED}
 
     def __torch_function__(
         self,
@@ -242,6 +243,14 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in self._known or type(func) in operations.OPERATORS:
+            return self._attend(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._scope.follower.saw(func, args, kwargs, result)
+        return result
+
+    def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that may be a whole attention."""
         if func in operations.OPENED:
             with self:
                 return operations.OPENED[func](*args, **kwargs)

@@ -41,7 +41,7 @@ def averaged(values: Tensor, counted: Tensor | None, per: Per) -> Tensor:
     """One number: the mean over examples of each one's mean, or over all that counts."""
     if per == "row" or values.ndim < 2:
         return masked_mean(values, counted)
-    flat = values.flatten(1)
-    kept = torch.ones_like(flat, dtype=torch.bool) if counted is None else counted.flatten(1)
-    sums = torch.where(kept, flat, 0).sum(1)
-    return masked_mean(sums / kept.sum(1).clamp_min(1))
+    each = tuple(range(1, values.ndim))  # no flattening: it would copy a mask that is expanded
+    kept = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
+    sums = torch.where(kept, values, 0).sum(each)
+    return masked_mean(sums / kept.sum(each).clamp_min(1))

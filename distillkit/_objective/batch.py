@@ -19,9 +19,7 @@ class SideOfBatch(Mapping[str, Any]):
 
     def __init__(self, batch: Mapping[str, Any], side: str, used: set[str]) -> None:
         self._batch, self._prefix, self._used = batch, f"{side}_", used
-        others = tuple(f"{other}_" for other in SIDES if other != side)
-        shared = [name for name in batch if not name.startswith(others)]
-        self._names = list(dict.fromkeys(name.removeprefix(self._prefix) for name in shared))
+        self._others = tuple(f"{other}_" for other in SIDES if other != side)
 
     def __getitem__(self, name: str) -> Any:
         own = f"{self._prefix}{name}"
@@ -34,10 +32,11 @@ class SideOfBatch(Mapping[str, Any]):
         return name in self._batch or f"{self._prefix}{name}" in self._batch
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        shared = [name for name in self._batch if not name.startswith(self._others)]
+        return iter(dict.fromkeys(name.removeprefix(self._prefix) for name in shared))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(1 for _ in self)
 
 
 def checked_batch(batch: Any) -> Mapping[str, Any]:

@@ -113,10 +113,11 @@ class Distiller(nn.Module):
         """
         used: set[str] = set()
         batch = checked_batch(batch)
-        ran_teacher = teacher_signals is None and self.objective.compares(progress)
+        compares = self.objective.compares(progress)
+        ran_teacher = teacher_signals is None and compares
         if ran_teacher:
             teacher_signals = self._run_teacher(batch, used)
-        elif teacher_signals is None or not self.objective.compares(progress):
+        elif teacher_signals is None or not compares:
             teacher_signals = Signals({})
         own = SideOfBatch(batch, "student", used)
         output, student_signals = self._student.run(own)
@@ -141,7 +142,7 @@ class Distiller(nn.Module):
             raise SignalError(
                 "this distiller has no teacher: pass teacher_signals=, or give it one"
             )
-        self._teacher.model.eval()
+        _keep_in_eval(self._teacher.model)
         with torch.no_grad():
             return self._teacher.run(SideOfBatch(batch, "teacher", used))[1]
 
@@ -235,8 +236,8 @@ class Distiller(nn.Module):
         self.objective.build_aligners(student, self.run_teacher(example))
 
     def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:
-        active = self.objective.active(progress)
-        if not any(term.is_task and term.name in active for term in self.objective.terms):
+        tasks = [term.name for term in self.objective.each() if term.is_task]
+        if not tasks or self.objective.active(progress).keys().isdisjoint(tasks):
             return None
         return self._task_loss_of(output, batch)
 
@@ -264,6 +265,12 @@ def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
                 "is frozen. Give the teacher a copy, copy.deepcopy(part), or freeze the shared "
                 "part yourself, part.requires_grad_(False)"
             )
+
+
+def _keep_in_eval(teacher: nn.Module) -> None:
+    """Eval mode, whoever called ``train`` since; looking costs less than setting it again."""
+    if any(module.training for module in teacher.modules()):
+        teacher.eval()
 
 
 @contextmanager

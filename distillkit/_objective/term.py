@@ -134,7 +134,7 @@ class Term(nn.Module):
         axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
         pairs = self.layer_pairs(of_student, of_teacher)
         values = [self._value(s, t, axes, masks, given) for s, t in pairs]
-        return torch.stack(values).mean()
+        return values[0] if len(values) == 1 else torch.stack(values).mean()
 
     def _value(
         self,
@@ -328,20 +328,29 @@ class Objective(nn.Module):
         if not active and self.training:
             raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
         parts: dict[str, Tensor] = {}
-        total = torch.zeros(())
-        for term in self.each():
-            if term.name not in active:
-                continue
-            with _autocast_off():
+        total: Tensor | None = None
+        terms = self.each()
+        with _autocast_off():
+            for term in terms:
+                weight = active.get(term.name)
+                if weight is None:
+                    continue
                 value = _task_loss(task) if term.is_task else term(student, teacher, batch)
-            total = total.to(value.device) + active[term.name] * value
-            parts[term.name] = value.detach().float()
-        weights = {term.name: active.get(term.name, 0.0) for term in self.each()}
-        return Result(total, parts, weights)
+                total = _plus(total, weight, value)
+                parts[term.name] = value.detach().float()
+        weights = {term.name: active.get(term.name, 0.0) for term in terms}
+        return Result(torch.zeros(()) if total is None else total, parts, weights)
 
     def each(self) -> list[Term]:
         """The terms, in their order."""
         return list(self.terms)  # type: ignore[arg-type]
+
+
+def _plus(total: Tensor | None, weight: float, value: Tensor) -> Tensor:
+    """The sum and one more weighted value, in float32 at least, on the value's device."""
+    if total is None:
+        return weight * widen(value)
+    return total.to(value.device).add(value, alpha=weight)
 
 
 def _task_loss(task: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _blocks
 from ._blocks import Pair, Side
 from ._blockwise import Kind, Wanted, backward, forward, scale
+from ._operators import present, told_apart, transformed
 
 Keep = Literal["", "maps", "guess"]
 
@@ -53,7 +54,7 @@ def blockwise(pair: Pair, kind: Kind, keep: Keep) -> Tensor:
     if not any(wanted) or torch.compiler.is_compiling():
         keep = ""
     if keep == "guess" and (
-        any(wanted[2:]) or not _blocks.may_look(leaves[0].device) or _transformed()
+        any(wanted[2:]) or not _blocks.may_look(leaves[0].device) or transformed()
     ):
         keep = ""  # looking at the weights would wait for an accelerator
     settings = Settings(
@@ -62,18 +63,11 @@ def blockwise(pair: Pair, kind: Kind, keep: Keep) -> Tensor:
         kind.name,
         keep,
     )
-    tensors = [
-        x for side in (student, teacher) for x in (side.query, side.key, side.mask, side.bias)
-    ]
-    if torch.compiler.is_compiling():  # dynamo wants no tensor twice: queries that are keys
-        tensors = [None if x is None else x.view_as(x) for x in tensors]
+    tensors = told_apart(  # queries may be keys
+        [x for side in (student, teacher) for x in (side.query, side.key, side.mask, side.bias)]
+    )
     value: Tensor = _Divergence.apply(*tensors, pair.rows, settings)[0]  # type: ignore[no-untyped-call]
     return value
-
-
-def _transformed() -> bool:
-    """Whether a ``torch.func`` transform is at work, whose tensors cannot be changed in place."""
-    return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (torch has no other)
 
 
 def _read(tensors: Sequence[Any], settings: Sequence[Any]) -> tuple[Pair, Kind, Wanted]:
@@ -97,10 +91,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     with torch.autocast(arguments[0].device.type, enabled=False):
         value, maps, gradients = forward(pair, kind, wanted, keep)
     found = iter(gradients)
-    guesses = [
-        next(found) if asked and keep == "guess" else value.new_empty(0) for asked in wanted.student
-    ]
-    return (value, *maps, *guesses)
+    guesses = [next(found) if asked and keep == "guess" else None for asked in wanted.student]
+    return (value, *maps, *present(guesses, value))
 
 
 @_forward.register_fake
@@ -133,17 +125,18 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     pair, kind, wanted = _read(arguments[1:10], arguments[12:])
     with torch.autocast(arguments[0].device.type, enabled=False):
         found = backward(arguments[0], pair, kind, wanted, arguments[10:12])
-    return tuple(arguments[0].new_empty(0) if x is None else x for x in found)
+    return present(found, arguments[0])
 
 
 @_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     pair, _, wanted = _read(arguments[1:10], arguments[12:])
-    return tuple(
-        x.new_empty(x.shape) if asked else arguments[0].new_empty(0)
+    found = [
+        x.new_empty(x.shape) if asked else None
         for side, some in zip(pair.sides, wanted, strict=True)
         for x, asked in zip((side.query, side.key), some, strict=True)
-    )
+    ]
+    return present(found, arguments[0])
 
 
 @torch.library.custom_op(

@@ -249,14 +249,14 @@ def scale(upstream: Tensor, mask: Tensor | None, gradients: Gradients) -> bool:
     hidden, *summed = gradients
     if hidden is not None:
         hidden.mul_(upstream[:, None] if mask is None else torch.where(mask, upstream, 0)[:, None])
-    summed = [x for x in summed if x is not None]
+    sums = [x for x in summed if x is not None]
     kept = upstream if mask is None else upstream[mask]
-    if not summed or not kept.numel():
+    if not sums or not kept.numel():
         return True
     least, most = kept.aminmax()
     if not bool(least == most):
         return False
-    for x in summed:
+    for x in sums:
         x.mul_(least)
     return True
 

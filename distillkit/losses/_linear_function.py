@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _blocks
 from ._blockwise import Kind
 from ._linear_chunks import Head, Task, run, scale
+from ._operators import present, told_apart, transformed
 
 
 class _Settings(NamedTuple):
@@ -27,19 +28,17 @@ class _Settings(NamedTuple):
 
 def linear_divergence(task: Task) -> Tensor:
     """Values ``(n,)`` of the divergence, not multiplied by the squared temperature."""
-    tensors = [x for head in task.heads for x in head.tensors]
+    tensors: Sequence[Tensor | None] = [x for head in task.heads for x in head.tensors]
     asked = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
-    compiling = torch.compiler.is_compiling()
-    plain = _blocks.may_look(task.student.hidden.device) and not compiling
-    plain = plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
+    plain = _blocks.may_look(task.student.hidden.device) and not torch.compiler.is_compiling()
+    plain = plain and not transformed()
     settings = _Settings(
         (task.student.softcap, task.teacher.softcap, task.temperature, task.kind.beta),
         tuple(asked),
         task.kind.name,
         plain and any(asked) and not any(asked[3:]),
     )
-    if compiling:  # dynamo wants no tensor twice: tied weights
-        tensors = [None if x is None else x.view_as(x) for x in tensors]
+    tensors = told_apart(tensors)  # weights may be tied
     value: Tensor = _Linear.apply(*tensors, task.where, task.mask, settings)[0]  # type: ignore[no-untyped-call]
     return value
 
@@ -58,11 +57,6 @@ _TENSORS = (
 _SETTINGS = "float[] numbers, bool[] wanted, str kind, bool guess"
 
 
-def _present(found: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """An operator returns tensors only."""
-    return tuple(like.new_empty(0) if x is None else x for x in found)
-
-
 @torch.library.custom_op(
     "distillkit::linear_divergence",
     mutates_args=(),
@@ -72,7 +66,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     task, wanted = _read(arguments[:8], arguments[8:])
     with torch.autocast(arguments[0].device.type, enabled=False):
         value, found = run(task, wanted, slopes=arguments[11])
-    return (value, *_present(found[:3], value))
+    return (value, *present(found[:3], value))
 
 
 @_forward.register_fake
@@ -84,7 +78,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         value.new_empty(x.shape) if asked and x is not None else None
         for x, asked in zip(task.student.tensors, some, strict=True)
     ]
-    return (value, *_present(guesses, value))
+    return (value, *present(guesses, value))
 
 
 @torch.library.custom_op(
@@ -99,7 +93,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     task, wanted = _read(arguments[1:9], arguments[9:])
     with torch.autocast(arguments[0].device.type, enabled=False):
         _, found = run(task, wanted, arguments[0], slopes=True)
-    return _present(found, arguments[0])
+    return present(found, arguments[0])
 
 
 @_backward.register_fake
@@ -110,7 +104,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         x.new_empty(x.shape) if some and x is not None else None
         for x, some in zip(tensors, wanted, strict=True)
     ]
-    return _present(found, arguments[0])
+    return present(found, arguments[0])
 
 
 @torch.library.custom_op(

@@ -38,7 +38,9 @@ def masked_mean(
         tensor(2.)
     """
     values = widen(values)
-    weights = torch.ones_like(values, dtype=torch.bool) if mask is None else _spread(mask, values)
+    if mask is None:
+        return values.sum() / (max(1, values.numel()) if normalizer is None else normalizer)
+    weights = _spread(mask, values)
     kept = weights if weights.dtype == torch.bool else weights != 0
     total = (torch.where(kept, values, 0) * weights).sum()
     if normalizer is not None:

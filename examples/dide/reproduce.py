@@ -353,7 +353,7 @@ def attention_of_trained(study: Study, out: Path) -> list[figures.Example]:
     """Where teacher and students of the final comparison look, in the fullest test scenes."""
     seed, shown = 0, [one for one in study.students if one.part == "final"]
     runs = {run.key: run for run in study.runs()}
-    of_shown = {one.name: runs[f"{one.name}/{one.steps[0]}/{seed}"] for one in shown}
+    of_shown = {one.title or one.name: runs[f"{one.name}/{one.steps[0]}/{seed}"] for one in shown}
     teacher = trained_model(study.teacher_of(next(iter(of_shown.values()))), out)
     students = {name: trained_model(run, out) for name, run in of_shown.items()}
     test = pairs_of("test", study.scenes.test)

@@ -143,12 +143,12 @@ def final(results: Results) -> str:
     teacher = next(one for one in results.study.teachers if one.name == students[0].teacher)
     lines = results.of(teacher.name, teacher.steps, students[0].seeds)
     taught = accuracies(lines)
-    rows = [[*_row(f"{teacher.name}, {teacher.steps} steps", lines), ""]]
+    rows = [[*_row(teacher.name, lines), "", f"{teacher.steps} steps"]]
     for one in students:
         lines = results.of(one.name, one.steps[0], one.seeds)
         gaps = [t - s for t, s in zip(taught, accuracies(lines), strict=True)]
-        rows.append([*_row(f"{one.name}, {one.steps[0]} steps", lines), percent(gaps)])
-    return table(("model", *_HEAD, "behind its teacher (points)"), rows)
+        rows.append([*_row(one.title or one.name, lines), percent(gaps), one.note])
+    return table(("model", *_HEAD, "behind its teacher (points)", "what it is"), rows)
 
 
 def throughput(results: Results) -> str:

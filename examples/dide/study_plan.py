@@ -49,7 +49,8 @@ class Student(_Table):
     recipe: str  # a file beside study.toml
     steps: tuple[Steps, ...]
     seeds: tuple[Seed, ...]
-    note: str = ""  # what is asked, for the reader of the results
+    title: str = ""  # the name in the final comparison and its pictures
+    note: str = ""  # what it is, for the reader of the results
     teacher: str = "teacher"
     learning_rate: float = 1e-3
     start: Literal["scratch", "teacher"] = "scratch"
@@ -153,7 +154,7 @@ class Study(_Table):
         return self._run(teacher, teacher.steps, run.seed)
 
     def _run(self, model: Teacher | Student, steps: int, seed: int) -> Run:
-        settings = model.model_dump(exclude={"steps", "seeds", "note", "name", "part"})
+        settings = model.model_dump(exclude={"steps", "seeds", "note", "title", "name", "part"})
         settings |= {"steps": steps, "seed": seed, "scenes": self.scenes.model_dump()}
         if isinstance(model, Student):
             settings["recipe"] = tomllib.loads((STUDY / model.recipe).read_text())

@@ -61,7 +61,7 @@ SMALL = STUDY + "".join([
     student("other maps", "control", more="maps = 'of another scene'"),
     student("more scenes", "search", more="pretraining = 0.5"),
     student("from the teacher", "search", more="start = 'teacher'"),
-    student("best", "final", "dide_half.toml"),
+    student("best", "final", "dide_half.toml", more="title = 'the best'"),
     student("the same", "final"),
 ])  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_the_whole_of_a_small_study(tmp_path):
         block = text.partition(f"<!-- begin {name} -->")[2].partition("<!-- end")[0]
         assert len(block) > 60, name
     shown = f"{100 * lines['best/20/0']['test']['all']:.1f}"
-    assert f"| best, 20 steps | {shown} |" in text
+    assert f"| the best | {shown} |" in text
     for picture in ("learning", "attention-kl", "throughput", "attention"):
         content = (root / f"docs/images/study-{picture}.png").read_bytes()
         assert content.startswith(b"\x89PNG")

@@ -182,12 +182,16 @@ def crossover(results: Results) -> str:
 
 
 def costs(results: Results) -> str:
-    """CPU minutes of a seed of everything, evaluation and all."""
+    """CPU minutes of a seed of everything, all told."""
     seeds = sorted({seed for one in results.study.students for seed in one.seeds})
     rows = []
     for seed in seeds:
         runs = [run for run in results.study.runs() if run.seed == seed]
-        spent = {run.digest: results[run.key]["all_cpu_seconds"] for run in runs}
+        lines = {run.digest: results[run.key] for run in runs}
+        spent = {
+            digest: line["cpu_seconds"] + line["other_cpu_seconds"]
+            for digest, line in lines.items()
+        }
         tested = {run.digest for run in runs if run.is_tested}
         search = sum(seconds for digest, seconds in spent.items() if digest not in tested)
         rest = sum(spent.values()) - search

@@ -51,6 +51,8 @@ class Trained:
     readings: list[Reading]
     seconds: float  # by the clock
     cpu_seconds: float
+    measuring_seconds: float  # of the processor too, for the readings
+    loop_seconds: float  # of this process, both together
 
 
 # ------------------------------------------------------------------------------------- batches
@@ -143,16 +145,17 @@ def train(
             with the same weights as without the interruption. It is deleted at the end.
     """
     optimizer, schedule = optimizer_for(model, budget)
+    began = time.process_time()
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     every = max(1, budget.steps // budget.readings)
     readings: list[Reading] = []
-    done, seconds, cpu_seconds = 0, 0.0, 0.0
+    done, seconds, cpu_seconds, measuring = 0, 0.0, 0.0, 0.0
     if checkpoint is not None and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         readings = [Reading(*one) for one in saved["readings"]]
-        done, seconds, cpu_seconds = saved["done"]
+        done, seconds, cpu_seconds, measuring = saved["done"]
         for _ in range(done):
             on_step()
     for step, item in islice(enumerate(work), done, None):
@@ -167,16 +170,18 @@ def train(
         cpu_seconds += time.process_time() - busy
         on_step()
         if (step + 1) % every == 0:
+            busy = time.process_time()
             readings.append(Reading(step + 1, round(cpu_seconds, 3), measure(model)))
+            measuring += time.process_time() - busy
             if checkpoint is not None:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                known = {"readings": [tuple(one) for one in readings]}
-                write_whole(
-                    checkpoint, {**states, **known, "done": (step + 1, seconds, cpu_seconds)}
-                )
+                whole: dict[str, object] = {n: part.state_dict() for n, part in parts.items()}
+                whole["readings"] = [tuple(one) for one in readings]
+                whole["done"] = step + 1, seconds, cpu_seconds, measuring
+                write_whole(checkpoint, whole)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return Trained(model, readings, seconds, cpu_seconds)
+    here = time.process_time() - began
+    return Trained(model, readings, seconds, cpu_seconds, measuring, here)
 
 
 def write_whole(path: Path, value: object) -> None:

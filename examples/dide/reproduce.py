@@ -354,7 +354,8 @@ def publish(study: Study, out: Path, root: Path) -> None:
 
 def attention_of_trained(study: Study, out: Path) -> list[figures.Example]:
     """Where teacher and students of the final comparison look, in the fullest test scenes."""
-    seed, shown = 0, [one for one in study.students if one.part == "final"]
+    seed, final = 0, [one for one in study.students if one.part == "final"]
+    shown = (final[0], final[-1])  # what the comparison is about
     runs = {run.key: run for run in study.runs()}
     of_shown = {one.title or one.name: runs[f"{one.name}/{one.steps[0]}/{seed}"] for one in shown}
     teacher = trained_model(study.teacher_of(next(iter(of_shown.values()))), out)

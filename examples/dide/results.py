@@ -123,12 +123,9 @@ def of_parts(results: Results, *parts: Part) -> str:
 
 def search(results: Results) -> str:
     """What was tried, by validation accuracy."""
-    same = results.students("search")[0]
-    steps, seeds = same.steps[0], same.seeds
+    tried = results.students("search")
     known = [one for one in results.students("comparison") if one.name in BEFORE_SEARCH]
-    rows = [
-        (one, results.of(one.name, steps, seeds)) for one in (*known, *results.students("search"))
-    ]
+    rows = [(one, results.of(one.name, tried[0].steps[0], one.seeds)) for one in (*known, *tried)]
     rows.sort(key=lambda row: -statistics.mean(accuracies(row[1], "validation")))
     cells = [[*_row(one.name, lines, "validation"), one.note] for one, lines in rows]
     return table(("model", "validation accuracy (%)", "each seed", "CPU-s", "what changed"), cells)

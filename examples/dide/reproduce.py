@@ -41,6 +41,7 @@ from training import (
     batch_of,
     batches,
     by_kind,
+    compared_signals,
     distiller_of,
     new_student,
     teacher_signals,
@@ -139,11 +140,10 @@ def _as_student(run: Run, study: Study, out: Path) -> Trained:
     scenes = labelled + (study.scenes.unlabelled if settings.pretraining else 0)
     pairs, val = pairs_of("train", scenes), pairs_of("val", study.scenes.val)
     distiller = _distiller(student, teacher, settings)
-    key = (teacher_run.key, out, settings.teacher_adapter, settings.recipe, scenes)
+    key = (teacher_run.digest, settings.teacher_adapter, compared_signals(distiller), scenes)
     known = _known(key, partial(teacher_signals, distiller, pairs))
     reader = distiller_of(student, teacher, "dide.toml")
-    key = (teacher_run.key, out, "teacher.toml", "dide.toml", "val")
-    expected = _known_of_val(key, partial(_teacher_on_val, reader, val))
+    expected = _known_of_val(teacher_run.digest, partial(_teacher_on_val, reader, val))
 
     def measure(model: nn.Module) -> dict[str, float]:
         kl = attention_kl_of(reader, val, expected)
@@ -377,7 +377,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--parts", nargs="*", choices=get_args(Part), help="only these students")
-    parser.add_argument("--docs", type=Path, default=ROOT, help="where README.md and docs/ are")
+    parser.add_argument("--docs", type=Path, help="where README.md and docs/ are; here by default")
     arguments = parser.parse_args()
     study = load_study(arguments.study)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -390,8 +390,10 @@ def main() -> None:
     if arguments.seeds is not None or arguments.parts is not None:
         return
     time_all(study, arguments.out)
-    if arguments.docs is not None:
-        publish(study, arguments.out, arguments.docs)
+    ours = arguments.study.resolve() == (STUDY / "study.toml").resolve()
+    root = arguments.docs or (ROOT if ours else None)  # another study is not what our pages tell of
+    if root is not None:
+        publish(study, arguments.out, root)
 
 
 if __name__ == "__main__":

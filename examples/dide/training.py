@@ -221,11 +221,16 @@ def new_student(seed: int, stem: Mapping[str, Tensor]) -> models.DualEncoder:
     return student
 
 
+def compared_signals(distiller: dk.Distiller) -> tuple[str, ...]:
+    """The signals that a recipe compares; logits in any case."""
+    return tuple(sorted({"logits", *(n for term in distiller.objective.each() for n in term.on)}))
+
+
 def teacher_signals(distiller: dk.Distiller, pairs: data.Pairs) -> dk.Signals:
     """What the recipe compares of the teacher, on every pair, computed once."""
-    names = {name for term in distiller.objective.each() for name in term.on} | {"logits"}
+    names = compared_signals(distiller)
     parts = [
-        distiller.run_teacher(batch_of(pairs, index)).only(*sorted(names))
+        distiller.run_teacher(batch_of(pairs, index)).only(*names)
         for index in torch.arange(len(pairs.answer)).split(400)
     ]
     return dk.Signals.concatenate(parts)

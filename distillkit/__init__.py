@@ -16,8 +16,13 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
     from ._backbone.adapter import adapter_for as adapter_for
+    from ._backbone.backbone import Backbone as Backbone
+    from ._backbone.backbone import Run as Run
     from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
+    from ._backbone.directions import layer_sources as layer_sources
     from ._backbone.directions import signals_of as signals_of
+    from ._backbone.offer import BackboneCheck as BackboneCheck
+    from ._backbone.offer import OfferedSignal as OfferedSignal
     from ._backbone.part import adapt as adapt
     from ._backbone.signals import Signals as Signals
     from ._backbone.tokens import ModalityTokens as ModalityTokens
@@ -27,15 +32,23 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.tokens import grid_extents as grid_extents
     from ._backbone.tokens import tokens_at as tokens_at
     from ._capture.anchor import anchor as anchor
+    from ._capture.find import AttentionTable as AttentionTable
+    from ._capture.find import FoundAttention as FoundAttention
     from ._capture.find import find_attention as find_attention
+    from ._capture.record import Record as Record
     from ._capture.scope import capture as capture
+    from ._capture.wrappers import accepted_arguments as accepted_arguments
     from ._objective.align import Projector as Projector
+    from ._objective.comparison import Check as Check
+    from ._objective.comparison import TermCheck as TermCheck
+    from ._objective.distiller import Distilled as Distilled
     from ._objective.distiller import Distiller as Distiller
+    from ._objective.objective import Objective as Objective
+    from ._objective.objective import Result as Result
     from ._objective.overlap import overlap as overlap
     from ._objective.recipe import Recipe as Recipe
     from ._objective.recipe import load_recipe as load_recipe
     from ._objective.schedule import Schedule as Schedule
-    from ._objective.term import Objective as Objective
     from ._objective.term import Term as Term
     from ._plugins.hookspecs import hookimpl as hookimpl
     from ._plugins.registry import register as register
@@ -50,21 +63,33 @@ _HOMES = {
     "AdapterSpec": "_plugins.specs",
     "AlignerSpec": "_plugins.specs",
     "Attention": "_attention",
+    "AttentionTable": "_capture.find",
+    "Backbone": "_backbone.backbone",
+    "BackboneCheck": "_backbone.offer",
+    "Check": "_objective.comparison",
     "DeclarativeAdapter": "_backbone.declarative",
+    "Distilled": "_objective.distiller",
     "Distiller": "_objective.distiller",
+    "FoundAttention": "_capture.find",
     "LossSpec": "_plugins.specs",
     "ModalityTokens": "_backbone.tokens",
-    "Objective": "_objective.term",
+    "Objective": "_objective.objective",
+    "OfferedSignal": "_backbone.offer",
     "OperationSpec": "_plugins.specs",
     "Projector": "_objective.align",
     "Recipe": "_objective.recipe",
     "RecipeSpec": "_plugins.specs",
+    "Record": "_capture.record",
+    "Result": "_objective.objective",
+    "Run": "_backbone.backbone",
     "Schedule": "_objective.schedule",
     "Signals": "_backbone.signals",
     "StreamTokens": "_backbone.tokens",
     "Term": "_objective.term",
+    "TermCheck": "_objective.comparison",
     "TokenAxis": "_backbone.tokens",
     "TokenLayout": "_backbone.tokens",
+    "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
     "anchor": "_capture.anchor",
@@ -72,6 +97,7 @@ _HOMES = {
     "find_attention": "_capture.find",
     "grid_extents": "_backbone.tokens",
     "hookimpl": "_plugins.hookspecs",
+    "layer_sources": "_backbone.directions",
     "load_recipe": "_objective.recipe",
     "overlap": "_objective.overlap",
     "register": "_plugins.registry",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ._kept import Masks, rows_with_keys
 from ._selection import Selection, Tokens
+from ._source import Source
+from ._transfer import Destination, is_inference, portable, trackable
 from .errors import CaptureError, ShapeError
 
 
@@ -21,6 +24,10 @@ class Attention:
 
     over the keys that the mask keeps. Nothing of size ``q x k`` is held; an ``Attention`` is never
     changed, its methods return new ones.
+
+    It can be moved (:meth:`to`, :meth:`pin_memory`), copied and pickled. ``copy.copy`` shares its
+    tensors; a deep copy and a pickle hold them without gradient, because torch copies no tensor
+    that is inside of a graph, and hold the scores of a replayed attention as a tensor.
 
     Args:
         query: ``(b, h, q, d)``.
@@ -46,8 +53,7 @@ class Attention:
     """
 
     __slots__ = (
-        "_key", "_query", "_replay", "_used", "bias", "causal", "mask", "rows", "scale", "shape",
-        "value",
+        "_key", "_query", "_source", "bias", "causal", "mask", "rows", "scale", "shape", "value",
     )  # fmt: skip
 
     shape: tuple[int, int, int, int]
@@ -70,8 +76,7 @@ class Attention:
         self.shape = shape = (b, h, q, key.shape[2])
         self._query: Tensor | None = query
         self._key: Tensor | None = key
-        self._replay: Callable[[], Tensor] | None = None
-        self._used: Callable[[], Tensor] | None = None
+        self._source: Source | None = None
         self.value = value
         self.scale = query.shape[-1] ** -0.5 if scale is None else scale
         self.mask = _as_map("mask", mask, shape)
@@ -84,18 +89,15 @@ class Attention:
         cls, scores: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Attention:
         """An attention known by its scores ``(b, h, q, k)`` alone; -inf marks dropped keys."""
-        return cls.replayed(scores.shape, scores=lambda: scores, mask=mask, rows=rows)
+        return cls._known_by(Source("scores", scores), scores.shape, mask=mask, rows=rows)
 
     @classmethod
     def from_probabilities(
         cls, probabilities: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Attention:
         """An attention known by its probabilities ``(b, h, q, k)`` alone; 0 marks dropped keys."""
-
-        def scores() -> Tensor:
-            return _logs(probabilities)
-
-        return cls.replayed(probabilities.shape, scores=scores, mask=mask, rows=rows)
+        source = Source("probabilities", probabilities)
+        return cls._known_by(source, probabilities.shape, mask=mask, rows=rows)
 
     @classmethod
     def replayed(
@@ -124,14 +126,32 @@ class Attention:
             mask: as of any attention.
             rows: as of any attention.
         """
+        source = None
+        if used is not None:
+            source = Source("used", used)
+        elif scores is not None:
+            source = Source("scores", scores)
+        return cls._known_by(source, shape, query=query, key=key, value=value, mask=mask, rows=rows)
+
+    @classmethod
+    def _known_by(
+        cls,
+        source: Source | None,
+        shape: Sequence[int],
+        *,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Attention:
         if len(shape) != 4:
             raise ShapeError(f"an attention map is (b, h, q, k), 4 axes; got shape {tuple(shape)}")
         b, h, q, k = shape
         made = cls.__new__(cls)
         made.shape = (b, h, q, k)
         made._query, made._key, made.value = query, key, value
-        made._used = used
-        made._replay = scores if used is None else lambda: _logs(used())
+        made._source = source
         made.scale = math.nan if query is None else query.shape[-1] ** -0.5
         made.mask, made.bias = _as_map("mask", mask, made.shape), None
         made.rows, made.causal = _as_rows(rows, made.shape), False
@@ -183,34 +203,43 @@ class Attention:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Attention]) -> Attention:
-        """The examples of several attentions over the same heads and tokens, one after another."""
+        """The examples of several attentions over the same heads and tokens, one after another.
+
+        A part without a mask, a bias or ``rows`` keeps everything.
+
+        Raises:
+            ShapeError: no parts; parts that differ in heads, tokens or scale, or in what is known
+                of them.
+
+        Examples:
+            >>> parts = [Attention.from_scores(torch.zeros(b, 1, 2, 3)) for b in (1, 4)]
+            >>> Attention.concatenate(parts)
+            Attention(b=5, h=1, q=2, k=3)
+        """
+        if not parts:
+            raise ShapeError("there are no attentions to concatenate: pass at least one")
         first = parts[0]
-        if len({(part.shape[1:], part.scale, part.causal) for part in parts}) > 1:
+        # a scale that means nothing is NaN, which equals nothing
+        scales = [None if math.isnan(part.scale) else part.scale for part in parts]
+        if len({(part.shape[1:], scale) for part, scale in zip(parts, scales, strict=True)}) > 1:
             raise ShapeError(
-                "attentions to concatenate share heads, tokens, scale and causal flag; got "
-                f"{', '.join(map(str, parts))}"
+                "attentions to concatenate share heads, tokens and scale; got "
+                + ", ".join(f"{part} of scale {part.scale:.4g}" for part in parts)
             )
-
-        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-            given = [x for x in tensors if x is not None]
-            if len(given) < len(parts):
-                if given:
-                    raise ShapeError("some attentions to concatenate have a mask, others none")
-                return None
-            sizes = [part.shape[0] for part in parts]  # a mask for all becomes one for each
-            return torch.cat([x.expand(b, *x.shape[1:]) for x, b in zip(given, sizes, strict=True)])
-
+        sizes = [part.shape[0] for part in parts]
         made = cls.__new__(cls)
-        made.shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-        made._query = joined([part._query for part in parts])
-        made._key = joined([part._key for part in parts])
-        made.value = joined([part.value for part in parts])
-        made.mask = joined([part.mask for part in parts])
-        made.bias = joined([part.bias for part in parts])
-        made.rows = joined([part.rows for part in parts])
-        made.scale, made.causal = first.scale, first.causal
-        made._replay = _one_after_another([part._replay for part in parts])
-        made._used = _one_after_another([part._used for part in parts])
+        made.shape = (sum(sizes), *first.shape[1:])
+        made._query = _joined("queries", [part._query for part in parts], sizes)
+        made._key = _joined("keys", [part._key for part in parts], sizes)
+        made.value = _joined("values", [part.value for part in parts], sizes)
+        # a model that is causal says so by a mask instead where there is padding too
+        made.causal = all(part.causal for part in parts)
+        masks = [part.mask if made.causal else part._masked() for part in parts]
+        made.mask = _joined_masks(masks, sizes, nothing=True)
+        made.bias = _joined_masks([part.bias for part in parts], sizes, nothing=0.0)
+        made.rows = _joined_masks([part.rows for part in parts], sizes, nothing=True)
+        made.scale = first.scale
+        made._source = Source.concatenate([part._source for part in parts])
         return made
 
     @property
@@ -227,14 +256,23 @@ class Attention:
     def requires_grad(self) -> bool:
         """Whether a loss on this attention can teach anything."""
         known = [x for x in (self._query, self._key, self.bias) if x is not None]
-        if self._replay is not None and not known:
-            return self._replay().requires_grad
+        if self._source is not None and not known:
+            return self._source.tensor().requires_grad
         return any(x.requires_grad for x in known)
 
     @property
     def is_replayed(self) -> bool:
         """Whether its scores are more than scaled products with a mask and a bias."""
-        return self._replay is not None
+        return self._source is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        known = next(self._tensors(), None)
+        if known is None:
+            assert self._source is not None
+            known = self._source.tensor()
+        return known.device
 
     def keep(self) -> Tensor | None:
         """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
@@ -242,9 +280,12 @@ class Attention:
         Dropped are what the mask, the causal flag and ``rows`` drop, and what an additive mask
         does: bias or scores at or below half of their dtype's lowest number.
         """
-        if self._used is not None:
-            return self._kept(None, self._used() != 0)
-        return self._kept(None if self._replay is None else self._replay())
+        source = self._source
+        if source is None:
+            return self._kept(None)
+        if source.kind == "used":
+            return self._kept(None, source.tensor() != 0)
+        return self._kept(source.scores())
 
     def _kept(self, replayed: Tensor | None, kept: Tensor | None = None) -> Tensor | None:
         rows = None if self.rows is None else self.rows[..., None]
@@ -264,7 +305,7 @@ class Attention:
     def valid_rows(self) -> Tensor:
         """The rows that count and have a key left, boolean ``(b, h, q)``."""
         kept: Tensor | None
-        keep = self.keep() if self._replay is not None else None
+        keep = self.keep() if self.is_replayed else None
         if keep is not None:
             kept, device = keep.any(-1), keep.device
         else:  # no map of queries x keys is made
@@ -282,7 +323,7 @@ class Attention:
         give gradients that are wrong near convergence. What a dropped entry held, NaN too, reaches
         neither value nor gradient.
         """
-        replayed = None if self._replay is None else self._replay()
+        replayed = None if self._source is None else self._source.scores()
         keep = self._kept(replayed)
         raw = self._products(keep) if replayed is None else widen(replayed)
         return raw if keep is None else torch.where(keep, raw, -torch.inf)
@@ -301,8 +342,8 @@ class Attention:
 
     def probabilities(self) -> Tensor:
         """``(b, h, q, k)``; 0 where an entry does not count, so a row without keys is all 0."""
-        if self._used is not None:
-            used, kept = self._used(), self._kept(None)
+        if self._source is not None and self._source.kind == "used":
+            used, kept = self._source.tensor(), self._kept(None)
             return widen(used if kept is None else torch.where(kept, used, 0))
         scores = self.scores()
         kept = scores > -torch.inf
@@ -312,6 +353,51 @@ class Attention:
     def detach(self) -> Attention:
         """The same numbers without gradient."""
         return self._map(Tensor.detach, self.shape)
+
+    def to(self, *args: Any, **kwargs: Any) -> Attention:
+        """The same attention on another device or in another floating point dtype.
+
+        Masks and rows stay boolean, and what a bias or scores dropped stays dropped. What is
+        replayed is moved when it is computed.
+
+        Args:
+            args: as of :meth:`torch.Tensor.to`: a device, a dtype, both, or a tensor.
+            kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy``.
+
+        Raises:
+            OptionError: a dtype that is not floating point.
+
+        Examples:
+            >>> attention = Attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+            >>> attention.to("cpu", torch.float16).query.dtype
+            torch.float16
+        """
+        destination = Destination.of(args, kwargs)
+        return self._map(destination.move, self.shape, of_scores=destination.move_scores)
+
+    def pin_memory(self) -> Attention:
+        """The same attention in page-locked memory, from where it moves without waiting."""
+        return self._map(Tensor.pin_memory, self.shape)
+
+    def trackable(self) -> Attention:
+        """The same attention, of which autograd may save every tensor.
+
+        Tensors that were made under ``torch.inference_mode()`` are copied. Itself, where there are
+        none, and inside of inference mode.
+
+        Examples:
+            >>> with torch.inference_mode():
+            ...     attention = Attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+            >>> attention.trackable().query.is_inference()
+            False
+        """
+        if torch.compiler.is_compiling() or not self.is_inference():
+            return self
+        return self if torch.is_inference_mode_enabled() else self._map(trackable, self.shape)
+
+    def is_inference(self) -> bool:
+        """Whether it holds a tensor that was made under ``torch.inference_mode()``."""
+        return any(map(is_inference, self._tensors()))
 
     def take(self, index: Tensor | slice) -> Attention:
         """Examples of the batch, in the order of ``index``; one may come several times."""
@@ -329,21 +415,56 @@ class Attention:
         made.rows = _as_rows(rows, self.shape)
         return made
 
-    def _map(self, function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Attention:
-        """Every tensor through ``function``, which keeps the axes where they are."""
+    def _map(
+        self,
+        function: Callable[[Tensor], Tensor],
+        shape: Sequence[int],
+        *,
+        of_scores: Callable[[Tensor], Tensor] | None = None,
+    ) -> Attention:
+        """Every tensor through ``function``, which keeps the axes where they are.
+
+        A bias and given scores go through ``of_scores`` instead, where there is one.
+        """
 
         def of(x: Tensor | None) -> Tensor | None:
             return None if x is None else function(x)
 
-        replay, used = self._replay, self._used
+        of_scores = of_scores or function
+        source = self._source
         made = Attention.__new__(Attention)
         made.shape = tuple(shape)  # type: ignore[assignment]
         made._query, made._key, made.value = of(self._query), of(self._key), of(self.value)
-        made.mask, made.bias, made.rows = of(self.mask), of(self.bias), of(self.rows)
+        made.mask, made.rows = of(self.mask), of(self.rows)
+        made.bias = None if self.bias is None else of_scores(self.bias)
         made.scale, made.causal = self.scale, self.causal
-        made._replay = None if replay is None else lambda: function(replay())
-        made._used = None if used is None else lambda: function(used())
+        made._source = None
+        if source is not None:
+            made._source = source.map(of_scores if source.kind == "scores" else function)
         return made
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """Every tensor that is held; what is replayed is not computed for it."""
+        held = None if self._source is None else self._source.held
+        for x in (self._query, self._key, self.value, self.mask, self.bias, self.rows, held):
+            if x is not None:
+                yield x
+
+    def __copy__(self) -> Attention:
+        return self._map(lambda x: x, self.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a deep copy and a pickle hold: tensors without gradient, replayed ones computed."""
+        kept = self._map(portable, self.shape)
+        state = {name: getattr(kept, name) for name in self.__slots__}
+        if kept._source is not None:
+            with torch.no_grad():
+                state["_source"] = kept._source._replace(of=kept._source.tensor())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def between(self, query_tokens: Tokens, key_tokens: Tokens) -> Attention:
         """The block of some rows and some keys, *renormalised over the block's own scores*.
@@ -370,11 +491,11 @@ class Attention:
         kept = None if masked is None else block(masked)
         mask = _both(kept, _both(rows.present(2), keys.present(3)))
         counted = None if self.rows is None else rows.along(self.rows, 2)
-        if self._replay is not None:
-            replay, shape = self._replay, (b, h, rows.count, keys.count)
+        source = self._source
+        if source is not None:
             return Attention.replayed(
-                shape,
-                scores=lambda: block(replay()),
+                (b, h, rows.count, keys.count),
+                scores=lambda: block(source.scores()),
                 query=None if self._query is None else rows.along(self._query, 2),
                 key=None if self._key is None else keys.along(self._key, 2),
                 mask=mask,
@@ -402,22 +523,34 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one & other
 
 
-def _one_after_another(
-    parts: Sequence[Callable[[], Tensor] | None],
-) -> Callable[[], Tensor] | None:
-    known = [part for part in parts if part is not None]
-    return (lambda: torch.cat([part() for part in known])) if known else None
+def _joined(what: str, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """The examples of several parts; known of all of them, or of none."""
+    given = [x for x in tensors if x is not None]
+    if not given:
+        return None
+    if len(given) < len(tensors):
+        raise ShapeError(f"some attentions to concatenate hold {what}, others none")
+    if len({x.shape[1:] for x in given}) > 1:
+        shapes = ", ".join(str(tuple(x.shape)) for x in given)
+        raise ShapeError(f"the {what} of attentions to concatenate are of one size; got {shapes}")
+    return torch.cat([x.expand(b, *x.shape[1:]) for x, b in zip(given, sizes, strict=True)])
 
 
-def _logs(probabilities: Tensor) -> Tensor:
-    """Their logarithms, -inf where there is nothing."""
-    if bool((probabilities < 0).any()):
-        raise CaptureError(
-            "this attention has negative weights (its model mixes heads or subtracts softmaxes), "
-            "which no divergence compares; probabilities() has them as they are"
-        )
-    kept = probabilities > 0
-    return torch.where(kept, torch.where(kept, probabilities, 1).log(), -torch.inf)
+def _joined_masks(
+    masks: Sequence[Tensor | None], sizes: Sequence[int], *, nothing: float
+) -> Tensor | None:
+    """Masks, biases or rows of several parts; a part without one has ``nothing`` everywhere.
+
+    Models leave a mask out of a batch that has no padding.
+    """
+    given = [x for x in masks if x is not None]
+    if not given:
+        return None
+    # one entry for all heads or rows becomes one for each, where another part tells them apart
+    whole = [max(lengths) for lengths in zip(*(x.shape[1:] for x in given), strict=True)]
+    alone = given[0].new_full((1,) * given[0].ndim, nothing)
+    parts = zip(masks, sizes, strict=True)
+    return torch.cat([(alone if x is None else x).expand(b, *whole) for x, b in parts])
 
 
 def _known(what: str, tensor: Tensor | None) -> Tensor:
@@ -430,8 +563,8 @@ def _known(what: str, tensor: Tensor | None) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """At least float32: half precision is for storage."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """At least float32, half precision is for storage; and nothing that autograd cannot save."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else trackable(x)
 
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:

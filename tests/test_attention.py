@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -185,12 +189,206 @@ class TestTakeAndConcatenate:
         replayed = [Attention.from_scores(part.scores()) for part in parts]
         close(Attention.concatenate(replayed).probabilities(), attention.probabilities())
 
+    def test_a_part_without_a_mask_keeps_everything(self):
+        masked, bare = self.attention(), Attention(torch.randn(2, 2, 4, 5), torch.randn(2, 2, 6, 5))
+        biased = Attention(bare.query, bare.key, bias=torch.randn(1, 2, 1, 6))
+        causal = Attention(torch.randn(1, 2, 4, 5), torch.randn(1, 2, 6, 5), causal=True)
+        for parts in (
+            [masked, bare, biased], [biased, masked], [bare, masked], [causal, masked], [bare, causal],
+        ):  # fmt: skip
+            joined = Attention.concatenate(parts)
+            close(joined.probabilities(), torch.cat([part.probabilities() for part in parts]))
+            assert torch.equal(joined.valid_rows(), torch.cat([p.valid_rows() for p in parts]))
+
+        both = Attention.concatenate([causal, causal])
+        assert (both.causal, both.mask) == (True, None)
+
+    def test_what_is_replayed_is_concatenated(self):
+        given = torch.rand(3, 2, 4, 6).softmax(-1)
+        kinds = {
+            "scores": Attention.from_scores(given.log()),
+            "probabilities": Attention.from_probabilities(given),
+            "computed": Attention.replayed(given.shape, scores=lambda: given.log()),
+        }
+        for one in kinds.values():
+            for other in kinds.values():
+                close(
+                    Attention.concatenate([one, other]).probabilities(), torch.cat([given, given])
+                )
+        used = Attention.replayed(given.shape, used=lambda: 0.5 * given)
+        close(Attention.concatenate([used, used]).probabilities(), torch.cat([given, given]) / 2)
+        with pytest.raises(
+            errors.ShapeError, match="these are by used, scores. Attention.from_scores"
+        ):
+            Attention.concatenate([used, kinds["scores"]])
+        plain = self.attention()
+        capped = Attention.replayed(
+            plain.shape, scores=plain.scores().tanh, query=plain.query, key=plain.key
+        )
+        with pytest.raises(errors.ShapeError, match="these are by queries and keys, scores"):
+            Attention.concatenate([plain, capped])
+
     def test_concatenate_refuses_what_does_not_fit(self):
-        with pytest.raises(errors.ShapeError, match="share heads, tokens, scale"):
+        with pytest.raises(errors.ShapeError, match="share heads, tokens and scale"):
             Attention.concatenate([self.attention(), self.attention().between([0], [1])])
-        bare = Attention(torch.randn(1, 2, 4, 5), torch.randn(1, 2, 6, 5))
-        with pytest.raises(errors.ShapeError, match="have a mask, others none"):
-            Attention.concatenate([self.attention(), bare])
+        with pytest.raises(errors.ShapeError, match="no attentions to concatenate"):
+            Attention.concatenate([])
+        grouped = Attention(torch.randn(1, 2, 4, 5), torch.randn(1, 1, 6, 5))
+        with pytest.raises(
+            errors.ShapeError, match=r"the keys .* one size; got \(3, 2, 6, 5\), \(1, 1"
+        ):
+            Attention.concatenate([self.attention(), grouped])
+        query, key = torch.randn(1, 2, 4, 5), torch.randn(1, 2, 6, 5)
+        with pytest.raises(errors.ShapeError, match="hold values, others none"):
+            Attention.concatenate([Attention(query, key, key), Attention(query, key)])
+
+
+def saved(x):
+    stream = io.BytesIO()
+    torch.save(x, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+def pickled(x):
+    return pickle.loads(pickle.dumps(x))
+
+
+def every_kind():
+    """Attentions known in every way, as what makes them from leaves that ask for gradients."""
+    torch.manual_seed(0)
+    query, key = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in "qk")
+    mask, rows = torch.rand(2, 1, 1, 3) > 0.3, torch.tensor([[True, True, False]] * 2)
+    plain = Attention(query * 1, key * 1, key * 2, mask=mask, rows=rows, bias=torch.randn(4, 3, 3))
+    scores = plain.with_rows(None).scores()
+
+    def used():
+        return 0.5 * scores.softmax(-1).nan_to_num()
+
+    return {
+        "plain": plain,
+        "causal": Attention(query * 1, key * 1, causal=True),
+        "scores": Attention.from_scores(scores, mask=mask, rows=rows),
+        "probabilities": Attention.from_probabilities(plain.probabilities(), rows=rows),
+        "replayed": Attention.replayed(scores.shape, scores=lambda: scores.tanh(), query=query * 1),
+        "used": Attention.replayed(scores.shape, used=used, mask=mask, rows=rows),
+        "block": Attention.from_scores(scores).between([0, 2], [1, 2]),
+    }
+
+
+def same(ours, expected):
+    assert (ours.shape, ours.causal) == (expected.shape, expected.causal)
+    assert ours.scale == expected.scale or math.isnan(ours.scale) == math.isnan(expected.scale)
+    assert ours.is_replayed == expected.is_replayed
+    for name in ("scores", "probabilities", "valid_rows", "keep"):
+        one, other = getattr(ours, name)(), getattr(expected, name)()
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class TestCopies:
+    @pytest.mark.parametrize("kind", every_kind())
+    @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickled, saved])
+    def test_all_is_equal(self, make, kind):
+        attention = every_kind()[kind]
+        made = make(attention)
+        same(made, attention)
+        same(make(made), attention)
+        assert made.requires_grad == (make is copy.copy)
+        assert attention.requires_grad
+        both = Attention.concatenate([made, make(attention)])  # a scale of NaN equals no other
+        same(both.take(slice(2, 4)), attention)
+
+    def test_probabilities_stay_what_is_known(self):
+        weights = torch.tensor([[[[0.7, -0.2]]]])
+        made = pickled(Attention.from_probabilities(weights))
+        with pytest.raises(errors.CaptureError, match="negative weights"):
+            made.scores()
+        used = pickled(Attention.replayed((1, 1, 1, 2), used=lambda: weights))
+        close(used.probabilities(), weights)
+
+    def test_an_example_brings_its_own_share_of_the_batch(self):
+        attention = Attention(torch.randn(64, 2, 3, 8), torch.randn(64, 2, 3, 8))
+        assert len(pickle.dumps(attention.take(slice(5, 6)))) < 2000  # of 24576 bytes
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+class TestMoves:
+    @pytest.mark.parametrize("kind", every_kind())
+    def test_to_another_dtype(self, kind):
+        attention = every_kind()[kind].detach()
+        moved = attention.to(torch.float64)
+        assert moved.scores().dtype == moved.probabilities().dtype == torch.float64
+        assert (moved.mask is None) == (attention.mask is None)
+        torch.testing.assert_close(moved.probabilities().float(), attention.probabilities())
+        assert torch.equal(moved.valid_rows(), attention.valid_rows())
+
+    @pytest.mark.parametrize("kind", every_kind())
+    def test_to_another_device(self, kind):
+        attention = every_kind()[kind]
+        moved = attention.to("meta", non_blocking=True)
+        tensors = [moved.mask, moved.rows, moved.bias, moved.value]
+        assert {x.device.type for x in tensors if x is not None} <= {"meta"}
+        assert moved.device.type == "meta"
+        assert attention.device.type == "cpu"
+        assert moved.shape == attention.shape
+
+    def test_what_is_replayed_is_moved_when_it_is_computed(self):
+        calls = []
+        attention = Attention.replayed(
+            (1, 1, 2, 2), scores=lambda: calls.append(1) or torch.zeros(1, 1, 2, 2)
+        )
+        moved = attention.to(torch.float64).detach()
+        assert calls == []
+        assert moved.scores().dtype == torch.float64
+
+    @pytest.mark.parametrize("of", ["bias", "scores"])
+    @pytest.mark.parametrize("dtypes", list(itertools.permutations(DTYPES, 2)))
+    def test_what_was_dropped_stays_dropped_and_nothing_else_is(self, of, dtypes):
+        own, other = dtypes
+        # the dtype's lowest number drops; what is far below all others, but above its half, does not
+        low = torch.finfo(own).min
+        added = torch.tensor([[[[0.0, low, 0.4 * low, -torch.inf]]]], dtype=own)
+        if of == "bias":
+            zeros = torch.zeros(1, 1, 4, 2, dtype=own)
+            attention = Attention(zeros[:, :, :1], zeros, bias=added)
+        else:
+            attention = Attention.from_scores(added)
+        expected = [True, False, True, False]
+        assert attention.keep().flatten().tolist() == expected
+        assert attention.to(other).keep().flatten().tolist() == expected
+        close(attention.to(other).probabilities()[0, 0, 0], [1, 0, 0, 0])
+
+    def test_to_refuses_integers(self):
+        with pytest.raises(errors.OptionError, match="floating point"):
+            every_kind()["plain"].to(torch.int64)
+
+
+class TestInferenceMode:
+    def test_tensors_are_copied_outside_of_it(self):
+        with torch.inference_mode():
+            kinds = every_kind()
+            assert all(one.trackable() is one for one in kinds.values())
+        for attention in kinds.values():
+            made = attention.trackable()
+            same(made, attention)
+            tensors = [made.mask, made.rows, made.bias, made.value, made.scores()]
+            assert not any(x.is_inference() for x in tensors if x is not None)
+            assert made.trackable() is made
+
+    def test_without_any_it_is_itself(self):
+        attention = every_kind()["plain"]
+        assert attention.trackable() is attention
+
+    def test_replayed_scores_are_copied_when_they_are_computed(self):
+        with torch.inference_mode():
+            scores = torch.zeros(1, 1, 2, 2)
+        attention = Attention.replayed((1, 1, 2, 2), scores=lambda: scores)
+        assert attention.trackable() is attention
+        assert not attention.scores().is_inference()
 
 
 class TestKnownByScoresOrProbabilities:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._capture.record import Record
+from .._capture.wrappers import layers_of, unwrapped
 from .._plugins.registry import lookup, provided
 from .._plugins.specs import AdapterSpec, resolve
 from ..errors import UnknownNameError, did_you_mean
@@ -21,7 +21,17 @@ from .tokens import TokenLayout
 
 @runtime_checkable
 class Adapter(Protocol):
-    """One backbone family; an object of any class that has these."""
+    """One backbone family; an object of any class that has these.
+
+    It may have more, which is asked for where it is there:
+
+    - ``sources``: signal with layers -> the patterns of the modules that its layers are made of, as
+      :func:`layer_sources` names them. Then only the layers that are compared are recorded, and the
+      last of every stream, which ``layout`` may ask for its shape; without it, all are.
+    - ``unmasked``: names of masks that ``layout`` reads and the model is not called with, since it
+      attends to padding. Any other mask that does not reach the model is an error.
+    - ``for_model(model)``: this adapter for another model of the family.
+    """
 
     @property
     def streams(self) -> Mapping[str, str]:
@@ -49,7 +59,8 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
     """The adapter of a model: the one given, named or filed, or the one that fits its class.
 
     Args:
-        model: any backbone; DDP and compile wrappers are looked through.
+        model: any backbone; wrappers (DDP, FSDP, compile, PEFT, averaging, any module that only
+            passes ``*args, **kwargs`` on) are looked through.
         adapter: an object with the adapter's methods, a registered name, the path of a TOML file,
             or None to find it by the model's class (the most derived match wins).
 
@@ -57,16 +68,16 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
         UnknownNameError: nothing fits; the message says the three ways in.
         TypeError: an object that is no adapter.
     """
-    model = unwrapped(model)
     if isinstance(adapter, (str, Path)):
         if str(adapter).endswith(".toml"):
             adapter = DeclarativeAdapter.from_toml(adapter)
         else:
-            adapter = resolve(lookup(AdapterSpec, str(adapter)).factory)(model)
+            adapter = resolve(lookup(AdapterSpec, str(adapter)).factory)(unwrapped(model))
     elif adapter is None:
         adapter = _matching_adapter(model)
-    if isinstance(adapter, DeclarativeAdapter):
-        return adapter.for_model(model)
+    for_model = getattr(adapter, "for_model", None)
+    if for_model is not None:
+        adapter = for_model(model)
     if not isinstance(adapter, Adapter):
         members = ("streams", "outputs", "returns", "inputs", "layout", "signals")
         missing = [member for member in members if not hasattr(adapter, member)]
@@ -77,25 +88,15 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
     return adapter
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel and compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (DataParallel, DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def _matching_adapter(model: nn.Module) -> Any:
     known = provided(AdapterSpec)
-    for ancestor in type(model).__mro__:
-        dotted = f"{ancestor.__module__}.{ancestor.__qualname__}"
-        for name, by_plugin in known.items():
-            if any(fnmatchcase(dotted, spec.matches) for spec in by_plugin.values()):
-                return resolve(lookup(AdapterSpec, name).factory)(model)
-    model_class = type(model)
+    for layer in layers_of(model):  # a wrapper may be somebody's registered class itself
+        for ancestor in type(layer).__mro__:
+            dotted = f"{ancestor.__module__}.{ancestor.__qualname__}"
+            for name, by_plugin in known.items():
+                if any(fnmatchcase(dotted, spec.matches) for spec in by_plugin.values()):
+                    return resolve(lookup(AdapterSpec, name).factory)(layer)
+    model_class = type(unwrapped(model))
     raise UnknownNameError(
         f"no adapter fits {model_class.__module__}.{model_class.__qualname__} "
         f"({did_you_mean(model_class.__name__, known)}). Pass the path of an adapter file "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .._capture.record import Record
+from .._capture.wrappers import Accepted, accepted_arguments, unwrapped
 from .._tables import Table, validated
 from ..errors import SignalError, UnknownNameError, did_you_mean
-from .directions import first_tensor, paired, signals_of
+from .directions import first_tensor, layer_sources, paired, signals_of
 from .signals import Signal, Signals
 from .tokens import (
     WHOLE,
@@ -40,6 +40,9 @@ class TokenRun(Table):
         None, description="a number, or the batch entry whose second axis is the length"
     )
     mask: str | None = Field(None, description="the batch entry that is true for real tokens")
+    unmasked: bool = Field(
+        default=False, description="the model is called without this mask and attends to padding"
+    )
     special: tuple[int, ...] = Field((), description="positions in the run without word or patch")
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches")
     where: str | None = Field(None, description="the batch entry that marks the tokens")
@@ -60,6 +63,8 @@ class TokenRun(Table):
                 f"the {self.modality} tokens have no place: give `length` (a number or a batch "
                 "entry), `grid` (rows, columns) or `where` and `equals`"
             )
+        if self.unmasked and self.mask is None:
+            raise ValueError("`unmasked` is about a `mask` that the model is not called with")
         if self.uncropped and (self.grid is None or self.extents is not None):
             raise ValueError("`uncropped` says that `grid` covers the whole image: it needs `grid`")
         return self
@@ -86,7 +91,8 @@ class DeclarativeAdapter:
     Args:
         streams: stream -> pattern of its attention modules: one ``joint``, or ``text`` and
             ``image`` for two towers, or ``text_to_image`` and ``image_to_text``.
-        inputs: argument of the model's ``forward`` -> batch entry; absent: what forward names.
+        inputs: argument of the model's ``forward`` -> batch entry; absent: what forward names, and
+            where it takes ``**kwargs`` the masks and marked entries that ``tokens`` names.
         logits: a field of the output, or ``"module:head"``, the module that returns them.
         hidden: stream -> pattern of the modules that return its hidden states.
         embedding: modality -> a field of the output, or ``"module:..."``.
@@ -100,7 +106,7 @@ class DeclarativeAdapter:
 
     def __init__(self, **tables: Any) -> None:
         self._file = validated(_AdapterFile, tables, "adapter", SignalError)
-        self._forward: tuple[str, ...] | None = None
+        self._accepted: Accepted | None = None
 
     @classmethod
     def from_toml(cls, path: str | Path) -> DeclarativeAdapter:
@@ -118,7 +124,7 @@ class DeclarativeAdapter:
             raise SignalError(f"adapter file {str(path)!r} is no TOML: {error}") from None
         made = cls.__new__(cls)
         made._file = validated(_AdapterFile, table, f"adapter file {str(path)!r}", SignalError)
-        made._forward = None
+        made._accepted = None
         return made
 
     @property
@@ -135,18 +141,49 @@ class DeclarativeAdapter:
         heads = [n.removeprefix(_MODULE) for n in named if n and n.startswith(_MODULE)]
         return (*heads, *self._file.hidden.values())
 
+    @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """The modules that the layers of every signal are made of."""
+        return layer_sources(self._file.streams, self._file.hidden)
+
+    @property
+    def unmasked(self) -> frozenset[str]:
+        """The masks that the model is not called with, as the file says."""
+        return frozenset(run.mask for run in self._runs() if run.mask and run.unmasked)
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """The batch entries that say which tokens are real."""
+        return frozenset(run.mask for run in self._runs() if run.mask)
+
+    def _runs(self) -> list[TokenRun]:
+        return [run for runs in self._file.tokens.values() for run in runs]
+
     def for_model(self, model: nn.Module) -> DeclarativeAdapter:
-        """This adapter, knowing the names of the model's forward (for a file without `inputs`)."""
+        """This adapter, knowing the names of the model's forward.
+
+        Raises:
+            SignalError: `inputs` names an argument that the model's forward does not take.
+        """
         made = DeclarativeAdapter.__new__(DeclarativeAdapter)
-        made._file, made._forward = self._file, accepted_arguments(model)
+        made._file, made._accepted = self._file, accepted_arguments(model)
+        check_accepted(self._file.inputs or {}, made._accepted, model)
         return made
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._file.inputs is not None:
-            return {argument: entry(batch, key) for argument, key in self._file.inputs.items()}
-        if self._forward is None:
+            return {
+                argument: entry(batch, key)
+                for argument, key in self._file.inputs.items()
+                if not _is_none(batch, key)
+            }
+        if self._accepted is None:
             return dict(batch)
-        return {name: batch[name] for name in self._forward if name in batch}
+        names = dict.fromkeys(self._accepted)
+        if self._accepted.takes_any:
+            named = {run.where for run in self._runs()} | (self.masks - self.unmasked)
+            names |= dict.fromkeys(sorted(name for name in named if name))
+        return {name: batch[name] for name in names if name in batch}
 
     def layout(self, batch: Mapping[str, Any], record: Record) -> TokenLayout:  # noqa: ARG002
         pairs = {modality: entry(batch, key) for modality, key in self._file.pairs.items()}
@@ -238,7 +275,10 @@ def _run_ids(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
-    return None if run.mask is None else paired(entry(batch, run.mask) != 0, index)
+    if run.mask is None or _is_none(batch, run.mask):
+        return None
+    real: Tensor = entry(batch, run.mask) != 0
+    return paired(real, index)
 
 
 def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
@@ -279,13 +319,30 @@ def output_field(name: str, record: Record, output: Any) -> Tensor:
     return first_tensor(fields[name])
 
 
+def check_accepted(names: Iterable[str], accepted: Accepted, model: nn.Module) -> None:
+    """Refuse arguments that a model's forward does not take.
+
+    Raises:
+        SignalError: the first of them, with the nearest that it takes.
+    """
+    unknown = [name for name in names if name not in accepted]
+    if unknown and not accepted.takes_any:
+        raise SignalError(
+            f"`inputs` names the argument {unknown[0]!r}, which the forward of "
+            f"{type(unwrapped(model)).__name__} does not take; {did_you_mean(unknown[0], accepted)}"
+        )
+
+
+def _is_none(batch: Mapping[str, Any], key: str) -> bool:
+    """Whether an entry is there and says by None that it is absent."""
+    says_none = getattr(batch, "says_none", None)
+    if says_none is not None:
+        return bool(says_none(key))
+    return key in batch and batch[key] is None
+
+
 def entry(batch: Mapping[str, Any], key: str) -> Any:
     """An entry of the batch, or an error that says which was meant."""
     if key not in batch:
         raise SignalError(f"the batch has no entry {key!r}; {did_you_mean(key, batch)}")
     return batch[key]
-
-
-def accepted_arguments(model: nn.Module) -> tuple[str, ...]:
-    """The names that a model's ``forward`` takes."""
-    return tuple(inspect.signature(model.forward).parameters)

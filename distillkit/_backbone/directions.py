@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NoReturn, TypeVar
+from functools import cache, partial
+from typing import TypeVar
 
 from torch import Tensor
 
 from .._attention import Attention
 from .._capture.record import Record
-from ..errors import CaptureError, SignalError, did_you_mean
+from ..errors import SignalError, did_you_mean
+from .logits import known_axes, stream_length
 from .signals import Axes, Layers, Signal, Signals
 from .tokens import StreamTokens, TokenAxis, TokenLayout, token_axis
 
@@ -52,17 +53,27 @@ def signals_of(
             hidden states.
         absent: signals that this backbone cannot have -> why; asking for one says so.
     """
-    attentions = {stream: _read(record, pattern) for stream, pattern in streams.items()}
+    attentions = {stream: record.layers(pattern) for stream, pattern in streams.items()}
     offered, axes = attention_signals(attentions, layout)
     found: dict[str, Signal | Callable[[], Signal]] = {**(values or {}), **offered}
     masks: dict[str, Tensor] = {}
     for stream, pattern in (hidden or {}).items():
         name = f"hidden.{stream}"
-        found[name] = [first_tensor(one) for one in record.outputs(pattern)]
+        outputs = record.output_names(pattern)
+        found[name] = Layers([partial(_hidden, record, output) for output in outputs])
         valid = layout[stream].valid if stream in layout else None
         if valid is not None:
             masks[name] = valid
-    return Signals(found, masks, axes=axes, absent=absent)
+    places: dict[str, Axes | Callable[[], Axes]] = {**axes}
+    logits = found.get("logits")
+    if callable(logits):
+        found["logits"] = later = cache(logits)  # whoever asks for its padding first computes it
+        places["logits"] = lambda: known_axes(later(), layout)
+    elif known := known_axes(logits, layout):
+        places["logits"] = known
+        if known[0].valid is not None:
+            masks["logits"] = known[0].valid
+    return Signals(found, masks, axes=places, absent=absent)
 
 
 def attention_signals(
@@ -187,7 +198,7 @@ def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None
         if tokens is None or modality not in tokens:
             axes.append(None)
             continue
-        axis = token_axis(tokens[modality], modality, tokens.valid)
+        axis = token_axis(tokens[modality], modality, tokens.valid, stream_length(tokens))
         axes.append(axis if joint else paired(axis, layout.pairs.get(modality)))
     return tuple(axes)
 
@@ -216,22 +227,37 @@ def first_tensor(value: object) -> Tensor:
     return first
 
 
-class _Unread(Sequence[Attention]):
-    """A stream that recorded nothing in this forward: an error for whoever asks for it."""
-
-    def __init__(self, error: CaptureError) -> None:
-        self._error = error
-
-    def __getitem__(self, index: object) -> NoReturn:
-        raise self._error
-
-    def __len__(self) -> int:
-        raise self._error
+def _hidden(record: Record, name: str) -> Tensor:
+    return first_tensor(record.output(name))
 
 
-def _read(record: Record, pattern: str) -> Sequence[Attention]:
-    """A stream's layers, read now: the next forward empties the record."""
-    try:
-        return record.layers(pattern)
-    except CaptureError as error:
-        return _Unread(error)
+def layer_sources(
+    streams: Mapping[str, str], hidden: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The modules that the layers of every signal are made of, for an adapter's ``sources``.
+
+    This is what :func:`signals_of` reads: layer i of a signal, counted from the top, is made of the
+    i-th module from the top of each pattern.
+
+    Args:
+        streams: the adapter's own ``streams``.
+        hidden: stream -> pattern of the modules that return its hidden states.
+
+    Returns:
+        Signal -> patterns of modules.
+
+    Examples:
+        >>> layer_sources({"text": "text.blocks.*", "image": "image.blocks.*"})["attention.text"]
+        ('text.blocks.*',)
+    """
+    found: dict[str, tuple[str, ...]] = {
+        f"attention.{stream}": (pattern,) for stream, pattern in streams.items()
+    }
+    for direction, modalities in DIRECTIONS.items():
+        if direction in streams:
+            continue
+        if "joint" in streams:
+            found[f"attention.{direction}"] = (streams["joint"],)
+        elif all(modality in streams for modality in modalities):
+            found[f"attention.{direction}"] = tuple(streams[one] for one in modalities)
+    return found | {f"hidden.{stream}": (pattern,) for stream, pattern in (hidden or {}).items()}

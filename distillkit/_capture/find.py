@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
-from .names import named_modules
+from .diagnosis import check_not_stale, unseen
 from .reading import Reading
 from .record import Record
+from .recorder import Recorder
 from .scope import Scope
 
 Verdict = Literal["verified", "not verified", "not read"]
@@ -126,16 +127,18 @@ def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable
         ('MultiheadAttention', 2, 5, 'none', 'verified')
     """
     scope = Scope(model, (), keep_outputs=True)
-    with scope, _undisturbed(model):
-        scope.active = True
+    with _undisturbed(model), scope.recording() as recorder:
         model(*args, **batch)
-        scope.active = False
+    scope.close()
+    check_not_stale(recorder, scope.compiled())
     with torch.no_grad():
-        return AttentionTable(list(_rows(scope.record, named_modules(model))))
+        return AttentionTable(list(_rows(recorder, scope.names.modules)))
 
 
-def _rows(record: Record, modules: Mapping[str, nn.Module]) -> Iterator[FoundAttention]:
-    missing = {**record.unseen(modules), **record.unread}
+def _rows(recorder: Recorder, modules: Mapping[str, nn.Module]) -> Iterator[FoundAttention]:
+    recorder.keep_score()
+    record = Record(recorder)
+    missing = {**unseen(record, recorder, modules), **record.unread}
     read = set(record.names)
     for name, module in modules.items():
         cls = type(module).__name__

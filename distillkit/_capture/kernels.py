@@ -7,6 +7,7 @@ hands the call to the modes that are on, as torch's own functions do, and is put
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +30,7 @@ class Shown:
         functions: plain Python functions; what is none (torch's own, operators) is left alone.
     """
 
+    _lock = threading.Lock()  # threads open and close them side by side
     _open: dict[types.FunctionType, tuple[types.CodeType, int]] = {}  # noqa: RUF012 (of the process)
 
     def __init__(self, functions: Iterable[Any]) -> None:
@@ -39,19 +41,27 @@ class Shown:
         ]
 
     def open(self) -> None:
-        for function in self._functions:
-            code, count = self._open.get(function, (function.__code__, 0))
-            if count == 0:
-                function.__code__ = _showing(function)
-            self._open[function] = code, count + 1
+        """Make every function ask the modes that are on."""
+        if not self._functions:
+            return
+        with self._lock:
+            for function in self._functions:
+                code, count = self._open.get(function, (function.__code__, 0))
+                if count == 0:
+                    function.__code__ = _showing(function)
+                self._open[function] = code, count + 1
 
     def close(self) -> None:
-        for function in self._functions:
-            code, count = self._open.pop(function)
-            if count > 1:
-                self._open[function] = code, count - 1
-            else:
-                function.__code__ = code
+        """Undo :meth:`open`; the last one puts the functions back."""
+        if not self._functions:
+            return
+        with self._lock:
+            for function in self._functions:
+                code, count = self._open.pop(function)
+                if count > 1:
+                    self._open[function] = code, count - 1
+                else:
+                    function.__code__ = code
 
 
 _OVERRIDABLE = "torch.nn.functional"  # these ask the modes by themselves

@@ -4,49 +4,92 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import CaptureError, did_you_mean
-
-# how wrappers call what they wrap: not part of the name that the model's author knows
-_WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+from .wrappers import plain_names
 
 
-def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by the name that its author knows: what wrappers insert is left out."""
-    named: dict[str, nn.Module] = {}
-    wrappers: set[str] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, (DataParallel, DistributedDataParallel)):
-            wrappers.add(f"{name}.module".lstrip("."))
-        named[_plain(name, wrappers)] = module
-    return named
+class ModuleNames:
+    """The modules of a model by name.
 
+    A name leaves out what wrappers insert (``module.``, ``_orig_mod.``, ``base_model.model.``); the
+    name that ``model.named_modules()`` gives finds the same module.
 
-def matching(patterns: Iterable[str], names: Iterable[str], model: nn.Module) -> list[str]:
-    """The names that match a pattern, in the order of the patterns, then of the model.
-
-    Raises:
-        CaptureError: a pattern that matches nothing.
+    Attributes:
+        modules: plain name -> module.
+        paths: plain name -> the name that ``named_modules()`` gives.
+        plain: that name -> plain name.
     """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        matched = [name for name in names if pattern_regex(pattern).fullmatch(name)]
-        if not matched:
+
+    def __init__(self, model: nn.Module) -> None:
+        self.plain = plain_names(model)
+        self.modules: dict[str, nn.Module] = {}
+        self.paths: dict[str, str] = {}
+        for path, module in model.named_modules():
+            self.modules[self.plain[path]] = module
+            self.paths[self.plain[path]] = path
+        self._class = type(model).__name__
+
+    def matching(self, pattern: str) -> list[str]:
+        """The plain names that match, in the order of the model; ``#1`` at the end is ignored."""
+        regex = pattern_regex(pattern.partition("#")[0])
+        found = [name for name in self.modules if regex.fullmatch(name)]
+        if found:
+            return found
+        return list(
+            dict.fromkeys(name for path, name in self.plain.items() if regex.fullmatch(path))
+        )
+
+    def matching_all(self, patterns: Iterable[str]) -> list[str]:
+        """The names that match a pattern, in the order of the patterns, then of the model.
+
+        Raises:
+            CaptureError: a pattern that matches nothing.
+        """
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            matched = self.matching(pattern)
+            if not matched:
+                raise CaptureError(
+                    f"pattern {pattern!r} matches no module of {self._class}; "
+                    f"{did_you_mean(pattern, filter(None, self.modules))}"
+                )
+            found.update(dict.fromkeys(matched))
+        return list(found)
+
+    def method(self, name: str) -> tuple[nn.Module, str]:
+        """The module and the method that ``"embeddings.visual_embed"`` names.
+
+        Raises:
+            CaptureError: no such module, or no such method.
+        """
+        path, _, method = name.rpartition(".")
+        owner = self.modules.get(self.plain.get(path, path))
+        if owner is None or not callable(getattr(owner, method, None)):
             raise CaptureError(
-                f"pattern {pattern!r} matches no module of {type(model).__name__}; "
-                f"{did_you_mean(pattern, filter(None, names))}"
+                f"{name!r} is no method of a module of {self._class}; "
+                f"{did_you_mean(path, filter(None, self.modules))}"
             )
-        found.update(dict.fromkeys(matched))
-    return list(found)
+        return owner, method
+
+    def compiled(self, model: nn.Module) -> list[str]:
+        """The modules that run compiled now, each with what is in it."""
+        found = [self.plain[path] for path, one in model.named_modules() if is_compiled(one)]
+        return list(dict.fromkeys(found))
+
+
+def named_modules(model: nn.Module) -> Mapping[str, nn.Module]:
+    """Every module by the name that its author knows: what wrappers insert is left out."""
+    return ModuleNames(model).modules
 
 
 @functools.cache  # a training step asks for the same few, every time
 def pattern_regex(pattern: str) -> re.Pattern[str]:
+    """``*`` is one segment of a dotted name, ``**`` any number of them."""
     if pattern == "**":
         return re.compile(".*")
     parts = []
@@ -59,42 +102,17 @@ def pattern_regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts).removesuffix(r"\."))
 
 
-def _plain(name: str, wrappers: set[str]) -> str:
-    segments = name.split(".")
-    kept = [
-        segment
-        for i, segment in enumerate(segments)
-        if segment not in _WRAPPER_SEGMENTS and ".".join(segments[: i + 1]) not in wrappers
-    ]
-    return ".".join(kept)
-
-
-def method_of(
-    name: str, modules: dict[str, nn.Module], model: nn.Module
-) -> tuple[str, nn.Module, str]:
-    """The module and the method that ``"embeddings.visual_embed"`` names."""
-    owner, _, method = name.rpartition(".")
-    if owner not in modules or not callable(getattr(modules[owner], method, None)):
-        raise CaptureError(
-            f"{name!r} is no method of a module of {type(model).__name__}; "
-            f"{did_you_mean(owner, filter(None, modules))}"
-        )
-    return name, modules[owner], method
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of a dotted name as ``named_modules()`` gives it; None: it is not there."""
+    module: nn.Module | None = model
+    for segment in path.split(".") if path else ():
+        if module is None:
+            return None
+        module = module._modules.get(segment)  # noqa: SLF001 (getattr costs five times as much)
+    return module
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module go through ``torch.compile``."""
     compiled = getattr(module, "_compiled_call_impl", None) is not None
     return compiled or isinstance(module, OptimizedModule)
-
-
-def compiled_modules(model: nn.Module) -> list[str]:
-    """The modules that are compiled, each with what is in it, by the names their author knows."""
-    wrappers: set[str] = set()
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, (DataParallel, DistributedDataParallel)):
-            wrappers.add(f"{name}.module".lstrip("."))
-        if is_compiled(module):
-            found.append(_plain(name, wrappers))
-    return found

@@ -27,7 +27,7 @@ from .axes import (
 )
 from .history import ORDER_KEEPING, REORDERING, positional
 from .products import Labels, einsum_labels, matmul_labels, sides_of, weighed
-from .sighting import PLACE, FusedCall, Sighting, Step
+from .sighting import PLACE, FusedCall, Sighting, Step, version_of
 
 # changes precision or memory layout, and nothing that a float32 recomputation sees
 _SAME = {"float", "to", "type_as", "contiguous", "double", "half", "bfloat16", "clone", "type"}
@@ -105,7 +105,7 @@ def _unfolded(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...
 
 def check_unwritten(versions: Sequence[tuple[Tensor, int]]) -> None:
     """Refuse tensors that the model wrote into after it had computed its attention from them."""
-    if any(tensor._version != version for tensor, version in versions):  # noqa: SLF001
+    if any(version_of(tensor) != version for tensor, version in versions):
         raise CaptureError(
             "a tensor of it was overwritten in place after its attention had been computed from it"
         )

@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-from torch import nn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from .._attention import Attention
-from ..errors import CaptureError, CaptureWarning, unknown_name
+from ..errors import CaptureError, unknown_name
 from .names import pattern_regex
-from .reading import Reading, check_unwritten, read, read_call
+from .reading import Reading, check_unwritten
+from .recorder import Recorder, Seen
 from .sighting import FusedCall, Product, Sighting
 
-Seen = Sighting | FusedCall
 
+class Record(Mapping[str, Attention]):
+    """What the chosen modules did in the model's last forward: module name -> its attention.
 
-class Record:
-    """What the chosen modules did in the model's last forward.
+    A record is read, never written: what the model does while it runs is only noted, and worked
+    out when somebody asks. It iterates over the names of the chosen modules; where no pattern
+    chose, over those whose attention is read.
 
-    While the model runs, what is seen is only written down; it is read when it is asked for.
+    Examples:
+        >>> import torch, distillkit as dk
+        >>> layer = torch.nn.Module()
+        >>> layer.forward = lambda x: (x @ x.mT).softmax(-1) @ x
+        >>> model = torch.nn.Sequential(layer)
+        >>> with dk.capture(model, "0") as record:
+        ...     _ = model(torch.zeros(1, 2, 3, 4))
+        >>> record, list(record), record["0"].shape
+        (Record('0'), ['0'], (1, 2, 3, 3))
     """
 
-    def __init__(self, classes: dict[str, str], outputs: Iterable[str], *, strict: bool) -> None:
-        self._classes = classes
-        self._wanted_outputs = tuple(outputs)
-        self._strict = strict
-        self._ever: set[str] = set()
-        self._ran_ever: set[str] = set()
-        self._started = False
-        self._read: dict[int, Reading | None] = {}
-        self.start(frozenset())
+    __slots__ = ("_prefix", "_recorder")
 
-    def start(self, examples: frozenset[int]) -> None:
-        """A new forward: forget the last one.
+    _prefix: str
+    _recorder: Recorder
 
-        Args:
-            examples: how many examples the model may have been given.
-        """
-        self._started = bool(examples) or self._started
-        self.examples = examples
-        self.seen: list[tuple[str, Seen]] = []
-        self.notices: list[tuple[str, str]] = []
-        self.ran: list[str] = []
-        self.blind: list[str] = []  # called something that nobody can see into
-        self._outputs: dict[str, Any] = {}
-        self._returned: dict[str, Any] = {}
-        self._read = {}
+    def __init__(self, recorder: Recorder, part: str = "") -> None:
+        object.__setattr__(self, "_recorder", recorder)
+        object.__setattr__(self, "_prefix", f"{part}." if part else "")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a record is read, not written; it has no attribute {name!r} to set")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The chosen modules; where no pattern chose, those whose attention is read."""
-        if self._strict:
-            return tuple(self._classes)
-        owners = dict.fromkeys(name for name, _ in self.seen)
-        read = {name for name in owners if name not in self.unread and self._own(name)}
-        return tuple(name for name in self._classes if name in read)
+        recorder = self._recorder
+        if recorder.chosen.strict:
+            return self._within(recorder.chosen.classes)
+        owners = dict.fromkeys(name for name, _ in recorder.seen)
+        unread = self.unread
+        read = {name for name in owners if name not in unread and self._own(name)}
+        return self._within(name for name in recorder.chosen.classes if name in read)
+
+    def of_part(self, part: str) -> Record:
+        """The same record by the names of a part of the model, without ``"<part>."``."""
+        return Record(self._recorder, f"{self._prefix}{part}") if part else self
+
+    def _within(self, names: Iterable[str]) -> tuple[str, ...]:
+        prefix = self._prefix
+        return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+    def _whole(self, name: str) -> str:
+        """The plain name in the whole model."""
+        name = f"{self._prefix}{name}"
+        return self._recorder.chosen.plain.get(name, name)
 
     def __getitem__(self, name: str) -> Attention:
         """The one attention that the module computed.
@@ -75,14 +83,86 @@ class Record:
             )
         return calls[0]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The attention of a module; ``default`` where no such module was chosen."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def __repr__(self) -> str:
+        recorder = self._recorder
+        counts: dict[str, int] = {}
+        for name, _ in recorder.seen:
+            counts[name] = counts.get(name, 0) + 1
+        held = [f"{n!r}: {c} seen" if c > 1 else repr(n) for n, c in counts.items()]
+        shown = _listed(held) if held else "no attention"
+        for what, found in (("outputs", recorder.outputs), ("returned", recorder.returned)):
+            if found:
+                shown += f"; {what} of {_listed([repr(name) for name in found])}"
+        return f"Record({shown})"
+
+    def __reduce__(self) -> NoReturn:
+        raise CaptureError(
+            "a record holds what one forward left in this process, graph and all; keep what you "
+            "need of it: an Attention or Signals can be copied and pickled"
+        )
+
     def calls(self, name: str) -> tuple[Attention, ...]:
         """Every attention that the module computed in the last forward, in order."""
         return tuple(reading.attention for reading in self.readings(name))
 
+    def layers(self, pattern: str) -> RecordedLayers:
+        """The attentions of the modules that match, bottom to top; ``"x.*.att#1"``: 2nd calls.
+
+        Each is read when it is asked for, so that ``layers(pattern)[-1].shape`` reads one.
+        """
+        chosen, _, call = pattern.partition("#")
+        names = self._matching(chosen, self._recorder.chosen.classes)
+        return RecordedLayers(self, names, int(call) if call else None)
+
+    def outputs(self, pattern: str) -> tuple[Any, ...]:
+        """What the modules that match returned, bottom to top."""
+        return tuple(self.output(name) for name in self.output_names(pattern))
+
+    def output_names(self, pattern: str) -> tuple[str, ...]:
+        """The modules named in ``outputs=`` that a pattern matches, bottom to top."""
+        return self._matching(pattern, self._recorder.chosen.outputs)
+
+    def _matching(self, pattern: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Of some plain names those that a pattern matches, also by what wrappers make of them."""
+        regex = pattern_regex(f"{self._prefix}{pattern}")
+        names = list(names)
+        found = [name for name in names if regex.fullmatch(name)]
+        if not found:
+            plain = self._recorder.chosen.plain
+            wrapped = {name for path, name in plain.items() if regex.fullmatch(path)}
+            found = [name for name in names if name in wrapped]
+        return self._within(found)
+
+    def output(self, name: str) -> Any:
+        """What the module named in ``outputs=`` returned."""
+        recorder, name = self._recorder, self._whole(name)
+        return _recorded("output", name, recorder.outputs, recorder.chosen.outputs)
+
+    def returned(self, name: str) -> Any:
+        """What the bound method named in ``returns=`` returned."""
+        recorder, name = self._recorder, f"{self._prefix}{name}"
+        return _recorded("returned value", name, recorder.returned, recorder.chosen.returns)
+
     def readings(self, name: str) -> tuple[Reading, ...]:
-        """The same, each with what the model made of it where that was kept."""
-        if name not in self._classes:
-            raise unknown_name("captured module", name, self.names)
+        """The attentions of a module, each with what the model made of it where that was kept."""
+        recorder, given, name = self._recorder, name, self._whole(name)
+        if name not in recorder.chosen.classes:
+            raise unknown_name("captured module", given, self.names)
         own = self._own(name)
         if not own:
             raise CaptureError(self._nothing(name))
@@ -90,17 +170,28 @@ class Record:
             for seen, _ in own:
                 check_unwritten(seen.versions)
         except CaptureError as reason:
-            raise CaptureError(self._cannot_be_read(name, str(reason))) from None
+            raise CaptureError(recorder.cannot_be_read(name, str(reason))) from None
         return tuple(reading for _, reading in own)
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """Of each call, whether queries and keys are of the same tokens: ``self`` or ``cross``."""
         kinds = []
-        for seen, reading in self._own(name):
+        for seen, reading in self._own(self._whole(name)):
             _, _, q, k = reading.attention.shape
             same = q == k if seen.same_source is None else seen.same_source
             kinds.append("self" if same else "cross")
         return tuple(kinds)
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Modules that show something of an attention which cannot be read, and why."""
+        found = {}
+        for name in dict.fromkeys(owner for owner, _ in self._recorder.seen):
+            try:
+                self._own(name)
+            except CaptureError as reason:
+                found[name] = str(reason)
+        return found
 
     def _own(self, name: str) -> list[tuple[Seen, Reading]]:
         """What a module computed, read; a softmax on the side of the one that is used is left out.
@@ -108,12 +199,13 @@ class Record:
         Raises:
             CaptureError: it is an attention, and cannot be read.
         """
-        own = [(i, seen) for i, (owner, seen) in enumerate(self.seen) if owner == name]
+        recorder = self._recorder
+        own = [(i, seen) for i, (owner, seen) in enumerate(recorder.seen) if owner == name]
         refused = next((seen.refused for _, seen in own if seen.refused), "")
         if refused:
-            raise CaptureError(self._cannot_be_read(name, refused))
-        read_ = [(seen, self._reading(i, name, seen)) for i, seen in own]
-        found = [(seen, reading) for seen, reading in read_ if reading is not None]
+            raise CaptureError(recorder.cannot_be_read(name, refused))
+        read = [(seen, recorder.reading(i)) for i, seen in own]
+        found = [(seen, reading) for seen, reading in read if reading is not None]
         used = [
             seen.product
             for seen, reading in found
@@ -124,192 +216,79 @@ class Record:
             for seen, reading in found
             if isinstance(seen, FusedCall)
             or reading.attention.value is not None
-            or not _among(seen.product, used)
+            or not _is_one_of(seen.product, used)
         ]
 
-    def _reading(self, i: int, name: str, seen: Seen) -> Reading | None:
-        if i not in self._read:
-            try:
-                if isinstance(seen, Sighting):
-                    self._read[i] = read(seen, self.examples)
-                else:
-                    self._read[i] = read_call(seen, self.examples)
-            except CaptureError as reason:
-                raise CaptureError(self._cannot_be_read(name, str(reason))) from None
-        return self._read[i]
-
-    def layers(self, pattern: str) -> tuple[Attention, ...]:
-        """The attentions of the modules that match, bottom to top; ``"x.*.att#1"``: 2nd calls."""
-        pattern, _, call = pattern.partition("#")
-        names = [name for name in self._classes if pattern_regex(pattern).fullmatch(name)]
-        if not call:
-            return tuple(self[name] for name in names)
-        return tuple(self.calls(name)[int(call)] for name in names)
-
-    def outputs(self, pattern: str) -> tuple[Any, ...]:
-        """What the modules that match returned, bottom to top."""
-        names = [name for name in self._wanted_outputs if pattern_regex(pattern).fullmatch(name)]
-        return tuple(self.output(name) for name in names)
-
-    def output(self, name: str) -> Any:
-        """What the module named in ``outputs=`` returned."""
-        return _recorded("output", name, self._outputs, self._wanted_outputs)
-
-    def returned(self, name: str) -> Any:
-        """What the bound method named in ``returns=`` returned."""
-        return _recorded("returned value", name, self._returned, self._returned)
-
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Modules that show something of an attention which cannot be read, and why."""
-        found = {}
-        for name in dict.fromkeys(owner for owner, _ in self.seen):
-            try:
-                self._own(name)
-            except CaptureError as reason:
-                found[name] = str(reason)
-        return found
-
-    def unseen(self, modules: Mapping[str, nn.Module]) -> Mapping[str, str]:
-        """Modules that ran, look like attention and show none that is followed, and why."""
-        owners = {name for name, _ in self.seen if name in self.unread or self._own(name)}
-        notices = dict(self.notices)
-        found = {}
-        for name in dict.fromkeys(self.ran):
-            looks = looks_like_attention(modules[name]) or name in self.blind
-            if looks and not any(_related(one, owners) for one in _whole_of(name, modules)):
-                found[name] = notices.get(
-                    name, "no softmax of a product of queries and keys was seen in it"
-                )
-        return found
-
-    def check(self, compiled: Iterable[str] = ()) -> None:
-        """Refuse a capture in which a chosen module never recorded anything.
-
-        Args:
-            compiled: the modules that run compiled, with everything in them.
-        """
-        self.keep_score()
-        compiled = list(compiled)
-        stale = [name for name in compiled if not self._ran_in(name)]
-        if stale and any(_is_in(chosen, name) for chosen in self._classes for name in stale):
-            raise CaptureError(
-                f"module {stale[0]!r} was compiled before it was captured, and compiled code does "
-                "not notice hooks that come later; open the capture before the first compiled "
-                "call, or call torch.compiler.reset() first"
-            )
-        if self._strict:
-            for reason in self.unread.values():
-                raise CaptureError(reason)
-        if not self._ever and not self._outputs and not self._returned:
-            reasons = [self._nothing(name) for name, _ in self.notices]
-            raise CaptureError(
-                next(iter([*self.unread.values(), *reasons]), "")
-                or "nothing was recorded: the model that was given to capture did not run inside "
-                "the `with` block, or no chosen module computes a softmax of query @ key^T in "
-                f"Python (chosen: {_some(self._classes)})"
-                + ("; compiled code does not notice a later capture" if compiled else "")
-            )
-        missing = [name for name in self._classes if name not in self._ever]
-        if self._strict and missing:
-            raise CaptureError(self._nothing(missing[0]))
-
-    def _ran_in(self, compiled: str) -> bool:
-        """Whether anything in a compiled module called its hooks."""
-        return not self._started or any(_is_in(name, compiled) for name in self._ran_ever)
-
-    def warn(self, modules: Mapping[str, nn.Module]) -> None:
-        """Where no pattern chose: name the attentions that are missing from the record."""
-        if self._strict:
-            return
-        missing = {**self.unseen(modules), **self.unread}
-        if missing:
-            lines = [f"  {name or '(the model)'}: {reason}" for name, reason in missing.items()]
-            warnings.warn(
-                "\n".join(["the record lacks the attention of modules that look like it:", *lines]),
-                CaptureWarning,
-                stacklevel=4,
-            )
-
-    def keep_score(self) -> None:
-        """Remember who recorded something, before the next forward is started."""
-        self._ran_ever |= set(self.ran)
-        self._ever |= {
-            name
-            for i, (name, seen) in enumerate(self.seen)
-            if _surely(seen) or self._reading(i, name, seen) is not None
-        }
-
-    def add_output(self, name: str, value: Any) -> None:
-        self._outputs[name] = value
-
-    def add_returned(self, name: str, value: Any) -> None:
-        self._returned[name] = value
-
-    def _cannot_be_read(self, name: str, why: str) -> str:
-        return f"the attention of module {name!r} ({self._classes[name]}) cannot be read: {why}"
-
     def _nothing(self, name: str) -> str:
-        why = dict(self.notices).get(
-            name,
-            "it did not run, or it computes no scaled_dot_product_attention and no softmax of "
-            "query @ key^T of its own (is the attention in a child or parent module?)",
-        )
-        return (
-            f"module {name!r} ({self._classes[name]}) was chosen but recorded no attention: {why}"
-        )
+        recorder = self._recorder
+        if recorder.held is not None and name not in recorder.held:
+            return (
+                f"the attention of module {name!r} was not kept: no term compares this layer; "
+                "Backbone(model, adapter).signals(batch) keeps every layer"
+            )
+        return nothing_of(name, recorder)
 
 
-def _surely(seen: Seen) -> bool:
-    """Whether it is an attention, whatever reading it may show."""
-    return isinstance(seen, FusedCall) or not seen.product.doubtful
+class RecordedLayers(Sequence[Attention]):
+    """The attentions of some modules, bottom to top, each read when it is asked for.
+
+    Args:
+        record: where they are read.
+        names: the modules.
+        call: which call of each; None: its only one.
+    """
+
+    def __init__(self, record: Record, names: Sequence[str], call: int | None) -> None:
+        self._record, self._names, self._call = record, tuple(names), call
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return RecordedLayers(self._record, self._names[index], self._call)
+        name = self._names[index]
+        if self._call is None:
+            return self._record[name]
+        calls = self._record.calls(name)
+        if self._call >= len(calls):
+            raise CaptureError(
+                f"'{name}#{self._call}' is call {self._call}, counted from 0, of a module that "
+                f"computed {len(calls)} attentions in this forward"
+            )
+        return calls[self._call]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"RecordedLayers({_listed([repr(name) for name in self._names])})"
 
 
-def _among(product: Product, products: Iterable[Product]) -> bool:
-    nodes = [(one.left_node, one.right_node) for one in products]
-    return any(product.left_node is left and product.right_node is right for left, right in nodes)
-
-
-def looks_like_attention(module: nn.Module) -> bool:
-    """By its class's name, or by its projections of queries, keys and values."""
-    if re.search(r"attention|attn", type(module).__name__, re.IGNORECASE):
-        return True
-    linear = {n: child for n, child in module.named_children() if isinstance(child, nn.Linear)}
-    if any(child.out_features == 3 * child.in_features for child in linear.values()):
-        return len(linear) >= 2
-    return {"q", "k", "v"} <= {name[0].lower() for name in linear}
-
-
-def _is_in(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(f"{module}.")
-
-
-def _whole_of(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """The module, and those around it that look like the attention which it is a part of."""
-    yield name
-    while name:
-        name = name.rpartition(".")[0]
-        if name in modules and looks_like_attention(modules[name]):
-            yield name
-
-
-def _related(name: str, owners: Iterable[str]) -> bool:
-    """Whether the module is inside of one that was read, or one that was read is inside of it."""
-    inside = any(owner and f"{name}.".startswith(f"{owner}.") for owner in owners)
-    return inside or any(
-        owner == name or owner.startswith(f"{name}.") or not name for owner in owners
+def nothing_of(name: str, recorder: Recorder) -> str:
+    """The message about a chosen module without attention."""
+    why = dict(recorder.notices).get(
+        name,
+        "it did not run, or it computes no scaled_dot_product_attention and no softmax of "
+        "query @ key^T of its own (is the attention in a child or parent module?)",
     )
+    cls = recorder.chosen.classes[name]
+    return f"module {name!r} ({cls}) was chosen but recorded no attention: {why}"
 
 
-def _recorded(what: str, name: str, found: dict[str, Any], wanted: Iterable[str]) -> Any:
+def _recorded(what: str, name: str, found: Mapping[str, Any], wanted: Iterable[str]) -> Any:
     if name in found:
         return found[name]
     if name not in wanted:
         raise unknown_name(f"captured {what}", name, wanted)
-    raise CaptureError(f"the {what} of {name!r} was not recorded: it did not run in this forward")
+    raise CaptureError(
+        f"the {what} of {name!r} was not recorded: it did not run in this forward, or no term "
+        "compares it"
+    )
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    shown = ", ".join(repr(name) for name in listed[:5])
-    return shown if len(listed) <= 5 else f"{shown} and {len(listed) - 5} more"
+def _is_one_of(product: Product, products: Iterable[Product]) -> bool:
+    nodes = [(one.left_node, one.right_node) for one in products]
+    return any(product.left_node is left and product.right_node is right for left, right in nodes)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Self
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointFunction
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from .._plugins.specs import OperationSpec
 from ..errors import CaptureError
 from . import operations
-from .follow import Follower
-from .history import same_source
+from .diagnosis import check_recorded, warn_of_missing
 from .kernels import Shown
-from .names import compiled_modules, matching, method_of, named_modules
-from .record import Record, Seen
-from .sighting import FusedCall, Owner
+from .names import ModuleNames, module_at
+from .record import Record
+from .recorder import Chosen, Recorder
+from .shared import ignore, listen, padded
+from .watcher import Hooks, Watcher
+from .wrappers import unwrapped
 
 
 @contextmanager
@@ -38,9 +36,10 @@ def capture(
     The model computes what it always computes, in whichever implementation it runs; nothing stays
     on it afterwards. A record holds the model's last forward.
 
-    Under ``torch.compile`` open the capture before the first compiled call, since compiled code
-    does not notice hooks that come later. Such a model keeps the hooks, inert between captures: the
-    next capture of the same modules goes on with them, and nothing is compiled again.
+    Calls of other threads are not recorded, so that two threads may capture one model. Under
+    ``torch.compile`` open the capture before the first compiled call, since compiled code does not
+    notice hooks that come later. Such a model keeps the hooks, inert between captures: the next
+    capture of the same modules goes on with them, and nothing is compiled again.
 
     Args:
         model: any module, wrapped in DDP or not; it is the one that is called.
@@ -65,18 +64,45 @@ def capture(
         Attention(b=1, h=2, q=3, k=3)
     """
     outputs, returns = tuple(outputs), tuple(returns)
-    scope = _kept_on(model, (patterns, outputs, returns, detach))
+    scope = _kept_on(model, (patterns, outputs, returns))
     if scope is None:
-        scope = Scope(model, patterns, outputs=outputs, returns=returns, detach=detach)
-    with scope:
-        scope.active = True
-        yield scope.record
-        scope.record.check(scope.compiled)
-        scope.record.warn(scope.modules)
+        scope = Scope(model, patterns, outputs=outputs, returns=returns)
+    with scope.recording(detach=detach) as recorder:
+        record = Record(recorder)
+        yield record
+        check_recorded(record, recorder, scope.compiled())
+        # of whoever wrote the with statement: past this function, contextlib and __exit__
+        warn_of_missing(record, recorder, scope.names.modules, stacklevel=5)
+
+
+class _Watched(NamedTuple):
+    """One thing that hooks are put on.
+
+    Attributes:
+        module: the module, or the owner of a method.
+        path: its name in ``named_modules()``.
+    """
+
+    module: nn.Module
+    path: str
 
 
 class Scope:
-    """The hooks of one capture on one model; inert while ``active`` is False."""
+    """Which modules of one model are looked at; ``with scope.recording()`` looks.
+
+    Between recordings nothing is on the model, unless a compiler has the hooks in its code.
+
+    Args:
+        model: the model that is called.
+        patterns: as of :func:`capture`.
+        outputs: as of :func:`capture`.
+        returns: as of :func:`capture`.
+        keep_outputs: also hold what became of the values, to check the reading against.
+        also: further operations, that nobody registered.
+
+    Raises:
+        CaptureError: a pattern that matches no module.
+    """
 
     def __init__(
         self,
@@ -85,286 +111,220 @@ class Scope:
         *,
         outputs: Iterable[str] = (),
         returns: Iterable[str] = (),
-        detach: bool = False,
         keep_outputs: bool = False,
         also: Iterable[OperationSpec] = (),
     ) -> None:
-        self._active = False
-        self.traced = False  # a compiler has the hooks in its code
-        self.key = tuple(patterns), tuple(outputs), tuple(returns), detach
-        self.detach, self.with_grad = detach, False
-        self.stack: list[str] = []
-        self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
-        readers = operations.readers(also)
-        self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
-        self.modules = modules = named_modules(model)
-        chosen = {n: modules[n] for n in matching(patterns or ["**"], modules, model)}
-        wanted = {n: modules[n] for n in matching(outputs, modules, model)}
-        methods = [method_of(name, modules, model) for name in returns]
-        classes = {name: type(module).__name__ for name, module in chosen.items()}
-        self._of_record = classes, tuple(wanted), bool(patterns)
-        self.renew()
-        self.compiled = compiled_modules(model)
-        self._shown = Shown(readers)
-        self._handles: list[RemovableHandle | _Wrapped] = []
-        start = _Hooks(self, "", model)
-        self._handles.append(
-            model.register_forward_pre_hook(start.start, prepend=True, with_kwargs=True)
-        )
-        for name, module in chosen.items():
-            hooks = _Hooks(self, name, module)
-            self._handles.append(module.register_forward_pre_hook(hooks.enter))
-            self._handles.append(module.register_forward_hook(hooks.leave, always_call=True))
-        for name, module in wanted.items():
-            hooks = _Hooks(self, name, module)
-            self._handles.append(module.register_forward_hook(hooks.keep_output))
-        for name, owner, method in methods:
-            self._handles.append(_Wrapped(owner, method, self, name))
-        self._nesting = [
+        self.model = model
+        self.key = tuple(patterns), tuple(outputs), tuple(returns)
+        self._keep_outputs = keep_outputs
+        self._readers = operations.readers(also)
+        self._shown = Shown(self._readers)
+        self._lock = threading.Lock()
+        self._idle: list[Watcher] = []
+        self._running: list[Watcher] = []
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Find the modules that the patterns name, now.
+
+        Raises:
+            CaptureError: a pattern that matches no module.
+        """
+        self.close()
+        patterns, outputs, returns = self.key
+        self.names = names = ModuleNames(self.model)
+        chosen = names.matching_all(patterns or ["**"])
+        wanted = names.matching_all(outputs)
+        classes = {name: type(names.modules[name]).__name__ for name in chosen}
+        self.chosen = Chosen(classes, tuple(wanted), returns, bool(patterns), names.plain)
+        self._methods = [(name, *names.method(name)) for name in returns]
+        self._encoders = [
             module
-            for module in model.modules()
+            for module in names.modules.values()
             if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
         ]
+        self._watched = {
+            name: _Watched(names.modules[name], names.paths[name]) for name in {*chosen, *wanted}
+        }
+        self._around: dict[frozenset[str], frozenset[str]] = {}
+        self._is_compiled = bool(names.compiled(self.model))
 
     @property
-    def active(self) -> bool:
-        """Whether the hooks record anything."""
-        return self._active
+    def stack(self) -> tuple[str, ...]:
+        """The chosen modules that are running now, outermost first, in every thread."""
+        return tuple(name for watcher in self._running for name in watcher.stack)
 
-    @active.setter
-    def active(self, active: bool) -> None:
-        if active == self._active:
-            return
-        self._active = active
-        for module in self._nesting:  # nested tensors go past the attention modules, or crash
-            module.use_nested_tensor = not active
-        if active:
+    @property
+    def is_running(self) -> bool:
+        """Whether anybody records now."""
+        return bool(self._running)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a compiler has the hooks in its code, so that they stay on the model."""
+        return any(watcher.traced for watcher in (*self._idle, *self._running))
+
+    def compiled(self) -> list[str]:
+        """The modules that run compiled, each with what is in it."""
+        return self.names.compiled(self.model)
+
+    @contextmanager
+    def recording(
+        self,
+        held: frozenset[str] | None = None,
+        outputs: frozenset[str] | None = None,
+        *,
+        detach: bool = False,
+    ) -> Iterator[Recorder]:
+        """Write down what the model does in this thread, until the block ends, however it ends.
+
+        Args:
+            held: the chosen modules whose attention is wanted; None: all.
+            outputs: the modules whose output is wanted, of those that were named; None: all.
+            detach: record without gradient.
+
+        Raises:
+            CaptureError: compiled code is being recorded by this thread already.
+        """
+        recorder = Recorder(self.chosen, held, detach=detach)
+        with ExitStack() as stack:
+            if self._is_compiled or self.is_traced:
+                stack.enter_context(_lock_of(self.model))  # compiled code cannot tell threads apart
+            watcher = self._take()
+            stack.callback(self._give_back, watcher)
+            self._attach(watcher, held, outputs)
+            for encoder in self._encoders:
+                stack.enter_context(padded(encoder))
             self._shown.open()
-        else:
-            self._shown.close()
-
-    def renew(self) -> None:
-        """A record for the next capture; the last one is its reader's."""
-        classes, outputs, strict = self._of_record
-        self.record = Record(classes, outputs, strict=strict)
+            stack.callback(self._shown.close)
+            stack.callback(watcher.unwind)
+            watcher.thread = threading.get_ident()
+            watcher.recorder = recorder
+            yield recorder
 
     def close(self) -> None:
-        """Leave nothing on the model."""
-        self.active = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if self.stack:
-            self.stack.clear()
-            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        """Leave nothing on the model, compiled or not."""
+        with self._lock:
+            for watcher in self._idle:
+                self._detach(watcher)
+            self._idle.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.traced and not self.stack:
-            self.active = False
-        else:
-            self.close()
-
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A forward of the whole model begins."""
-        self.with_grad = torch.is_grad_enabled()
-        self.record.keep_score()
-        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim > 0]
-        self.record.start(frozenset(a.shape[0] for a in given))
-
-    def enter(self, name: str) -> None:
-        if torch.compiler.is_compiling():
-            self.traced = True
-        self.stack.append(name)
-        self.record.ran.append(name)
-        if len(self.stack) == 1:
-            self.follower.begin()
-            self.mode.__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(self) -> None:
-        self.stack.pop()
-        if not self.stack:
-            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self.follower.forget()
-
-    def add(self, owner: Owner, seen: Seen) -> None:
-        """Write down an attention that was seen."""
-        if in_backward():
-            return
-        if self.with_grad and not self.detach and not torch.is_grad_enabled():
-            _refuse_reentrant(owner)
-            if seen.has_lost_gradient:
-                seen.refused = (
-                    "it is computed without gradient from tensors that have one (inside an "
-                    "autograd.Function or no_grad), so that a loss on it would teach nothing or "
-                    "half; tell capture how to read it with an OperationSpec, or detach=True"
+    def _take(self) -> Watcher:
+        """A watcher that nobody uses: the one that compiled code knows, where there is one."""
+        with self._lock:
+            if any(watcher.traced for watcher in self._running):
+                raise CaptureError(
+                    "this model is compiled and is being recorded already, and compiled code "
+                    "records for one at a time"
                 )
-        if self.detach or not torch.is_grad_enabled():
-            seen.detach()
-        self.record.seen.append((owner[-1] if owner else "", seen))
+            watcher = self._idle.pop() if self._idle else self._new_watcher()
+            self._running.append(watcher)
+        return watcher
 
-    def blind_to(self, kernel: str) -> None:
-        """A foreign kernel ran that may compute attention."""
-        self.record.blind.append(self.stack[-1])
-        self.notice(tuple(self.stack), operations.cannot_see_into(kernel))
+    def _new_watcher(self) -> Watcher:
+        return Watcher(self, self._readers, keep_outputs=self._keep_outputs)
 
-    def notice(self, owner: Owner, reason: str) -> None:
-        """Write down why something could not be followed."""
-        self.record.notices.append((owner[-1] if owner else "", reason))
+    def _give_back(self, watcher: Watcher) -> None:
+        watcher.recorder = None
+        if not watcher.traced:
+            self._detach(watcher)
+        with self._lock:
+            self._running.remove(watcher)
+            self._idle.append(watcher)
+
+    def is_current(
+        self, held: frozenset[str] | None = None, outputs: frozenset[str] | None = None
+    ) -> bool:
+        """Whether the modules that a recording looks at are still those of the model."""
+        if held is None or outputs is None:
+            watched = list(self._watched.values())
+        else:
+            watched = [self._watched[name] for name in (*self._inside(held), *outputs)]
+        return all(module_at(self.model, one.path) is one.module for one in watched)
+
+    def _inside(self, held: frozenset[str]) -> frozenset[str]:
+        """The modules that are wanted, and chosen ones inside of them: an operation is theirs."""
+        found = self._around.get(held)
+        if found is None:
+            inner = (
+                name
+                for name in self.chosen.classes
+                if any(not one or name.startswith(f"{one}.") for one in held)
+            )
+            found = self._around[held] = frozenset([*held, *inner])
+        return found
+
+    def _attach(
+        self, watcher: Watcher, held: frozenset[str] | None, outputs: frozenset[str] | None
+    ) -> None:
+        """Put the hooks on, those that are not there yet."""
+        chosen = self.chosen.classes if held is None else self._inside(held)
+        wanted = self.chosen.outputs if outputs is None else outputs
+        if "start" not in watcher.attached:
+            hooks = Hooks(watcher, "", self.model)
+            watcher.attached["start"] = [
+                self.model.register_forward_pre_hook(hooks.start, prepend=True, with_kwargs=True)
+            ]
+        for name in chosen:
+            if f"attention {name}" not in watcher.attached:
+                module = self._watched[name].module
+                hooks = Hooks(watcher, name, module)
+                watcher.attached[f"attention {name}"] = [
+                    module.register_forward_pre_hook(hooks.enter),
+                    module.register_forward_hook(hooks.leave, always_call=True),
+                ]
+        for name in wanted:
+            if f"output {name}" not in watcher.attached:
+                module = self._watched[name].module
+                hooks = Hooks(watcher, name, module)
+                watcher.attached[f"output {name}"] = [
+                    module.register_forward_hook(hooks.keep_output)
+                ]
+        for name, owner, method in self._methods:
+            if f"method {name}" not in watcher.attached:
+                watcher.attached[f"method {name}"] = [_Listening(watcher, name, owner, method)]
+
+    def _detach(self, watcher: Watcher) -> None:
+        for handles in watcher.attached.values():
+            for handle in handles:
+                handle.remove()
+        watcher.attached.clear()
+
+
+class _Listening:
+    """A listener of one method, as a handle to remove."""
+
+    def __init__(self, watcher: Watcher, name: str, owner: nn.Module, method: str) -> None:
+        self._watcher, self._name, self._owner, self._method = watcher, name, owner, method
+        self._listener = self._returned  # one object: each access of a bound method makes another
+        listen(owner, method, self._listener)
+
+    def _returned(self, value: Any) -> None:
+        watcher = self._watcher
+        if watcher.recorder is not None and watcher.is_on():
+            watcher.recorder.returned[self._name] = value
+
+    def remove(self) -> None:
+        ignore(self._owner, self._method, self._listener)
+
+
+_compiled_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> Any:
+    """The lock of everybody who records one compiled model."""
+    with _locks_lock:
+        return _compiled_locks.setdefault(unwrapped(model), threading.RLock())
 
 
 def _kept_on(model: nn.Module, key: tuple[Any, ...]) -> Scope | None:
-    """The inert scope that a capture of the same modules left on a compiled model."""
-    for hook in model._forward_pre_hooks.values():
+    """The scope whose hooks an earlier capture of the same modules left on a compiled model."""
+    for hook in model._forward_pre_hooks.values():  # noqa: SLF001 (torch lists hooks nowhere else)
         hooks = getattr(hook, "__self__", None)
-        if isinstance(hooks, _Hooks) and hooks.belongs_to(model):
-            scope = hooks.scope
-            if scope is not None and scope.traced and not scope.active and scope.key == key:
-                scope.renew()
-                return scope
+        if not isinstance(hooks, Hooks) or not hooks.belongs_to(model) or hooks.watcher is None:
+            continue
+        scope: Scope = hooks.watcher.scope
+        if scope.is_traced and scope.key == key and not scope.is_running and scope.is_current():
+            return scope
     return None
-
-
-class _Mode(TorchFunctionMode):
-    """Shows every torch call to the readers; on only while a chosen module runs."""
-
-    def __init__(self, scope: Scope, readers: dict[Any, Any], *, keep_outputs: bool) -> None:
-        super().__init__()
-        self._scope, self._readers, self._keep_outputs = scope, readers, keep_outputs
-        self._known = {**readers, **operations.OPENED}
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in self._known or type(func) in operations.OPERATORS:
-            return self._attend(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._scope.follower.saw(func, args, kwargs, result)
-        return result
-
-    def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call that may be a whole attention."""
-        if func in operations.OPENED:
-            with self:
-                return operations.OPENED[func](*args, **kwargs)
-        result = func(*args, **kwargs)
-        scope = self._scope
-        read = self._readers.get(func)
-        if read is None and type(func) in operations.OPERATORS:
-            read = self._readers.get(operations.known_as(func))
-            if read is None and operations.may_attend(func, args):
-                scope.blind_to(str(func))
-        if read is None:
-            scope.follower.saw(func, args, kwargs, result)
-        else:
-            scope.add(tuple(scope.stack), self._call(func, read, args, kwargs, result))
-        return result
-
-    def _call(
-        self, func: Any, read: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> FusedCall:
-        call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
-        given = [a for a in args[:3] if isinstance(a, Tensor)]
-        if len(given) == 3:
-            # the contract is (b, h, n, d); with other axes, how they were made must tell
-            unfold = func is scaled_dot_product_attention and {a.ndim for a in given} != {4}
-            if unfold or self._keep_outputs:
-                nodes = tuple(self._scope.follower.history.node(a) for a in given)
-                call.nodes = nodes if unfold else ()
-                call.same_source = same_source(*nodes[:2])
-        return call
-
-
-class _Hooks:
-    """What one module calls; a copy of the model has them too, and there they do nothing."""
-
-    def __init__(self, scope: Scope | None, name: str, module: nn.Module | None) -> None:
-        self.scope, self._name, self._module = scope, name, module
-
-    def belongs_to(self, module: nn.Module) -> bool:
-        """Whether it is the module itself, and no copy of it, that these are on."""
-        return module is self._module
-
-    def _of(self, running: nn.Module) -> Scope | None:
-        scope = self.scope
-        return scope if scope is not None and running is self._module and scope.active else None
-
-    def start(self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        scope = self._of(running)
-        if scope is not None and not in_backward():
-            scope.start(args, kwargs)
-
-    def enter(self, running: nn.Module, _: object) -> None:
-        scope = self._of(running)
-        if scope is not None:
-            scope.enter(self._name)
-
-    def leave(self, running: nn.Module, _: object, __: object) -> None:
-        scope = self._of(running)
-        if scope is not None and scope.stack and scope.stack[-1] == self._name:
-            scope.leave()
-
-    def keep_output(self, running: nn.Module, _: object, output: object) -> None:
-        scope = self._of(running)
-        if scope is not None and not in_backward():
-            scope.record.add_output(self._name, output)
-
-    def __reduce__(self) -> tuple[type[_Hooks], tuple[None, str, None]]:
-        return _Hooks, (None, self._name, None)
-
-    def __deepcopy__(self, _: object) -> _Hooks:
-        return _Hooks(None, self._name, None)
-
-
-class _Wrapped:
-    """A bound method that shows what it returns; a deep copy of its owner gets the plain method."""
-
-    def __init__(self, owner: nn.Module, method: str, scope: Scope, name: str) -> None:
-        self._owner, self._method, self._scope, self._name = owner, method, scope, name
-        self._replaced = vars(owner).get(method)  # another capture's, where captures nest
-        self._original = getattr(owner, method)
-        object.__setattr__(owner, method, self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        value = self._original(*args, **kwargs)
-        if self._scope.active:
-            self._scope.record.add_returned(self._name, value)
-        return value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return getattr(type(self._owner), self._method).__get__(memo[id(self._owner)])
-
-    def remove(self) -> None:
-        if self._replaced is None:
-            object.__delattr__(self._owner, self._method)
-        else:
-            object.__setattr__(self._owner, self._method, self._replaced)
-
-
-def in_backward() -> bool:
-    """Gradient checkpointing runs a forward again inside the backward: nothing new."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
-
-
-def _refuse_reentrant(owner: Owner) -> None:
-    """Checkpointing with use_reentrant=True runs without gradient: a loss would teach nothing."""
-    if torch.compiler.is_compiling():
-        return
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            raise CaptureError(
-                f"module {owner[-1]!r} runs inside a checkpoint with use_reentrant=True, which "
-                "computes it without gradient: what is captured could teach nothing; checkpoint "
-                "with use_reentrant=False, or capture with detach=True"
-            )
-        frame = frame.f_back  # type: ignore[assignment]

@@ -157,15 +157,20 @@ def make_aligner(given: str | Mapping[str, Any]) -> nn.Module:
     except TypeError as error:
         raise RecipeError(f"aligner {given!r}: {error}") from None
     made = factory(**table)
-    return made if isinstance(made, nn.Module) else _Untrained(made)
+    return made if isinstance(made, nn.Module) else _Untrained(made, given)
 
 
 class _Untrained(nn.Module):
-    """An aligner without parameters, as a module."""
+    """An aligner without parameters, as a module; a pickle names it and makes it again."""
 
-    def __init__(self, function: Callable[..., tuple[Any, Any]]) -> None:
+    def __init__(
+        self, function: Callable[..., tuple[Any, Any]], given: str | Mapping[str, Any]
+    ) -> None:
         super().__init__()
-        self.function = function
+        self.function, self._given = function, given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_aligner, (self._given,)
 
     def forward(self, student: Any, teacher: Any, **tokens: Any) -> tuple[Any, Any]:
         return self.function(student, teacher, **tokens)

@@ -1,28 +1,18 @@
-"""What both sides of a term are, where they differ, and which aligner would fix it."""
+"""What a look at both sides of every term says before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .._attention import Attention
-from .._backbone.signals import Axes, Signals
-from .._backbone.tokens import TokenAxis
-from .._plugins.registry import provided
-from .._plugins.specs import LossSpec
+from .._backbone.signals import Signals
 from ..errors import DistillKitError, ShapeError
-from ..losses import shared_rows
-from .term import Objective, Term
-
-_EXTENTS = (
-    "align = [\"overlap\"] carries the teacher's attention onto the student's tokens by where both "
-    "lie in the raw input"
-)
-_SAME_WIDTH = {"(d),(d)": "projector", "(v),(v)": "universal_logit_distance"}
+from .differences import differences, has_pairs
+from .objective import Objective, autocast_off
+from .pairing import Comparison
+from .term import Term
 
 
 @dataclass(frozen=True)
@@ -34,6 +24,7 @@ class TermCheck:
         student: the student's side: shape of the layer that is compared, and what counts.
         teacher: the teacher's.
         align: the term's aligners.
+        counts: how much of what is compared counts, after padding, ``mask`` and ``where``.
         value: the unweighted value; None where it could not be computed.
         problems: what differs or is missing, each with its fix.
     """
@@ -42,6 +33,7 @@ class TermCheck:
     student: str = ""
     teacher: str = ""
     align: str = ""
+    counts: str = "-"
     value: float | None = None
     problems: tuple[str, ...] = ()
 
@@ -66,10 +58,10 @@ class Check:
         return not self.problems and not any(one.problems for one in self.terms)
 
     def __str__(self) -> str:
-        rows = [("term", "student", "teacher", "align", "value")]
+        rows = [("term", "student", "teacher", "align", "counts", "value")]
         for one in self.terms:
             value = "-" if one.value is None else f"{one.value:.4f}"
-            rows.append((one.term, one.student, one.teacher, one.align, value))
+            rows.append((one.term, one.student, one.teacher, one.align, one.counts, value))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -86,153 +78,82 @@ def check_term(
     """A dry run of one term: shapes, what counts, what differs, its value."""
     align = ", ".join(term.aligner_names) or "-"
     try:
-        pairs = compared_layers(term, student, teacher)
+        comparison = term.compare(student, teacher)
+        sides = comparison.pairs[0]
+        seen = TermCheck(
+            term.name, _described(sides.students[0]), _described(sides.teachers[0]), align
+        )
     except DistillKitError as error:
         return TermCheck(term.name, align=align, problems=(str(error),))
-    ours, theirs = pairs[0][0][0], pairs[0][1][0]
-    seen = TermCheck(term.name, _described(ours), _described(theirs), align)
-    found = differences(term, student, teacher)
+    found = differences(term, comparison) if has_pairs(comparison) else []
     try:
-        term.check_gradient([term.signal("student", student, name) for name in term.on])
+        comparison.check_gradient()
     except DistillKitError as error:
         found.append(str(error))
     try:
-        value = term(student, teacher, batch).item()
+        with autocast_off():
+            value = term(student, teacher, batch, comparison=comparison).item()
     except (DistillKitError, RuntimeError) as error:
-        found = found or [str(error)]
-        return TermCheck(term.name, seen.student, seen.teacher, align, None, tuple(found))
-    return TermCheck(term.name, seen.student, seen.teacher, align, value, tuple(found))
+        return replace(seen, problems=tuple(found or [str(error)]))
+    return replace(seen, counts=counted_line(comparison), value=value, problems=tuple(found))
 
 
 def check_first_batch(
-    objective: Objective, active: Mapping[str, float], student: Signals, teacher: Signals
-) -> None:
-    """Compare the structure of both sides before the first step.
+    objective: Objective,
+    active: Collection[str],
+    student: Signals,
+    teacher: Signals,
+    comparisons: Mapping[str, Comparison] | None = None,
+) -> frozenset[str]:
+    """Compare the structure of both sides, before the first step and whenever one likes.
+
+    Args:
+        objective: the terms.
+        active: the names of those that are computed.
+        student: the student's signals.
+        teacher: the teacher's.
+        comparisons: what :meth:`Objective.compare` made of them, to share it with the loss.
+
+    Returns:
+        The names of the terms that were compared. Left out are the task, and terms of which this
+        batch has no pairs on either side, as a batch of words alone has none of words and patches.
 
     Raises:
         ShapeError: every difference of every active term, each with the aligner that fixes it.
     """
-    found = [
-        f"term {term.name!r}: {problem}"
-        for term in objective.each()
-        if term.name in active and not term.is_task
-        for problem in differences(term, student, teacher)
-    ]
+    compared, found = set(), []
+    with autocast_off():
+        if comparisons is None:
+            comparisons = objective.compare(student, teacher, active)
+        for term in objective.each():
+            comparison = comparisons.get(term.name)
+            if comparison is None or not has_pairs(comparison):
+                continue
+            compared.add(term.name)
+            found += [f"term {term.name!r}: {one}" for one in differences(term, comparison)]
     if found:
         raise ShapeError("\n".join(found))
+    return frozenset(compared)
 
 
-def compared_layers(
-    term: Term, student: Signals, teacher: Signals
-) -> list[tuple[list[Any], list[Any]]]:
-    """The pairs of layers that a term compares, before its aligners."""
-    ours = [term.signal("student", student, name) for name in term.on]
-    theirs = [term.signal("teacher", teacher, name) for name in term.on]
-    return term.layer_pairs(ours, theirs)
+def counted_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
+    """One line for each term: how much of it counted, once its value has been computed.
+
+    It looks at the masks: on an accelerator, the host waits.
+    """
+    return [f"{term}: {counted_line(one)}" for term, one in comparisons.items() if one.counted]
 
 
-def differences(term: Term, student: Signals, teacher: Signals) -> list[str]:
-    """What differs between both sides after the term's aligners, each with its fix."""
-    found: list[str] = []
-    for students, teachers in compared_layers(term, student, teacher):
-        for name, ours, theirs in zip(term.on, students, teachers, strict=True):
-            axes = student.axes(name), teacher.axes(name)
-            try:
-                aligned = term.aligned(ours, theirs, axes)
-            except ShapeError as error:
-                found.append(str(error).removeprefix(f"term {term.name!r}: "))
-                continue
-            if isinstance(ours, Attention) and isinstance(theirs, Attention):
-                same = aligned[0] is ours and aligned[1] is theirs
-                found += _attention_differences(term, name, aligned, axes if same else ((), ()))
-            elif isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-                found += _tensor_differences(term, name, aligned)
-    return list(dict.fromkeys(found))
-
-
-def _attention_differences(
-    term: Term, name: str, sides: tuple[Attention, Attention], axes: tuple[Axes, Axes]
-) -> list[str]:
-    ours, theirs = (side.shape for side in sides)
-    shapes = f"student {ours}, teacher {theirs}, each (b, h, q, k)"
-    if ours[0] != theirs[0]:
-        return [f"{name} is of {ours[0]} examples and {theirs[0]}: {shapes}"]
-    found = []
-    for axis, what in ((2, "queries"), (3, "keys")):
-        known = [side[axis - 2] if len(side) == 2 else None for side in axes]
-        if ours[axis] != theirs[axis]:
-            found.append(f"{name} has unequal {what}: {shapes}. {_EXTENTS}")
-        else:
-            found += _token_differences(name, what, *known)
-    if ours[1] != theirs[1] and not _averages_heads(term):
-        found.append(
-            f'{name} has unequal heads: {shapes}. The option heads="mean" compares the average '
-            "over each side's heads"
-        )
-    if not found and not bool(shared_rows(*sides).any()):
-        found.append(
-            f"{name}: no row of this batch counts, so nothing would be learned from it: the "
-            "teacher has no key left for any row that both sides keep (a causal decoder's image "
-            "never sees its text; an image that shows nothing of what the other side sees)"
-        )
-    return found
-
-
-def _averages_heads(term: Term) -> bool:
-    return bool(term.options.get("heads") or term.options.get("relation_heads"))
-
-
-def _token_differences(
-    name: str, what: str, ours: TokenAxis | None, theirs: TokenAxis | None
-) -> list[str]:
-    """Equally many tokens that are nevertheless others."""
-    if ours is None or theirs is None:
-        return []
-    if ours.extents is not None and theirs.extents is not None:
-        if _close(ours.extents, theirs.extents):
-            return []
-        return [f"{name}: the {what} lie elsewhere in the raw input on each side. {_EXTENTS}"]
-    if ours.grid and theirs.grid and ours.grid != theirs.grid:
-        grids = f"{ours.grid} and {theirs.grid}"
-        return [f"{name}: the {what} are patches of different grids, {grids}. {_EXTENTS}"]
-    if ours.special and theirs.special and ours.special != theirs.special:
-        places = f"{ours.special} and {theirs.special}"
-        return [f"{name}: the {what} have their special tokens at {places}. {_EXTENTS}"]
-    if bool(ours.special) != bool(theirs.special) and ours.grid and theirs.grid:
-        return [f"{name}: only one side's {what} have a special token. {_EXTENTS}"]
-    for of, one, other in (("text", ours.ids, theirs.ids), ("padding", ours.valid, theirs.valid)):
-        if one is not None and other is not None and one is not other and not _equal(one, other):
-            why = f"{of} on each side (another tokenizer, or another padding side)"
-            return [f"{name}: the {what} differ in {why}. {_EXTENTS}"]
-    return []
-
-
-def _tensor_differences(term: Term, name: str, sides: tuple[Tensor, Tensor]) -> list[str]:
-    ours, theirs = sides
-    shapes = f"student {tuple(ours.shape)}, teacher {tuple(theirs.shape)}"
-    if ours.shape[:1] != theirs.shape[:1]:
-        return [f"{name} is of different numbers of examples: {shapes}"]
-    signature = _signature(term)
-    consumed = signature.partition("->")[0]
-    if ours.shape[1:-1] != theirs.shape[1:-1] and consumed in _SAME_WIDTH:
-        return [f"{name} has unequal tokens: {shapes}; no aligner carries hidden states"]
-    if ours.shape[-1:] == theirs.shape[-1:] or consumed not in _SAME_WIDTH:
-        return []
-    if consumed == "(d),(d)":
-        widths = f"student_width = {ours.shape[-1]}, teacher_width = {theirs.shape[-1]}"
-        fix = f'align = [{{ name = "projector", {widths} }}] learns a map between the widths'
-    else:
-        shapes += f": one side has {ours.shape[-1]} and the other {theirs.shape[-1]}"
-        fix = (
-            'align = ["truncate"] or ["mask"] keeps what both have, where one vocabulary extends '
-            'the other; loss = "universal_logit_distance" compares unrelated ones'
-        )
-    return [f"{name} has unequal {'widths' if 'd' in consumed else 'classes'}: {shapes}. {fix}"]
-
-
-def _signature(term: Term) -> str:
-    specs = provided(LossSpec).get(term.loss_name, {})
-    return next(iter(specs.values())).signature if specs else ""
+def counted_line(comparison: Comparison) -> str:
+    """How many rows, positions or examples of the first pair of layers count: "17 of 21 rows"."""
+    kept, shape = comparison.counted[0].kept, comparison.counted[0].shape
+    signal = comparison.pairs[0].students[0]
+    what = "examples" if len(shape) < 2 else "positions"
+    if isinstance(signal, Attention):
+        what, shape = "rows", shape[::2]
+        kept = None if kept is None else kept.any(1)
+    count = shape.numel() if kept is None else int(kept.sum())
+    return f"{count} of {shape.numel()} {what}"
 
 
 def _described(side: Any) -> str:
@@ -241,17 +162,6 @@ def _described(side: Any) -> str:
         rows = side.valid_rows()[:, 0]
         return f"({shape}), {int(rows.sum())} of {rows.numel()} rows"
     return str(tuple(side.shape))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    if one.shape[1:] != other.shape[1:]:
-        return False
-    other = other.to(one.device)
-    return bool(torch.isclose(one.double(), other.double(), atol=1e-4).all())
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other.to(one.device))
 
 
 def offered(side: str, signals: Signals, used: Sequence[str]) -> str:

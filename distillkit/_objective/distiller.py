@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +11,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._backbone.adapter import Adapter, adapter_for
+from .._backbone.adapter import Adapter
+from .._backbone.backbone import ITEMS, Backbone, LayerIndices, Wanted
+from .._backbone.batch import SideOfBatch, check_all_used, checked_batch
 from .._backbone.signals import Signals
 from .._capture.anchor import anchor
-from .._capture.scope import Scope
-from ..errors import DistillKitError, RecipeError, SignalError
-from .batch import SideOfBatch, check_all_used, checked_batch
-from .comparison import Check, TermCheck, check_first_batch, check_term, offered
+from ..errors import CaptureError, DistillKitError, OptionError, RecipeError, SignalError
+from .comparison import (
+    Check,
+    TermCheck,
+    check_first_batch,
+    check_term,
+    counted_lines,
+    offered,
+)
+from .items import OwnLoss, TaskItems
+from .learning import AlignerWatch
+from .normalizer import Normalizer
+from .objective import Objective, autocast_off
+from .pairing import Comparison
 from .recipe import Recipe, load_recipe
-from .term import Objective
+from .surroundings import check_apart, dry_run, one_batch, over_ranks
+from .teacher import Teacher
+from .tied import drop_aliases, fill_aliases
 
 TaskLoss = Callable[[Any, Mapping[str, Any]], Tensor]
+
+_logger = logging.getLogger("distillkit")
 
 
 class Distilled(NamedTuple):
@@ -33,6 +49,7 @@ class Distilled(NamedTuple):
         weights: term -> the weight it had.
         student: the student's signals.
         teacher: the teacher's signals; empty where no term needed them.
+        counts: term -> how much counted in its mean: examples, or positions with ``per = "row"``.
     """
 
     loss: Tensor
@@ -40,6 +57,7 @@ class Distilled(NamedTuple):
     weights: dict[str, float]
     student: Signals
     teacher: Signals
+    counts: dict[str, Tensor]
 
 
 class Distiller(nn.Module):
@@ -47,12 +65,20 @@ class Distiller(nn.Module):
 
     The loss is computed inside ``forward``, so that gradients of captured tensors are synchronised
     under DDP and FSDP like any others: wrap the distiller, not the student. The teacher is kept in
-    eval mode and out of ``parameters()``, ``state_dict()`` and ``train()``; ``.to()`` moves it.
+    eval mode and out of ``parameters()``, ``state_dict()`` and ``train()``; ``.to()`` moves it,
+    unless it was placed by somebody (dispatched, offloaded, quantised).
+
+    ``distiller.student`` is the one student: the module that is trained, run, saved and watched.
+    Assigning another one (wrapped, or with adapters) moves the watch to it. Between two calls
+    nothing is on the models, so that they copy, pickle and run elsewhere as if nobody looked; a
+    copy of the distiller watches its own models. Several threads may call one distiller.
+
+    Tied weights appear once in ``state_dict()``, by their first name, as safetensors wants them.
 
     Args:
         student: the model that learns.
-        teacher: the model that is imitated; its parameters are frozen. None where every call
-            brings ``teacher_signals``.
+        teacher: the model that is imitated; its parameters are frozen until :meth:`close`. None
+            where every call brings ``teacher_signals``.
         recipe: a :class:`Recipe`, its name or path, or an :class:`Objective`.
         student_adapter: an adapter, its name, the path of its TOML file; None finds it by class.
         teacher_adapter: the same for the teacher.
@@ -61,6 +87,9 @@ class Distiller(nn.Module):
         ignore: batch entries that nothing uses; any other such entry is an error.
         example: a batch, from which aligners whose sizes the recipe leaves open are built; both
             models run on it once.
+        look_every: the structure of both sides is compared on the first training batch and then on
+            every batch of this number, since a look reads tensors; 0: on the first alone. What
+            costs nothing is checked on every batch.
 
     Raises:
         UnknownNameError: an adapter, recipe or loss that nothing provides.
@@ -68,7 +97,10 @@ class Distiller(nn.Module):
         RecipeError: an aligner without sizes, and no example.
     """
 
-    def __init__(
+    accepts_loss_kwargs = False
+    """To transformers' Trainer: the loss is a mean, not divided by ``num_items_in_batch``."""
+
+    def __init__(  # noqa: PLR0913 (two models, a recipe; the rest by keyword)
         self,
         student: nn.Module,
         teacher: nn.Module | None,
@@ -79,62 +111,152 @@ class Distiller(nn.Module):
         task_loss: TaskLoss | None = None,
         ignore: Iterable[str] = (),
         example: Mapping[str, Any] | None = None,
+        look_every: int = 100,
     ) -> None:
         super().__init__()
+        if look_every < 0:
+            raise OptionError(f"look_every is a number of batches, 0 or more; got {look_every}")
         self.student = student
-        self._ignore = tuple(ignore)
-        self._compared = False
         if isinstance(recipe, (str, Path)):
             recipe = load_recipe(recipe)
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
-        self._task_loss = task_loss
-        self._student = _Watched(student, adapter_for(student, student_adapter))
-        self._teacher: _Watched | None = None
+        self._ignore, self._task_loss = tuple(ignore), task_loss
+        self._look_every, self._steps = look_every, 0
+        self._compared: frozenset[str] = frozenset()
+        self._own_entries: frozenset[str] = frozenset()
+        self._student_adapter = student_adapter
+        # of terms of weight 0, too
+        self._bound = frozenset[str]().union(*(term.entries for term in self.objective.each()))
+        self._wanted = _wanted(self.objective, 0), _wanted(self.objective, 1)
+        self._watched: Backbone | None = Backbone(student, student_adapter)
+        self._own_loss: OwnLoss | None = OwnLoss(student)
+        self._task_items, self._aligners = TaskItems(), AlignerWatch()
+        self._closed = False
+        self._teacher: Teacher | None = None
+        self.register_state_dict_post_hook(drop_aliases)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(fill_aliases)  # type: ignore[no-untyped-call]
         if teacher is not None:
-            _check_apart(student, teacher)
-            teacher.eval().requires_grad_(requires_grad=False)
-            self._teacher = _Watched(teacher, adapter_for(teacher, teacher_adapter))
+            check_apart(student, teacher)
+            self._teacher = Teacher(teacher, teacher_adapter)
         self._build_aligners(example)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher; another one takes another distiller."""
+        return None if self._teacher is None else self._teacher.model
+
+    @property
+    def _student(self) -> Backbone:
+        """The student's backbone, which follows ``self.student``."""
+        if self._watched is None or self._watched.model is not self.student:
+            self._follow()
+        assert self._watched is not None
+        return self._watched
+
+    def _follow(self) -> None:
+        """Watch the module that is the student now: another one, a wrapper, a replica."""
+        student = self.student
+        if not isinstance(student, nn.Module):
+            raise SignalError(f"distiller.student is a module; got {type(student).__name__}")
+        if self._teacher is not None:
+            check_apart(student, self._teacher.model)
+        self._watched = Backbone(student, self._student_adapter)
+        if self._own_loss is not None:
+            self._own_loss = self._own_loss.moved_to(student)
+        self._compared = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":
+            raise SignalError(
+                "a distiller keeps the teacher that it was made with, which it has frozen; make "
+                "another one, Distiller(student, teacher, recipe)"
+            )
+        super().__setattr__(name, value)
 
     def forward(
         self,
-        batch: Mapping[str, Any],
+        batch: Mapping[str, Any] | None = None,
+        /,
         *,
         progress: float | None = None,
         teacher_signals: Signals | None = None,
+        normalizer: Normalizer | None = None,
+        labels: Any = None,
+        **entries: Any,
     ) -> Distilled:
         """The loss of one batch.
 
         Args:
-            batch: what the adapters take both models' inputs from.
+            batch: what the adapters take both models' inputs from; ``distiller(**batch)`` is the
+                same. An entry that is None is absent. The teacher sees an entry ``teacher_x`` as
+                ``x``, and labels only as ``teacher_labels``.
             progress: the part of training that is done, in [0, 1]; scheduled weights need it.
             teacher_signals: what :meth:`run_teacher` returned for these examples before; the
                 teacher does not run.
+            normalizer: how much counts in the whole of which this batch is a part (other
+                micro-batches, other ranks), term by term as :meth:`normalizer` returns it, or one
+                number of examples; the losses of the parts then add up to that of the whole.
+            labels: an entry of the batch, where it is given by keyword.
+            entries: the other entries.
         """
+        self._check_open()
+        batch = one_batch(batch, entries, labels)
         used: set[str] = set()
-        batch = checked_batch(batch)
         compares = self.objective.compares(progress)
         ran_teacher = teacher_signals is None and compares
         if ran_teacher:
             teacher_signals = self._run_teacher(batch, used)
         elif teacher_signals is None or not compares:
             teacher_signals = Signals({})
+        if torch.is_grad_enabled():
+            teacher_signals = teacher_signals.trackable()
         own = SideOfBatch(batch, "student", used)
-        output, student_signals = self._student.run(own)
+        output, student_signals = self._student.run(own, wanted=self._wanted[0])
         task = self._task(output, own, progress)
-        if self.training and not self._compared:
-            self._check_first(batch, used, progress, student_signals, teacher_signals, ran_teacher)
+        looked: dict[str, Comparison] | None = None
+        if self.training:
+            looked = self._check(
+                batch, used, progress, student_signals, teacher_signals, ran_teacher
+            )
+        items, normalizer = self._items(own, output, task, normalizer)
         result = self.objective(
-            student_signals, teacher_signals, batch=own, task=task, progress=progress
-        )
+            student_signals, teacher_signals, batch=own, task=task, progress=progress,
+            normalizer=normalizer, task_items=items, comparisons=looked,
+        )  # fmt: skip
+        if looked and _logger.isEnabledFor(logging.INFO):
+            for line in counted_lines(looked):
+                _logger.info("what counts of %s", line)
         loss = result.loss
         if dist.is_available() and dist.is_initialized() and loss.requires_grad:
             # the student's modules gather parameters, or are waited for, by way of its outputs
             loss = anchor(loss, output)
-        return Distilled(loss, result.parts, result.weights, student_signals, teacher_signals)
+        return Distilled(
+            loss, result.parts, result.weights, student_signals, teacher_signals, result.counts
+        )
+
+    def _items(
+        self, batch: SideOfBatch, output: Any, task: Tensor | None, normalizer: Normalizer | None
+    ) -> tuple[Tensor | None, Normalizer | None]:
+        """How many items the task's mean is over, where a normalizer asks for it."""
+        if task is None or normalizer is None:
+            return None, normalizer
+        items = self._task_items.count(batch, output, task)
+        if isinstance(normalizer, Mapping) or items is None:
+            return items, normalizer
+        if self._task_items.are_tokens(batch):
+            raise RecipeError(
+                "the task loss is a mean over tokens, so one number cannot normalise it beside "
+                "terms over examples; pass a mapping, normalizer=distiller.normalizer(batches), "
+                f"or the entry {ITEMS!r} that the student's own loss divides by"
+            )
+        return items, dict.fromkeys([term.name for term in self.objective.each()], normalizer)
 
     def run_teacher(self, batch: Mapping[str, Any]) -> Signals:
-        """The teacher's signals for a batch, without gradient: what is worth computing once."""
+        """The teacher's signals for a batch, without gradient: what is worth computing once.
+
+        Of signals with layers it has those that the recipe compares.
+        """
+        self._check_open()
         return self._run_teacher(checked_batch(batch), set())
 
     def _run_teacher(self, batch: Mapping[str, Any], used: set[str]) -> Signals:
@@ -142,9 +264,47 @@ class Distiller(nn.Module):
             raise SignalError(
                 "this distiller has no teacher: pass teacher_signals=, or give it one"
             )
-        _keep_in_eval(self._teacher.model)
-        with torch.no_grad():
-            return self._teacher.run(SideOfBatch(batch, "teacher", used))[1]
+        return self._teacher.run(SideOfBatch(batch, "teacher", used), self._wanted[1])
+
+    def normalizer(
+        self, batches: Iterable[Mapping[str, Any]], *, progress: float | None = None
+    ) -> dict[str, Tensor]:
+        """How much counts in several batches together, on every rank: for ``normalizer=``.
+
+        For accumulation over micro-batches, or ranks, of unequal size: pass the same to the call of
+        each, and their losses add up to the loss of one big batch. Both models run once on each
+        batch, without gradient; a recipe in which every term is ``per = "example"`` needs no more
+        than the number of examples, ``normalizer=32``, and costs nothing. Where several processes
+        work together, all of them call this, and the counts are divided by their number, since DDP
+        averages gradients.
+
+        Args:
+            batches: the micro-batches of one step on this rank.
+            progress: as for a call.
+
+        Returns:
+            Term -> count.
+        """
+        self._check_open()
+        totals: dict[str, Tensor] = {}
+        with dry_run(self), torch.no_grad():
+            for batch in batches:
+                batch = checked_batch(batch)
+                own = SideOfBatch(batch, "student", set())
+                teacher = Signals({})
+                if self.objective.compares(progress):
+                    teacher = self._run_teacher(batch, set())
+                output, student = self._student.run(own, wanted=self._wanted[0])
+                task = self._task(output, own, progress)
+                items = None if task is None else self._task_items.count(own, output, task)
+                result = self.objective(
+                    student, teacher, batch=own, task=task, progress=progress, task_items=items
+                )
+                for name, count in result.counts.items():
+                    totals[name] = totals[name] + count if name in totals else count.double()
+        if not totals:
+            raise SignalError("there is no batch to count in: pass the micro-batches of a step")
+        return over_ranks(totals)
 
     def check(self, batch: Mapping[str, Any], *, teacher_signals: Signals | None = None) -> Check:
         """A dry run on one batch, before any training: what each term will compare.
@@ -157,17 +317,19 @@ class Distiller(nn.Module):
             batch: as for a call.
             teacher_signals: as for a call.
         """
+        self._check_open()
         used: set[str] = set()
         batch = checked_batch(batch)
         terms, problems = self.objective.each(), []
         own = SideOfBatch(batch, "student", used)
         ran_teacher = teacher_signals is None
-        with _dry_run(self), torch.enable_grad():
+        with dry_run(self), torch.inference_mode(mode=False), torch.enable_grad():
             if teacher_signals is None:
                 teacher_signals = Signals({})
                 if any(not term.is_task for term in terms):
                     teacher_signals = self._run_teacher(batch, used)
-            output, student_signals = self._student.run(own)
+            teacher_signals = teacher_signals.trackable()
+            output, student_signals = self._student.run(own, wanted=self._wanted[0])
             seen = []
             for term in terms:
                 if not term.is_task:
@@ -177,9 +339,10 @@ class Distiller(nn.Module):
                 missing = () if task is not None else ("the student's output has no field `loss`",)
                 value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
+        self._note_own_entries(used)
         if ran_teacher:
             try:
-                check_all_used(batch, used, self._ignore)
+                check_all_used(batch, used | self._bound, self._ignore)
             except DistillKitError as error:
                 problems.append(str(error))
         wanted = [name for term in terms for name in term.on]
@@ -189,7 +352,7 @@ class Distiller(nn.Module):
         ]
         return Check(tuple(seen), tuple(problems), tuple(offers))
 
-    def _check_first(
+    def _check(
         self,
         batch: Mapping[str, Any],
         used: set[str],
@@ -197,26 +360,85 @@ class Distiller(nn.Module):
         student: Signals,
         teacher: Signals,
         ran_teacher: bool,  # noqa: FBT001 (a private step of one call)
-    ) -> None:
-        """Compare both sides, once every term has had a weight."""
+    ) -> dict[str, Comparison] | None:
+        """What costs nothing, on every training batch; a look at the tensors, now and then."""
         active = self.objective.active(progress)
-        check_first_batch(self.objective, active, student, teacher)
-        if len(active) < len(self.objective.each()):
-            return
-        self._compared = True
+        self._aligners.check(self.objective, active, self.student)
+        due = self._look_every and self._steps % self._look_every == 0
+        self._steps += 1
+        looked = None
+        if due or active.keys() - self._compared:
+            with autocast_off():
+                looked = self.objective.compare(student, teacher, active)
+            compared = check_first_batch(self.objective, active, student, teacher, looked)
+            tasks = {term.name for term in self.objective.each() if term.is_task}
+            self._compared |= compared | tasks
         if ran_teacher:
-            bound = {name for term in self.objective.each() for name in term.inputs.values()}
-            check_all_used(batch, used | bound, self._ignore)
+            if len(active) == len(self.objective.each()):
+                check_all_used(batch, used | self._bound, self._ignore)
+            self._check_own_entries(batch)
+            self._note_own_entries(used)
+        return looked
+
+    def _note_own_entries(self, used: set[str]) -> None:
+        """Remember which entries are the teacher's own."""
+        self._own_entries |= {name for name in used if name.startswith("teacher_")}
+
+    def _check_own_entries(self, batch: Mapping[str, Any]) -> None:
+        """Refuse a batch in which the teacher would take what is meant for the student."""
+        for name in self._own_entries:
+            shared = name.removeprefix("teacher_")
+            if batch.get(name) is None and batch.get(shared) is not None:
+                raise SignalError(
+                    f"this batch has no entry {name!r}, which earlier ones had, so that the "
+                    f"teacher would be given the student's {shared!r}. A loop that drops columns "
+                    "which the student's forward does not name must keep it (transformers' "
+                    "Trainer: remove_unused_columns=False)"
+                )
 
     def close(self) -> None:
-        """Take the hooks off both models; they are inert outside ``forward`` anyway."""
-        self._student.scope.close()
+        """Give both models back: no hooks, the teacher as trainable and in the modes as before.
+
+        A later call is an error.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._watched is not None:
+            self._watched.close()
+        if self._own_loss is not None:
+            self._own_loss.put_back()
         if self._teacher is not None:
-            self._teacher.scope.close()
+            self._teacher.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CaptureError(
+                "this distiller is closed: its models are no longer watched and its teacher no "
+                "longer frozen; make another one, Distiller(student, teacher, recipe)"
+            )
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Checkpoint the student, as a model of transformers does: its options are the student's.
+
+        Raises:
+            SignalError: the student has no such method.
+        """
+        self._on_student("gradient_checkpointing_enable")(**options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Checkpoint the student no more."""
+        self._on_student("gradient_checkpointing_disable")()
+
+    def _on_student(self, method: str) -> Callable[..., Any]:
+        found: Callable[..., Any] | None = getattr(self.student, method, None)
+        if found is None:
+            raise SignalError(f"the student, {type(self.student).__name__}, has no {method}()")
+        return found
 
     def _build_aligners(self, example: Mapping[str, Any] | None) -> None:
         """Everything trainable exists after construction."""
-        unbuilt = [term.name for term in self.objective.terms if not term.is_built]
+        unbuilt = [term.name for term in self.objective.each() if not term.is_built]
         if not unbuilt:
             return
         if example is None:
@@ -225,14 +447,9 @@ class Distiller(nn.Module):
                 "recipe, or pass a batch, Distiller(..., example=batch)"
             )
         example = checked_batch(example)
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()  # statistics of batch norms and random numbers stay as they were
-        try:
-            with torch.no_grad():
-                student = self._student.run(SideOfBatch(example, "student", set()))[1]
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        own = SideOfBatch(example, "student", set())
+        with dry_run(self), torch.no_grad():
+            student = self._student.run(own, wanted=self._wanted[0])[1]
         self.objective.build_aligners(student, self.run_teacher(example))
 
     def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:
@@ -249,61 +466,33 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # noqa: FBT001, FBT002
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        parameter = next(self.student.parameters(), None)
-        if self._teacher is not None and parameter is not None:
-            self._teacher.model.to(parameter.device)  # its dtype is its own
+        if self._teacher is not None:
+            self._teacher.move(fn)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle are made of: the watch is made again around the copy."""
+        state = {**vars(self)}
+        state["_watched"] = None
+        state["_own_loss"] = None
+        return state
 
-def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    """Freezing the teacher must not freeze a part of the student in silence."""
-    frozen_with_it = {id(p) for p in teacher.parameters()}
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad and id(parameter) in frozen_with_it:
-            raise SignalError(
-                f"student and teacher share the parameter {name!r}, which learns, while a teacher "
-                "is frozen. Give the teacher a copy, copy.deepcopy(part), or freeze the shared "
-                "part yourself, part.requires_grad_(False)"
-            )
-
-
-def _keep_in_eval(teacher: nn.Module) -> None:
-    """Eval mode, whoever called ``train`` since; looking costs less than setting it again."""
-    if any(module.training for module in teacher.modules()):
-        teacher.eval()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not self._closed:
+            self._own_loss = OwnLoss(self.student)
 
 
-@contextmanager
-def _dry_run(distiller: Distiller) -> Iterator[None]:
-    """Eval mode and a random state of its own, both put back."""
-    modes = {module: module.training for module in distiller.modules()}
-    try:
-        with torch.random.fork_rng(_accelerators(distiller)):
-            distiller.eval()
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _accelerators(distiller: Distiller) -> list[torch.device]:
-    return sorted({p.device for p in distiller.parameters() if p.device.type == "cuda"}, key=str)
-
-
-class _Watched:
-    """A model, its adapter and the hooks that read it; no module, so that nothing registers it."""
-
-    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
-        self.model, self.adapter = model, adapter
-        patterns = [pattern.partition("#")[0] for pattern in adapter.streams.values()]
-        self.scope = Scope(model, patterns, outputs=adapter.outputs, returns=adapter.returns)
-
-    def run(self, batch: Mapping[str, Any]) -> tuple[Any, Signals]:
-        """The model's output and signals for a batch."""
-        self.scope.active = True
-        try:
-            output = self.model(**self.adapter.inputs(batch))
-        finally:
-            self.scope.active = False
-        layout = self.adapter.layout(batch, self.scope.record)
-        return output, self.adapter.signals(self.scope.record, output, layout)
+def _wanted(objective: Objective, side: int) -> Wanted:
+    """Signal -> the layers of one side (0: the student's) that terms compare."""
+    found: dict[str, LayerIndices] = {}
+    for term in objective.each():
+        for name in term.on:
+            known = found.get(name, frozenset())
+            if isinstance(known, str) or term.layers == "all":
+                found[name] = "all"
+            elif isinstance(term.layers, str):
+                found[name] = known | {-1}
+            else:
+                found[name] = known | {pair[side] for pair in term.layers}
+    return found

@@ -1,15 +1,73 @@
-"""A loss's options as its own signature allows them."""
+"""What a term may be given: a loss and its options, a weight, choices among words."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor
 
+from .._plugins.registry import lookup, provided
+from .._plugins.specs import LossSpec, resolve
+from .._tables import validated
 from ..errors import OptionError, RecipeError, unknown_name
+from .schedule import Schedule
+
+Choice = TypeVar("Choice")
+
+
+def loss_of(loss: str | Callable[..., Tensor]) -> tuple[Callable[..., Tensor], str]:
+    """A loss's function, and its signature where it is registered: ``"(v),(v)->()"``.
+
+    Raises:
+        UnknownNameError: no such loss.
+    """
+    if isinstance(loss, str):
+        spec = lookup(LossSpec, loss)
+        return resolve(spec.function), spec.signature
+    for spec in provided(LossSpec).get(getattr(loss, "__name__", ""), {}).values():
+        if resolve(spec.function) is loss:
+            return loss, spec.signature
+    return loss, ""
+
+
+def checked_choice(what: str, given: Choice, known: tuple[str, ...]) -> Choice:
+    """A choice, if it is no word or a known one.
+
+    Raises:
+        UnknownNameError: the nearest words are suggested.
+    """
+    if isinstance(given, str) and given not in known:
+        raise unknown_name(f"choice of `{what}`", given, known)
+    return given
+
+
+def checked_weight(weight: float | Schedule | Mapping[str, Any]) -> float | Schedule:
+    """A weight as a number or a schedule.
+
+    Raises:
+        OptionError: a number that is negative or not finite.
+        RecipeError: keys that make no schedule.
+    """
+    if isinstance(weight, Schedule):
+        return weight
+    if isinstance(weight, Mapping):
+        return validated(Schedule, weight, "weight", RecipeError)
+    if not 0 <= weight < math.inf:
+        raise OptionError(f"a weight is a finite number >= 0 or a schedule; got {weight}")
+    return weight
+
+
+def refuse_on_task(*given: Any) -> None:
+    """Refuse what means nothing for the student's own loss."""
+    if any(given):
+        raise RecipeError(
+            'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
+            "`inputs`, `mask`, `options` or `align`"
+        )
 
 
 def checked_options(

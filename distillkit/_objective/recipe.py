@@ -14,8 +14,9 @@ from .._plugins.registry import lookup
 from .._plugins.specs import RecipeSpec
 from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
+from .objective import Objective
 from .schedule import Schedule
-from .term import TASK, Objective, Term
+from .term import TASK, Term
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -30,6 +31,7 @@ class TermRecipe(Table):
     layers: Literal["last", "all"] | tuple[tuple[int, int], ...] = "last"
     rows: Literal["valid", "all"] = "valid"
     per: Literal["example", "row"] = "example"
+    mask: str | None = None
     align: tuple[str | dict[str, Any], ...] = ()
     weight: Weight | Schedule = 1.0
     inputs: dict[str, str] = Field(default_factory=dict)

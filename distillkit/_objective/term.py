@@ -1,44 +1,27 @@
-"""One weighted loss on one signal, and their sum."""
+"""One weighted loss on one signal."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .._attention import Attention, widen
+from .._attention import Attention
 from .._backbone.signals import Axes, Signals
-from .._plugins.registry import lookup
-from .._plugins.specs import LossSpec, resolve
-from .._tables import validated
-from ..errors import OptionError, RecipeError, ShapeError, SignalError, unknown_name
+from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align import make_aligner, takes_tokens
-from .averaging import Per, averaged, counted_entries
-from .options import checked_options
+from .averaging import Per, averaged
+from .counting import Counting, Step, entry_mask, says_labels
+from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
+from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
+from .pairing import Comparison, Counted, Layers, widened
 from .schedule import Schedule
 
-Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
 Rows = Literal["valid", "all"]
 
 TASK = "task"
-
-
-class Result(NamedTuple):
-    """What an objective makes of one batch.
-
-    Attributes:
-        loss: the scalar to call ``backward`` on: the sum of weight x part.
-        parts: term -> its unweighted value, detached, float32.
-        weights: term -> the weight it had; a term of weight 0 is not computed.
-    """
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-    weights: dict[str, float]
 
 
 class Term(nn.Module):
@@ -54,11 +37,20 @@ class Term(nn.Module):
             DiDE paper does.
         per: ``"example"``: the mean over examples of each example's mean, so that splitting a
             batch changes nothing; ``"row"``: the mean over all positions.
+        mask: the batch entry that says which positions count, on top of ``rows``: boolean, True
+            counts; or labels as signed integers, of which -100 does not count. ``(b, n)`` for
+            logits and hidden states ``(b, n, d)``, ``(b, q)`` for attention, ``(b,)`` where an
+            example is one position; where the term is on some tokens of a sequence, it may also be
+            as long as the sequence.
         align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
         weight: a number >= 0, or a :class:`Schedule` or its keys.
-        inputs: tensor argument of the loss -> batch entry.
+        inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
+            of a position, it does not count.
         options: the loss's other keyword-only parameters.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default.
+
+    Attributes:
+        entries: the batch entries that the term reads.
 
     Raises:
         UnknownNameError: no such loss, aligner, option or input.
@@ -77,6 +69,7 @@ class Term(nn.Module):
         layers: Layers = "last",
         rows: Rows = "valid",
         per: Per = "example",
+        mask: str | None = None,
         align: Sequence[str | Mapping[str, Any]] = (),
         weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
@@ -86,25 +79,29 @@ class Term(nn.Module):
         super().__init__()
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
         self.on = (on,) if isinstance(on, str) else tuple(on)
-        self.layers, self.rows, self.per = layers, rows, per
-        self.weight = _checked_weight(weight)
-        _check_choice("rows", rows, ("valid", "all"))
-        _check_choice("per", per, ("example", "row"))
-        if isinstance(layers, str):
-            _check_choice("layers", layers, ("last", "all"))
-        self.inputs = dict(inputs or {})
+        self.layers = checked_choice("layers", layers, ("last", "all"))
+        self.rows = checked_choice("rows", rows, ("valid", "all"))
+        self.per = checked_choice("per", per, ("example", "row"))
+        self.weight = checked_weight(weight)
+        self.inputs, self.mask = dict(inputs or {}), mask
+        self.entries = frozenset([*self.inputs.values(), *([mask] if mask else [])])
         self.name = name or "/".join([self.loss_name, "+".join(self.on)] if self.on else [TASK])
         self.is_task = loss == TASK
+        self.signature = ""
+        self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            self._function: Callable[..., Tensor] | None = None
-            _refuse_on_task(self.on, self.inputs, options, align)
+            refuse_on_task(self.on, self.inputs, options, align, mask)
         else:
-            self._function = _loss_function(loss)
+            self._function, self.signature = loss_of(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
+        self._takes_tokens = [takes_tokens(aligner) for aligner in self.aligners]
+        self._counting = Counting(self.name, self.signature, mask)
+        self._holds_labels = mask is not None and says_labels(mask)
+        self._normalizer = f"the normalizer of term {self.name!r}"
 
     def weight_at(self, progress: float | None) -> float:
         """The weight at a progress in [0, 1]; a fixed weight needs none."""
@@ -119,46 +116,108 @@ class Term(nn.Module):
             )
         return self.weight.at(progress)
 
-    def forward(
-        self, student: Signals, teacher: Signals, batch: Mapping[str, Any] | None = None
-    ) -> Tensor:
-        """The unweighted value, a scalar."""
-        given = {arg: self._entry(batch, arg, key) for arg, key in self.inputs.items()}
-        of_student = [self.signal("student", student, name) for name in self.on]
-        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
-        if self.training and torch.is_grad_enabled():
-            self.check_gradient(of_student)
-        masks = [
-            m for side in (student, teacher) for n in self.on if (m := side.mask(n)) is not None
-        ]
-        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
-        pairs = self.layer_pairs(of_student, of_teacher)
-        values = [self._value(s, t, axes, masks, given) for s, t in pairs]
-        return values[0] if len(values) == 1 else torch.stack(values).mean()
+    def compare(self, student: Signals, teacher: Signals) -> Comparison:
+        """Both sides of this step, for everybody who looks at them.
 
-    def _value(
+        Raises:
+            SignalError: a signal that one side does not have.
+            RecipeError: layers that are not there.
+        """
+        align = self.aligned if self._takes_tokens else None
+        return Comparison(self.name, self.on, self.layers, align, student, teacher)
+
+    def forward(
         self,
-        students: Sequence[Any],
-        teachers: Sequence[Any],
-        axes: Sequence[tuple[Axes, Axes]],
-        masks: Sequence[Tensor],
-        given: Mapping[str, Any],
+        student: Signals,
+        teacher: Signals,
+        batch: Mapping[str, Any] | None = None,
+        *,
+        normalizer: Number | None = None,
+        comparison: Comparison | None = None,
+    ) -> Tensor:
+        """The unweighted value, a scalar.
+
+        Args:
+            student: the student's signals.
+            teacher: the teacher's.
+            batch: where ``inputs`` and ``mask`` find their entries.
+            normalizer: how much counts in the whole batch, of which this is a part: divides the
+                sum instead of what counts here. One number, or one for each pair of layers.
+            comparison: what :meth:`compare` made of these signals before; its ``counted`` then
+                says how much counted.
+
+        Raises:
+            ShapeError: sides, masks or arguments that do not fit, with the fix.
+            SignalError: an entry that the batch lacks; in training, a layer without gradient.
+            OptionError: a normalizer that nobody can have counted.
+        """
+        if comparison is None:
+            comparison = self.compare(student, teacher)
+        pairs = len(comparison.pairs)
+        shares = None if normalizer is None else self._shares(normalizer, pairs)
+        step = self._step(comparison, batch)
+        asked = True
+        if self.training and torch.is_grad_enabled():
+            asked = comparison.check_gradient(replay=False) or self._ask(comparison)
+        comparison.counted.clear()
+        values = [self._layer_value(comparison, i, step, shares) for i in range(pairs)]
+        if not asked and not all(value.requires_grad for value in values):
+            comparison.check_gradient()
+        return values[0] if pairs == 1 else torch.stack(values).mean()
+
+    def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> Step:
+        """What every layer of this step shares."""
+        layout = comparison.layout_mask() if self.rows == "valid" else None
+        if not self.entries:
+            return Step(layout, None, (), self.inputs)
+        arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
+        if self.mask is None:
+            return Step(layout, None, (), arguments)
+        axes = [side[0] for side in comparison.axes(0) if side]
+        return Step(layout, self._mask_entry(self.mask, batch), axes, arguments)
+
+    def _layer_value(
+        self,
+        comparison: Comparison,
+        index: int,
+        step: Step,
+        shares: Sequence[Number] | None,
     ) -> Tensor:
         """One layer's value: align, compare, average."""
         assert self._function is not None
-        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
-        aligned = [self.aligned(*pair) for pair in pairs]
-        students, teachers = [s for s, _ in aligned], [t for _, t in aligned]
+        students, teachers = comparison.aligned(index)
         if self.rows == "all":
-            students = [_all_rows(one) for one in students]
-            teachers = [_all_rows(one) for one in teachers]
-            masks = ()
+            students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
         try:
-            values = self._function(*students, *teachers, **given, **self.options)
+            values = self._function(*students, *teachers, **step.arguments, **self.options)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        counted = counted_entries(values, students[0], teachers[0], masks)
-        return averaged(values, counted, self.per)
+        kept = self._counting.kept(values, (students[0], teachers[0]), step)
+        if shares is None:
+            mean = averaged(values, kept, self.per)
+        else:
+            mean = averaged(values, kept, self.per, divisor(shares[index]))
+            check_nothing_counts(self._normalizer, shares[index], mean.amount)
+        comparison.counted.append(Counted(mean.amount, kept, values.shape))
+        return mean.value
+
+    def _shares(self, normalizer: Number, pairs: int) -> list[Number]:
+        """What each pair of layers is divided by."""
+        check_number(self._normalizer, normalizer)
+        return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
+
+    def _ask(self, comparison: Comparison) -> bool:
+        """Ask replayed attentions for their gradient; False: the values will say it.
+
+        To ask costs a replay, which the values need anyway: their gradient says the same where it
+        can come from nowhere else.
+        """
+        teachers = [one for pair in comparison.pairs for one in pair.teachers]
+        known = [x for x in teachers if isinstance(x, Tensor) or not x.is_replayed]
+        elsewhere = len(self.on) > 1 or any(True for _ in self.aligners.parameters())
+        if elsewhere or any(x.requires_grad for x in known):
+            return comparison.check_gradient()
+        return False
 
     @property
     def is_built(self) -> bool:
@@ -167,46 +226,42 @@ class Term(nn.Module):
 
     def build_aligners(self, student: Signals, teacher: Signals) -> None:
         """Make what the aligners train from one example's signals; what exists stays."""
-        of_student = [self.signal("student", student, name) for name in self.on]
-        of_teacher = [self.signal("teacher", teacher, name) for name in self.on]
-        students, teachers = self.layer_pairs(of_student, of_teacher)[0]
-        axes = [(student.axes(name), teacher.axes(name)) for name in self.on]
-        pairs = zip(map(_widened, students), map(_widened, teachers), axes, strict=True)
-        for one, other, known in pairs:
-            for aligner in self.aligners:
+        comparison = self.compare(student, teacher)
+        pair = comparison.pairs[0]
+        for index, signal in enumerate(pair.students):
+            one, other = widened(signal), widened(pair.teachers[index])
+            axes = comparison.axes(index)
+            for i, aligner in enumerate(self.aligners):
                 build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
                 if build is not None:
                     build(one, other)
-                one, other = self._align(aligner, one, other, known)
+                one, other = self._align(i, one, other, axes)
 
     def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
         """One layer of both sides, after the term's aligners."""
-        for aligner in self.aligners:
-            student, teacher = self._align(aligner, student, teacher, axes)
+        for i in range(len(self._takes_tokens)):
+            student, teacher = self._align(i, student, teacher, axes)
         return student, teacher
 
     def _align(
-        self, aligner: nn.Module, student: Any, teacher: Any, axes: tuple[Axes, Axes]
+        self, index: int, student: Any, teacher: Any, axes: tuple[Axes, Axes]
     ) -> tuple[Any, Any]:
         known = {}
-        if takes_tokens(aligner):
+        if self._takes_tokens[index]:
             known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
         try:
-            one, other = aligner(student, teacher, **known)
+            one, other = self.aligners[index](student, teacher, **known)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
         return one, other
 
-    def signal(self, side: str, signals: Signals, name: str) -> Any:
-        """One side's signal, or an error that says why there is none."""
-        if name in signals.absent:
-            raise SignalError(
-                f"term {self.name!r} needs {name!r} of the {side}: {signals.absent[name]}"
-            )
-        if name not in signals:
-            message = unknown_name(f"signal of the {side}", name, signals)
-            raise SignalError(f"term {self.name!r}: {message}; its adapter offers no other")
-        return signals[name]
+    def _mask_entry(self, name: str, batch: Mapping[str, Any] | None) -> Tensor:
+        """The batch entry of ``mask``; its integers are looked at until they prove to be labels."""
+        given = self._entry(batch, "mask", name)
+        mask = entry_mask(self.name, name, given, look=not self._holds_labels)
+        if not self._holds_labels and given.dtype != torch.bool and given.numel():
+            self._holds_labels = True
+        return mask
 
     def _entry(self, batch: Mapping[str, Any] | None, argument: str, key: str) -> Any:
         if batch is None or key not in batch:
@@ -214,198 +269,9 @@ class Term(nn.Module):
             raise SignalError(f"term {self.name!r} binds {argument!r} to the batch: {message}")
         return batch[key]
 
-    def check_gradient(self, signals: Sequence[Any]) -> None:
-        """Refuse signals of the student that can teach it nothing."""
-        for name, signal in zip(self.on, signals, strict=True):
-            layers = [signal] if isinstance(signal, (Tensor, Attention)) else signal
-            if not any(layer.requires_grad for layer in layers):
-                raise SignalError(
-                    f"term {self.name!r}: the student's signal {name!r} carries no gradient, so "
-                    "nothing would be learned from it: the student ran under no_grad, detached "
-                    "it, has every parameter frozen, or was checkpointed with use_reentrant=True "
-                    "(use_reentrant=False keeps the gradient)"
-                )
-
-    def layer_pairs(
-        self, students: Sequence[Any], teachers: Sequence[Any]
-    ) -> list[tuple[list[Any], list[Any]]]:
-        """Student layer with teacher layer, as ``layers`` says."""
-        signals = [*students, *teachers]
-        if all(isinstance(one, (Tensor, Attention)) for one in signals):
-            if self.layers != "last":
-                raise RecipeError(
-                    f"term {self.name!r}: layers = {self.layers!r} has no meaning for a signal "
-                    "without layers"
-                )
-            return [(list(students), list(teachers))]
-        depths = len(students[0]), len(teachers[0])
-        pairs = self._chosen_layers(*depths)
-        try:
-            return [([s[i] for s in students], [t[j] for t in teachers]) for i, j in pairs]
-        except IndexError:
-            raise RecipeError(
-                f"term {self.name!r}: layers = {self.layers!r} names a layer that is not there; "
-                f"the student has {depths[0]}, the teacher {depths[1]}"
-            ) from None
-
-    def _chosen_layers(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        if self.layers == "last":
-            return [(-1, -1)]
-        if self.layers != "all":
-            return [(i, j) for i, j in self.layers]
-        if student != teacher:
-            raise RecipeError(
-                f'term {self.name!r}: layers = "all" needs equal depths; the student has '
-                f"{student} layers and the teacher {teacher}; name pairs: layers = [[0, 1], ...]"
-            )
-        return [(i, i) for i in range(student)]
-
     def extra_repr(self) -> str:
         return f"{self.name!r}, weight={self.weight}"
 
 
-class Objective(nn.Module):
-    """The sum of weighted terms, with a report of its parts.
-
-    Args:
-        terms: their names must differ.
-
-    Examples:
-        >>> objective = Objective([Term("kl_divergence", on="logits", weight=0.5)])
-        >>> student = Signals({"logits": torch.tensor([[0.0, 0.0]], requires_grad=True)})
-        >>> teacher = Signals({"logits": torch.tensor([[0.0, 1.0986]])})
-        >>> result = objective(student, teacher)
-        >>> result.parts, result.loss.item() == 0.5 * result.parts["kl_divergence/logits"].item()
-        ({'kl_divergence/logits': tensor(0.1308)}, True)
-    """
-
-    def __init__(self, terms: Sequence[Term]) -> None:
-        super().__init__()
-        if not terms:
-            raise RecipeError("an objective needs at least one term")
-        names = [term.name for term in terms]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise RecipeError(f"several terms are called {min(twice)!r}; give each a `name`")
-        self.terms = nn.ModuleList(terms)
-
-    def active(self, progress: float | None) -> dict[str, float]:
-        """Term -> its weight at this progress, without those of weight 0."""
-        weights = {term.name: term.weight_at(progress) for term in self.each()}
-        return {name: weight for name, weight in weights.items() if weight != 0}
-
-    def build_aligners(self, student: Signals, teacher: Signals) -> None:
-        """Make what aligners train from one example's signals."""
-        with torch.no_grad():
-            for term in self.each():
-                if not term.is_built:
-                    term.build_aligners(student, teacher)
-
-    def compares(self, progress: float | None) -> bool:
-        """Whether a term at this progress needs the teacher."""
-        active = self.active(progress)
-        return any(term.name in active and not term.is_task for term in self.each())
-
-    def forward(
-        self,
-        student: Signals,
-        teacher: Signals,
-        *,
-        batch: Mapping[str, Any] | None = None,
-        task: Tensor | None = None,
-        progress: float | None = None,
-    ) -> Result:
-        """The loss of one batch.
-
-        Args:
-            student: the student's signals, with gradient.
-            teacher: the teacher's, usually detached.
-            batch: where terms with ``inputs`` find their labels.
-            task: the student's own loss, for a term ``"task"``.
-            progress: the part of training that is done, in [0, 1]; scheduled weights need it.
-        """
-        active = self.active(progress)
-        if not active and self.training:
-            raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
-        parts: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        terms = self.each()
-        with _autocast_off():
-            for term in terms:
-                weight = active.get(term.name)
-                if weight is None:
-                    continue
-                value = _task_loss(task) if term.is_task else term(student, teacher, batch)
-                total = _plus(total, weight, value)
-                parts[term.name] = value.detach().float()
-        weights = {term.name: active.get(term.name, 0.0) for term in terms}
-        return Result(torch.zeros(()) if total is None else total, parts, weights)
-
-    def each(self) -> list[Term]:
-        """The terms, in their order."""
-        return list(self.terms)  # type: ignore[arg-type]
-
-
-def _plus(total: Tensor | None, weight: float, value: Tensor) -> Tensor:
-    """The sum and one more weighted value, in float32 at least, on the value's device."""
-    if total is None:
-        return weight * widen(value)
-    return total.to(value.device).add(value, alpha=weight)
-
-
-def _task_loss(task: Tensor | None) -> Tensor:
-    if task is None:
-        raise SignalError(
-            'a term "task" takes the student\'s own loss: its output needs a field `loss`, or the '
-            "distiller a function, Distiller(..., task_loss=lambda output, batch: ...)"
-        )
-    return task
-
-
-@contextmanager
-def _autocast_off() -> Iterator[None]:
-    """Losses run in the dtype that they choose."""
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "xpu", "mps"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
-
-
-def _widened(signal: Any) -> Any:
-    """At least float32; an attention sees to it when it computes its scores."""
-    return signal if isinstance(signal, Attention) else widen(signal)
-
-
 def _all_rows(signal: Any) -> Any:
     return signal.with_rows(None) if isinstance(signal, Attention) else signal
-
-
-def _loss_function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if callable(loss):
-        return loss
-    function: Callable[..., Tensor] = resolve(lookup(LossSpec, loss).function)
-    return function
-
-
-def _checked_weight(weight: float | Schedule | Mapping[str, Any]) -> float | Schedule:
-    if isinstance(weight, Schedule):
-        return weight
-    if isinstance(weight, Mapping):
-        return validated(Schedule, weight, "weight", RecipeError)
-    if not 0 <= weight < math.inf:
-        raise OptionError(f"a weight is a finite number >= 0 or a schedule; got {weight}")
-    return weight
-
-
-def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise unknown_name(f"choice of `{what}`", given, known)
-
-
-def _refuse_on_task(*given: Any) -> None:
-    if any(given):
-        raise RecipeError(
-            'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
-            "`inputs`, `options` or `align`"
-        )

@@ -171,7 +171,8 @@ def attention_mse(
     Source: Jiao et al., *TinyBERT*, 2020, https://arxiv.org/abs/1909.10351, equation 7 (there of
     the scores; probabilities are what is comparable between models).
     """
-    log_q, log_p = _compared("attention_mse", student, teacher, temperature, heads)
+    student, teacher = _checked("attention_mse", student, teacher, temperature, heads)
+    log_q, log_p = _compared(student, teacher, temperature, heads)
     kept = (log_q > -torch.inf) | (log_p > -torch.inf)
     squares = (log_p.exp() - log_q.exp()).square().sum(-1)
     return temperature**2 * squares / kept.sum(-1).clamp_min(1)
@@ -201,7 +202,8 @@ def attention_cosine(
 
     Source: the cosine of :func:`cosine_distance`, of probabilities.
     """
-    log_q, log_p = _compared("attention_cosine", student, teacher, temperature, heads)
+    student, teacher = _checked("attention_cosine", student, teacher, temperature, heads)
+    log_q, log_p = _compared(student, teacher, temperature, heads)
     counted = (log_p > -torch.inf).any(-1)
     cosine = (unit(log_q.exp()) * unit(log_p.exp())).sum(-1)
     return torch.where(counted, temperature**2 * (1 - cosine).clamp(0, 1), 0)
@@ -239,11 +241,10 @@ def _divergence(
     method: str,
 ) -> Tensor:
     """A divergence of two attentions, in the way that their sizes ask for."""
-    check_positive("temperature", temperature)
-    _check_tokens(loss, student, teacher, heads)
+    student, teacher = _checked(loss, student, teacher, temperature, heads)
     way = _way(loss, student, teacher, method)
     if way == "dense":
-        log_q, log_p = _compared(loss, student, teacher, temperature, heads)
+        log_q, log_p = _compared(student, teacher, temperature, heads)
         value = divergence(kind, log_q, log_p)  # 0 where neither side counts anything
     else:
         keep: dict[str, Keep] = {"saved": "maps", "guess": "guess", "recompute": ""}
@@ -287,7 +288,7 @@ def _requires_grad(attention: Attention) -> bool:
 
 def _only_dense(attention: Attention) -> str:
     """Why an attention's scores are not to be had block by block; empty if they are."""
-    if attention._replay is not None:  # noqa: SLF001 (no one else need know)
+    if attention.is_replayed:
         return "these scores are replayed from the model"
     if attention.bias is not None and attention.bias.requires_grad and torch.is_grad_enabled():
         return "the bias asks for a gradient"
@@ -312,11 +313,9 @@ def _shared(student: Attention, teacher: Attention) -> Tensor | None:
 
 
 def _compared(
-    loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
+    student: Attention, teacher: Attention, temperature: float, heads: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Checked log-probabilities of both sides, -inf throughout where a row does not count."""
-    check_positive("temperature", temperature)
-    _check_tokens(loss, student, teacher, heads)
+    """Log-probabilities of both sides, -inf throughout where a row does not count."""
     rows = shared_rows(student, teacher)
     if heads == "mean":
         rows = rows.all(1, keepdim=True)
@@ -337,7 +336,11 @@ def _fit(rows: Tensor, attention: Attention) -> Tensor:
     return rows if rows.shape[1] in (1, attention.shape[1]) else rows.all(1, keepdim=True)
 
 
-def _check_tokens(loss: str, student: Attention, teacher: Attention, heads: str | None) -> None:
+def _checked(
+    loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
+) -> tuple[Attention, Attention]:
+    """Both sides, once they are over the same tokens, with nothing that autograd cannot save."""
+    check_positive("temperature", temperature)
     if heads not in (None, "mean"):
         raise OptionError(f'{loss}: heads is None or "mean"; got {heads!r}')
     found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
@@ -354,3 +357,4 @@ def _check_tokens(loss: str, student: Attention, teacher: Attention, heads: str 
             f'{loss} compares head with head; got {found}. heads="mean" compares the average '
             "over each side's heads"
         )
+    return student.trackable(), teacher.trackable()

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .._attention import widen
 from ..errors import ShapeError
-from ._divergence import Temperature, log_softmax
+from ._divergence import Temperature, check_classes, log_softmax
 from ._feature import unit
-from ._signature import check_positive, check_where, checked_pair
+from ._signature import check_positive, checked_pair, checked_where
 
 
 def pearson_distance(
@@ -38,7 +38,7 @@ def pearson_distance(
         T^2 and the gradient 0.
 
     Raises:
-        ShapeError: shapes that do not fit.
+        ShapeError: shapes that do not fit, one class.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -49,7 +49,8 @@ def pearson_distance(
     https://arxiv.org/abs/2205.10536, "inter-class relation".
     """
     student, teacher = checked_pair("pearson_distance", "(v),(v)->()", student, teacher)
-    check_where(where, student)
+    check_classes("pearson_distance", student, teacher)
+    where = checked_where(where, student)
     check_positive("temperature", temperature)
     q, p = (log_softmax(x, where, temperature).exp() for x in (student, teacher))
     return temperature**2 * _distance(q, p, where)
@@ -73,7 +74,7 @@ def intra_class_pearson_distance(
         One value in [0, 2 T^2] for each class; 0 for a batch of one, which has no pattern.
 
     Raises:
-        ShapeError: shapes that do not fit.
+        ShapeError: shapes that do not fit, one class.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -84,6 +85,7 @@ def intra_class_pearson_distance(
     """
     name, signature = "intra_class_pearson_distance", "(n,v),(n,v)->(v)"
     student, teacher = checked_pair(name, signature, student, teacher)
+    check_classes(name, student, teacher)
     check_positive("temperature", temperature)
     q, p = (log_softmax(x, None, temperature).exp().mT for x in (student, teacher))
     if student.shape[-2] == 1:

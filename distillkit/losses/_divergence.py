@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._signature import check_between, check_positive, check_where, checked_pair
+from ..errors import ShapeError
+from ._signature import check_between, check_positive, checked_pair, checked_where
 
 Temperature = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
@@ -43,8 +44,8 @@ def kl_divergence(
         teacher has mass, makes the value +inf.
 
     Raises:
-        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
-            fit.
+        ShapeError: unequal shapes, logits that are not floating point or of one class, a ``where``
+            that does not fit.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -84,8 +85,8 @@ def reverse_kl_divergence(
         a class that is -inf for the teacher.
 
     Raises:
-        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
-            fit.
+        ShapeError: unequal shapes, logits that are not floating point or of one class, a ``where``
+            that does not fit.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -126,8 +127,8 @@ def jensen_shannon_divergence(
         One value >= 0 for each row, finite always; at most T^2 log 2 for beta = 0.5.
 
     Raises:
-        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
-            fit.
+        ShapeError: unequal shapes, logits that are not floating point or of one class, a ``where``
+            that does not fit.
         OptionError: a temperature that is not positive, a beta outside (0, 1).
 
     Examples:
@@ -168,8 +169,8 @@ def total_variation(
         One value in [0, T^2] for each row, exactly 0 for equal logits.
 
     Raises:
-        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
-            fit.
+        ShapeError: unequal shapes, logits that are not floating point or of one class, a ``where``
+            that does not fit.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -209,8 +210,8 @@ def soft_cross_entropy(
         One value >= 0 for each row: the teacher's entropy where both agree, not 0.
 
     Raises:
-        ShapeError: unequal shapes, logits that are not floating point, a ``where`` that does not
-            fit.
+        ShapeError: unequal shapes, logits that are not floating point or of one class, a ``where``
+            that does not fit.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -260,7 +261,7 @@ def soft_binary_cross_entropy(
     Distillation", of its VQA head.
     """
     student, teacher = checked_pair("soft_binary_cross_entropy", "(v),(v)->()", student, teacher)
-    check_where(where, student)
+    where = checked_where(where, student)
     check_positive("temperature", temperature)
     if where is not None:
         student, teacher = torch.where(where, student, 0), torch.where(where, teacher, 0)
@@ -295,17 +296,19 @@ def universal_logit_distance(
         One value in [0, 2 T^2] for each row, exactly 0 for equal logits.
 
     Raises:
-        ShapeError: unequal leading axes, logits that are not floating point.
+        ShapeError: unequal leading axes, logits that are not floating point or of one class.
         OptionError: a temperature that is not positive.
 
     Examples:
-        >>> universal_logit_distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0]]))
-        tensor([1.])
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf, 0.0]])
+        >>> universal_logit_distance(student, teacher)
+        tensor([0.])
 
     Source: Boizard et al., *Towards Cross-Tokenizer Distillation*, 2024,
     https://arxiv.org/abs/2402.12030, "Universal Logit Distillation".
     """
     student, teacher = checked_pair("universal_logit_distance", "(v),(w)->()", student, teacher)
+    check_classes("universal_logit_distance", student, teacher)
     check_positive("temperature", temperature)
     q, p = (
         log_softmax(x, None, temperature).exp().sort(-1, descending=True).values
@@ -359,6 +362,27 @@ def mixture_divergence(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
     return parts.clamp_min(0)  # rounding alone is below
 
 
+def check_classes(loss: str, *logits: Tensor) -> None:
+    """Refuse logits of one class: their softmax is 1 whatever they are, and teaches nothing.
+
+    Raises:
+        ShapeError: fewer than two classes on any side.
+    """
+    if any(x.shape[-1] < 2 for x in logits):
+        raise one_class(
+            loss, "logits (..., v) " + " and ".join(str(tuple(x.shape)) for x in logits)
+        )
+
+
+def one_class(loss: str, found: str) -> ShapeError:
+    """The error for logits of fewer than two classes."""
+    return ShapeError(
+        f"{loss}: one class has no distribution, its softmax is 1 whatever the logit is; got "
+        f"{found}. For yes/no or matching scores use soft_binary_cross_entropy; for retrieval "
+        "arrange the scores as (b, candidates)"
+    )
+
+
 def check_beta(beta: float) -> None:
     """Refuse a mixture that is no mixture."""
     fix = "at 0 and 1 the divergence vanishes: use the reverse or the forward KL"
@@ -370,6 +394,7 @@ def _softened(
 ) -> tuple[Tensor, Tensor]:
     """Checked and softened: log-probabilities of student and teacher."""
     student, teacher = checked_pair(name, "(v),(v)->()", student, teacher)
-    check_where(where, student)
+    check_classes(name, student, teacher)
+    where = checked_where(where, student)
     check_positive("temperature", temperature)
     return log_softmax(student, where, temperature), log_softmax(teacher, where, temperature)

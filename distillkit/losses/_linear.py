@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from .._attention import widen
+from .._transfer import trackable
 from ..errors import ShapeError
 from ._blockwise import Kind
-from ._divergence import Beta, Temperature, check_beta
+from ._divergence import Beta, Temperature, check_beta, one_class
 from ._linear_chunks import Head, Task
 from ._linear_function import linear_divergence
 from ._signature import check_positive
@@ -64,7 +65,7 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
         weights, and again only if the weights of the reduction turn out to differ.
 
     Raises:
-        ShapeError: sizes that do not fit, with both printed.
+        ShapeError: sizes that do not fit, with both printed; one class.
         OptionError: a temperature or soft cap that is not positive.
 
     Examples:
@@ -152,7 +153,8 @@ def _head(
         )
     if softcap is not None:
         check_positive(f"{side}_softcap", softcap)
-    return Head(hidden, weight, bias, softcap or 0.0)
+    bias = None if bias is None else trackable(bias)
+    return Head(trackable(hidden), trackable(weight), bias, softcap or 0.0)
 
 
 def _chunked(
@@ -172,12 +174,16 @@ def _chunked(
             f"{tuple(student.hidden.shape)} and {tuple(teacher.hidden.shape)}, weights "
             f"{tuple(student.weight.shape)} and {tuple(teacher.weight.shape)}"
         )
+    if v < 2:
+        raise one_class(loss, f"projections (v, d) {tuple(student.weight.shape)}")
     for name, given, shape in (("where", where, (v,)), ("mask", mask, tuple(lead))):
         if given is not None and (given.dtype != torch.bool or tuple(given.shape) != shape):
             raise ShapeError(
                 f"{loss}: {name} is boolean {shape}, True = keep; got {given.dtype} "
                 f"{tuple(given.shape)}"
             )
+    where = None if where is None else trackable(where)
+    mask = None if mask is None else trackable(mask)
     if student.weight.ndim > 2:  # projections of their own: group by group
         masks = None if mask is None else mask.flatten(0, -2)
         groups = [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._attention import widen
+from .._transfer import trackable
 from ..errors import ShapeError
 
 
@@ -38,6 +39,8 @@ def masked_mean(
         tensor(2.)
     """
     values = widen(values)
+    if isinstance(normalizer, Tensor):
+        normalizer = trackable(normalizer)
     if mask is None:
         return values.sum() / (max(1, values.numel()) if normalizer is None else normalizer)
     weights = _spread(mask, values)
@@ -51,7 +54,7 @@ def masked_mean(
 
 def _spread(mask: Tensor, values: Tensor) -> Tensor:
     try:
-        return mask.expand(values.shape)
+        return trackable(mask).expand(values.shape)
     except RuntimeError:
         raise ShapeError(
             f"mask of shape {tuple(mask.shape)} does not broadcast to values of shape "

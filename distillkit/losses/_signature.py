@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._attention import widen
+from .._transfer import trackable
 from ..errors import OptionError, ShapeError
 
 _FIXES = {
@@ -19,6 +20,9 @@ def checked_pair(
     loss: str, signature: str, student: Tensor, teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Both tensors, in float32 at least, once they fit a signature: the first line of a new loss.
+
+    A tensor that was made under ``torch.inference_mode()`` is copied, because autograd cannot save
+    it for the backward.
 
     Args:
         loss: what the error calls the loss.
@@ -60,10 +64,10 @@ def checked_pair(
     return widen(student), widen(teacher)
 
 
-def check_where(where: Tensor | None, like: Tensor) -> None:
-    """Refuse a ``where`` that is not boolean or does not broadcast to the consumed tensor."""
+def checked_where(where: Tensor | None, like: Tensor) -> Tensor | None:
+    """The ``where``, once it is boolean and broadcasts to the consumed tensor."""
     if where is None:
-        return
+        return None
     trailing = zip(reversed(where.shape), reversed(like.shape), strict=False)
     fits = where.ndim <= like.ndim and all(n in (1, whole) for n, whole in trailing)
     if where.dtype != torch.bool or not fits:
@@ -71,6 +75,7 @@ def check_where(where: Tensor | None, like: Tensor) -> None:
             f"where is boolean, True = keep, and broadcasts to {tuple(like.shape)}; "
             f"got {_describe(where)}"
         )
+    return trackable(where)
 
 
 def check_positive(name: str, value: float) -> None:

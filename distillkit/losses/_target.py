@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import ShapeError
-from ._divergence import Temperature, cross_entropy, forward_kl, log_softmax
-from ._signature import check_not_negative, check_positive, check_where, checked_pair
+from ._divergence import Temperature, check_classes, cross_entropy, forward_kl, log_softmax
+from ._signature import check_not_negative, check_positive, checked_pair, checked_where
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -48,7 +48,7 @@ def decoupled_kl_divergence(
         label is no class, as -100 is: leave those rows out with the mean's mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers.
+        ShapeError: shapes that do not fit, one class, labels that are not integers.
         OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
@@ -60,7 +60,9 @@ def decoupled_kl_divergence(
     https://arxiv.org/abs/2203.08679, equation 7.
     """
     student, teacher = checked_pair("decoupled_kl_divergence", "(v),(v)->()", student, teacher)
-    target = _target(labels, student, where)
+    check_classes("decoupled_kl_divergence", student, teacher)
+    where = checked_where(where, student)
+    target = _target(labels, student)
     check_positive("temperature", temperature)
     check_not_negative("alpha", alpha)
     check_not_negative("beta", beta)
@@ -105,7 +107,7 @@ def nkd(
         mask.
 
     Raises:
-        ShapeError: shapes that do not fit, labels that are not integers.
+        ShapeError: shapes that do not fit, one class, labels that are not integers.
         OptionError: a temperature that is not positive, a negative weight.
 
     Examples:
@@ -116,7 +118,9 @@ def nkd(
     https://arxiv.org/abs/2303.13005, "Normalized KD".
     """
     student, teacher = checked_pair("nkd", "(v),(v)->()", student, teacher)
-    target = _target(labels, student, where)
+    check_classes("nkd", student, teacher)
+    where = checked_where(where, student)
+    target = _target(labels, student)
     check_positive("temperature", temperature)
     check_not_negative("gamma", gamma)
     log_q, log_p = (_sum(log_softmax(x, where, 1.0), target) for x in (student, teacher))
@@ -127,9 +131,8 @@ def nkd(
     return torch.where(target.any(-1), value, torch.nan)
 
 
-def _target(labels: Tensor, logits: Tensor, where: Tensor | None) -> Tensor:
+def _target(labels: Tensor, logits: Tensor) -> Tensor:
     """Which entry is the label, boolean of the logits' shape."""
-    check_where(where, logits)
     if (
         labels.shape != logits.shape[:-1]
         or labels.is_floating_point()

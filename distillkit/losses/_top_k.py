@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from .._attention import widen
+from .._transfer import trackable
 from ..errors import ShapeError
 from ._divergence import (
     Beta,
     Temperature,
     check_beta,
+    check_classes,
     forward_kl,
     log_softmax,
     mixture_divergence,
@@ -45,7 +47,7 @@ def top_k_kl_divergence(
         One value >= 0 for each row; the value of ``kl_divergence`` at k = v.
 
     Raises:
-        ShapeError: shapes that do not fit, more stored classes than there are.
+        ShapeError: shapes that do not fit, one class, more stored classes than there are.
         OptionError: a temperature that is not positive.
 
     Examples:
@@ -89,7 +91,7 @@ def top_k_jensen_shannon_divergence(
         k = v.
 
     Raises:
-        ShapeError: shapes that do not fit, more stored classes than there are.
+        ShapeError: shapes that do not fit, one class, more stored classes than there are.
         OptionError: a temperature that is not positive, a beta outside (0, 1).
 
     Examples:
@@ -112,16 +114,18 @@ def _buckets(
     stored, classes = teacher.shape[-1:], student.shape[-1:]
     fits = teacher.shape == indices.shape and teacher.shape[:-1] == student.shape[:-1]
     whole = indices.dtype not in (torch.int32, torch.int64)
-    if not fits or whole or not stored <= classes or not student.is_floating_point():
+    if not fits or whole or not (1,) <= stored <= classes or not student.is_floating_point():
         raise ShapeError(
-            "top-k divergences take student_logits (..., v), teacher_log_probabilities (..., k) "
-            f"and integer indices (..., k), k <= v; got {tuple(student.shape)} {student.dtype}, "
+            "top-k divergences take student_logits (..., v), teacher_log_probabilities (..., k), "
+            f"integer indices (..., k), 1 <= k <= v; got {tuple(student.shape)} {student.dtype}, "
             f"{tuple(teacher.shape)} {teacher.dtype}, {tuple(indices.shape)} {indices.dtype}"
         )
+    check_classes("top-k divergences", student)
+    indices = trackable(indices.long())
     log_q, log_p = log_softmax(widen(student), None, 1.0), widen(teacher)
-    of_stored = log_q.gather(-1, indices.long())
+    of_stored = log_q.gather(-1, indices)
     if stored < classes:
-        others = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, indices.long(), 0)
+        others = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, indices, 0)
         log_q = torch.cat([of_stored, _log_sum(torch.where(others, log_q, -torch.inf))], -1)
         log_p = torch.cat([log_p, _log_rest(log_p)], -1)
     else:

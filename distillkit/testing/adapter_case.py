@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from .._backbone.adapter import Adapter, adapter_for
+from .._backbone.backbone import Backbone
 from .._backbone.signals import Signals
 from .._backbone.tokens import TokenLayout
-from .._capture.record import Record
-from .._capture.scope import capture
 from .sequences import TokenSequence, sequences_of
 
 Factory = Callable[[], tuple[Any, ...]]
@@ -22,9 +19,8 @@ Factory = Callable[[], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Run:
-    """One forward: what was captured and what the adapter made of it."""
+    """One forward: what the adapter made of what was captured."""
 
-    record: Record
     layout: TokenLayout
     signals: Signals
     sequences: tuple[TokenSequence, ...]
@@ -48,8 +44,8 @@ class AdapterCase:
         return getattr(self.factory, "__name__", type(self.factory).__name__)
 
     @functools.cached_property
-    def made(self) -> tuple[nn.Module, dict[str, Any], Adapter]:
-        """The model in eval mode, the batch and the adapter."""
+    def made(self) -> tuple[Backbone, dict[str, Any]]:
+        """The model with its adapter, in eval mode, and the batch."""
         return self.make()
 
     @functools.cached_property
@@ -57,35 +53,21 @@ class AdapterCase:
         """One forward of them."""
         return forward(*self.made)
 
-    def make(self) -> tuple[nn.Module, dict[str, Any], Adapter]:
+    def make(self) -> tuple[Backbone, dict[str, Any]]:
         """The same ones made anew."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, batch, *given = self.factory()
         model.eval()
-        return model, dict(batch), adapter_for(model, given[0] if given else None)
+        return Backbone(model, given[0] if given else None), dict(batch)
 
 
-@torch.no_grad()
-def forward(model: nn.Module, batch: Mapping[str, Any], adapter: Adapter, *, seed: int = 0) -> Run:
-    """One forward under capture, from one random state."""
-    with watched(model, adapter) as record:
-        return finished(model, batch, adapter, record, seed=seed)
-
-
-def watched(model: nn.Module, adapter: Adapter) -> Any:
-    """The capture that an adapter asks for."""
-    patterns = [pattern.partition("#")[0] for pattern in adapter.streams.values()]
-    return capture(model, *patterns, outputs=adapter.outputs, returns=adapter.returns)
-
-
-def finished(
-    model: nn.Module, batch: Mapping[str, Any], adapter: Adapter, record: Record, *, seed: int = 0
+def forward(
+    backbone: Backbone, batch: Mapping[str, Any], *, seed: int = 0, gradient: bool = False
 ) -> Run:
-    """The rest of a forward, inside a capture."""
-    with torch.random.fork_rng():
+    """One forward, from one random state."""
+    with torch.random.fork_rng(), torch.set_grad_enabled(gradient):
         torch.manual_seed(seed)
-        output = model(**adapter.inputs(batch))
-    layout = adapter.layout(batch, record)
-    signals = adapter.signals(record, output, layout)
-    return Run(record, layout, signals, sequences_of(adapter.streams, record, layout))
+        done = backbone.trace(batch)
+    sequences = sequences_of(backbone.adapter.streams, done.record, done.layout)
+    return Run(done.layout, done.signals, sequences)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention
+from .._backbone.backbone import Backbone
 from .._backbone.directions import DIRECTIONS
 from .._backbone.signals import Signals
-from .._capture.names import pattern_regex
-from .adapter_case import AdapterCase, Run, finished, forward, watched
+from .adapter_case import AdapterCase, Run, forward
 from .perturb import NotApplicable, changed_image, changed_text, first_example, without_last_word
 from .sequences import TokenSequence, covered, places_of
 
@@ -47,23 +47,23 @@ def layout_covers_every_position_once(case: AdapterCase) -> str:
 
 def image_moves_only_image_tokens(case: AdapterCase) -> str:
     """With another image, the declared image tokens enter the first attention otherwise."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
     before = case.run
-    after = forward(model, changed_image(batch, adapter), adapter)
+    after = forward(backbone, changed_image(batch, backbone.adapter))
     return _only_moves(before, after, "image", None)
 
 
 def text_moves_only_text_tokens(case: AdapterCase) -> str:
     """With other words, the declared text tokens do, and no image token."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
     before = case.run
     other, changed = changed_text(batch, before.layout)
-    return _only_moves(before, forward(model, other, adapter), "text", changed)
+    return _only_moves(before, forward(backbone, other), "text", changed)
 
 
 def a_patch_moves_its_own_cell(case: AdapterCase) -> str:
     """Pixels of one cell move the token that the grid places there."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
     before = case.run
     grids = [(s, s.tokens["image"]) for s in before.sequences if s.tokens and "image" in s.tokens]
     known = [(s, tokens) for s, tokens in grids if tokens.grid is not None]
@@ -78,7 +78,7 @@ def a_patch_moves_its_own_cell(case: AdapterCase) -> str:
         height, width = picture.shape[-2] // rows, picture.shape[-1] // columns
         top, left = cell // columns * height, cell % columns * width
         picture[..., top : top + height, left : left + width] += 1
-        after = forward(model, {**batch, pixels: picture}, adapter)
+        after = forward(backbone, {**batch, pixels: picture})
         moved = _moved(sequence, after.sequences[before.sequences.index(sequence)])
         places = places_of(sequence, "image")[:, len(tokens.special) :]
         of_image = moved.take_along_dim(places, 1)
@@ -131,8 +131,8 @@ def masks_agree_with_padding(case: AdapterCase) -> str:
 
 def repeated_forwards_agree(case: AdapterCase) -> str:
     """Two forwards from two random states give the same cross-modal attention."""
-    model, batch, adapter = case.made
-    one, other = (forward(model, batch, adapter, seed=seed) for seed in (1, 2))
+    backbone, batch = case.made
+    one, other = (forward(backbone, batch, seed=seed) for seed in (1, 2))
     return _same_attention(one.signals, other.signals, "another forward of the same batch")
 
 
@@ -157,54 +157,69 @@ def rows_sum_to_one_over_real_keys(case: AdapterCase) -> str:
 
 def gradient_reaches_every_stream(case: AdapterCase) -> str:
     """A loss on the attention teaches every stream that it is made of."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
+    model, streams = backbone.model, backbone.adapter.streams
     if not any(p.requires_grad for p in model.parameters()):
         raise NotApplicable("every parameter is frozen, or there is none")
-    with torch.enable_grad(), watched(model, adapter) as record:
-        run = finished(model, batch, adapter, record)
-        values = [one.probabilities().square().sum() for _, one in _all(run.signals)]
-        torch.autograd.backward(torch.stack(values).sum())
-    for stream, pattern in adapter.streams.items():
-        wanted = pattern_regex(pattern.partition("#")[0])
-        modules = [m for name, m in model.named_modules() if wanted.fullmatch(name)]
+    run = forward(backbone, batch, gradient=True)
+    values = [one.probabilities().square().sum() for _, one in _all(run.signals)]
+    torch.autograd.backward(torch.stack(values).sum())
+    names = backbone.scope.names
+    for stream, pattern in streams.items():
+        modules = [names.modules[name] for name in names.matching(pattern)]
         grads = [p.grad for m in modules for p in m.parameters() if p.requires_grad]
         if grads and not any(g is not None and bool(g.any()) for g in grads):
             raise UnmetError(
                 f"no parameter of stream {stream!r} gets a gradient from the attention"
             )
     model.zero_grad()
-    return ", ".join(adapter.streams)
+    return ", ".join(streams)
 
 
 def both_orders_of_capture_agree(case: AdapterCase) -> str:
-    """Inside another model's capture and around it, the signals are the same."""
-    model, batch, adapter = case.made
-    other, other_batch, other_adapter = case.make()
+    """Inside another model's forward and around it, the signals are the same."""
+    backbone, batch = case.made
+    other, other_batch = case.make()
+    if set(backbone.model.modules()) & set(other.model.modules()):
+        raise NotApplicable("the factory returns the same modules every time: there is no other")
     alone = case.run.signals
-    with torch.no_grad(), watched(model, adapter) as outer, watched(other, other_adapter) as inner:
-        first = finished(model, batch, adapter, outer).signals
-        finished(other, other_batch, other_adapter, inner)
-    with torch.no_grad(), watched(other, other_adapter) as outer, watched(model, adapter) as inner:
-        finished(other, other_batch, other_adapter, outer)
-        second = finished(model, batch, adapter, inner).signals
-    _same_attention(alone, first, "the outer of two captures")
-    return _same_attention(alone, second, "the inner of two captures")
+    around, _ = _nested(backbone, batch, other, other_batch)
+    _, inside = _nested(other, other_batch, backbone, batch)
+    _same_attention(alone, around, "the outer of two captures")
+    return _same_attention(alone, inside, "the inner of two captures")
+
+
+def _nested(
+    outer: Backbone, outer_batch: Mapping[str, Any], inner: Backbone, inner_batch: Mapping[str, Any]
+) -> tuple[Signals, Signals]:
+    """The signals of two backbones, of which one runs in the middle of the other's forward."""
+    found: list[Signals] = []
+
+    def run_inner(*_: object) -> None:
+        found.append(forward(inner, inner_batch).signals)
+
+    handle = outer.model.register_forward_pre_hook(run_inner)
+    try:
+        signals = forward(outer, outer_batch).signals
+    finally:
+        handle.remove()
+    return signals, found[0]
 
 
 def a_batch_of_one_agrees(case: AdapterCase) -> str:
     """The first example alone gives what it gives in the batch."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
     whole = case.run
-    one = forward(model, first_example(batch, whole.sequences[0].attention.shape[0]), adapter)
+    one = forward(backbone, first_example(batch, whole.sequences[0].attention.shape[0]))
     return _same_attention(whole.signals.take(slice(0, 1)), one.signals, "the first example alone")
 
 
 def a_shorter_text_loses_one_token(case: AdapterCase) -> str:
     """Masking the last word takes one row and one key away."""
-    model, batch, adapter = case.made
+    backbone, batch = case.made
     before = case.run
     shorter, stream = without_last_word(batch, before.layout)
-    after = forward(model, shorter, adapter)
+    after = forward(backbone, shorter)
     counts = []
     for run in (before, after):
         sequence = next(s for s in run.sequences if s.tokens is run.layout[stream])

@@ -219,7 +219,10 @@ def memory_layout(loss: Loss, given: Arguments) -> None:
 
 
 def edge_sizes(loss: Loss, given: Arguments) -> None:
-    """One class, one example and an empty batch have a finite value and gradient."""
+    """The smallest sizes and an empty batch have a finite value and gradient.
+
+    The smallest size of an axis is 1, or 2 where the loss refuses 1 with a ``ShapeError``.
+    """
     shape(loss, given)
     finite_gradient(loss, given)
 

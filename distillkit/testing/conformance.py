@@ -73,7 +73,9 @@ class Check:
         """What this check sees of a loss, in so many examples."""
         wanted = budget.examples() if examples is None else examples
         count = max(1, math.ceil(self.share * wanted))
-        drawn = arguments(loss.spec, values=self.values, side=self.side, leading=self.leading)
+        drawn = arguments(
+            loss.spec, values=self.values, side=self.side, least=loss.least, leading=self.leading
+        )
         failing: list[Arguments] = []
 
         @settings(max_examples=count, deadline=None, database=None, report_multiple_bugs=False)

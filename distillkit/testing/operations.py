@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._attention import Attention
 from .._capture.find import self_check
+from .._capture.record import Record
 from .._capture.scope import Scope
 from .._plugins.specs import OperationSpec
 from ..errors import CaptureError
@@ -41,12 +42,10 @@ def check_operation(spec: OperationSpec, call: Callable[[], Tensor]) -> list[Che
     model.forward = call
     plain = call()
     scope = Scope(model, [""], keep_outputs=True, also=[spec])
-    with scope:
-        scope.active = True
+    with scope.recording() as recorder:
         watched = model()
-        scope.active = False
     try:
-        readings = scope.record.readings("")
+        readings = Record(recorder).readings("")
     except CaptureError as reason:
         return [CheckResult("seen_once", passed=False, seen=str(reason))]
     attention = readings[0].attention

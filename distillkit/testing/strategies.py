@@ -177,6 +177,7 @@ def arguments(
     *,
     values: Sequence[str] = PLAIN,
     side: tuple[int, int] = (1, 4),
+    least: Mapping[str, int] | None = None,
     leading: Sequence[tuple[int, ...]] = ((), (1,), (2,), (3,), (2, 2)),
 ) -> Arguments:
     """A call of a loss, built from its signature, or by its ``example``.
@@ -186,18 +187,27 @@ def arguments(
         spec: the loss.
         values: kinds of numbers, simplest first.
         side: the smallest and largest size of an axis.
+        least: axis -> the smallest size that the loss takes, where ``side`` begins below it.
         leading: shapes of the leading axes; losses of ``Attention``s take those of one axis.
     """
     inputs, _ = parsed(spec.signature)
     one_axis = [shape for shape in leading if len(shape) == 1]
     shapes = one_axis if spec.signature == "attention" else leading
-    axes = sorted({axis for core in inputs for axis in core})
+    sides = {
+        axis: tuple(max(size, (least or {}).get(axis, size)) for size in side)
+        for axis in sorted({axis for core in inputs for axis in core})
+    }
     made = Draw(
         draw(st.sampled_from(list(shapes))),
-        {axis: draw(st.integers(*side), label=axis) for axis in axes},
+        {axis: draw(st.integers(*of_axis), label=axis) for axis, of_axis in sides.items()},
         draw(st.sampled_from(list(values))),
         torch.Generator().manual_seed(draw(st.integers(0, 2**16))),
     )
+    return made_from(spec, made)
+
+
+def made_from(spec: LossSpec, made: Draw) -> Arguments:
+    """The call of a loss that a draw makes, by its signature or its ``example``."""
     example = _from_signature(spec.signature) if spec.example is None else resolve(spec.example)
     given: Arguments = example(made)
     return replace(given, leading=made.leading, sizes=made.sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 from .._plugins.registry import lookup
 from .._plugins.specs import LossSpec, resolve
-from .strategies import Arguments, parsed
+from ..errors import ShapeError
+from .strategies import Arguments, Draw, made_from, parsed
+
+CLASSES = ("v", "w")
+"""The axes of classes, by the convention of signatures."""
 
 
 class CheckFailedError(AssertionError):
@@ -50,6 +55,35 @@ class Loss:
     def of_attentions(self) -> bool:
         """Whether its inputs are ``Attention``s."""
         return self.spec.signature == "attention" and self.spec.example is None
+
+    @cached_property
+    def least(self) -> dict[str, int]:
+        """Axis -> 2, where the loss refuses the size 1 with a ``ShapeError``.
+
+        One class has no distribution, and one number no correlation: a loss may say so of an axis
+        that it normalises over. Examples and tokens that it returns values of may come alone.
+        """
+        if self.spec.signature == "attention":
+            return {}
+        inputs, result = parsed(self.spec.signature)
+        axes = {axis for core in inputs for axis in core}
+        consumed = sorted(axis for axis in axes if axis not in result or axis in CLASSES)
+        return {axis: 2 for axis in consumed if self._refuses_one(axis, axes)}
+
+    def _refuses_one(self, axis: str, axes: set[str]) -> bool:
+        """Whether a call whose axes have size 2 is refused once this one has size 1."""
+        refused = []
+        for size in (2, 1):
+            sizes = {**dict.fromkeys(axes, 2), axis: size}
+            made = Draw((2,), sizes, "generic", torch.Generator().manual_seed(0))
+            try:
+                self(made_from(self.spec, made))
+                refused.append(False)
+            except ShapeError:
+                refused.append(True)
+            except Exception:  # what else is wrong with it, its checks say
+                return False
+        return refused == [False, True]
 
     @property
     def core_rank(self) -> int:

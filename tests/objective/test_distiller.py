@@ -178,29 +178,6 @@ def test_a_task_term_without_a_task_loss_says_where_it_would_come_from():
         distiller_of(recipe_of({"loss": "task"}))(tiny.batch())
 
 
-def test_hooks_are_inert_outside_forward_and_gone_after_close():
-    distiller = distiller_of()
-    batch = {k: tiny.batch()[k] for k in tiny.INPUTS}
-    distiller(tiny.batch())
-    before = distiller._student.scope.record.layers("text.blocks.*")
-    distiller.student(**batch)
-    assert distiller._student.scope.record.layers("text.blocks.*") == before
-    assert any(m._forward_hooks for m in distiller.student.modules())
-    distiller.close()
-    for model in (distiller.student, distiller._teacher.model):
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_a_deep_copied_student_records_into_nobody():
-    distiller = distiller_of()
-    distiller(tiny.batch())
-    twin = copy.deepcopy(distiller.student)
-    before = distiller._student.scope.record.layers("text.blocks.*")
-    distiller._student.scope.active = True
-    twin(**{k: tiny.batch()[k] for k in tiny.INPUTS})
-    assert distiller._student.scope.record.layers("text.blocks.*") == before
-
-
 def test_losses_run_in_float32_under_autocast():
     distiller = distiller_of()
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,7 +14,7 @@ from distillkit import losses, testing
 @st.composite
 def batches(draw):
     """Logits of student and teacher, a mask or weights, and how the batch is cut into parts."""
-    n, v = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    n, v = draw(st.integers(1, 6)), draw(st.integers(2, 4))
     student, teacher = (draw(testing.tensors((n, 3, v), values=("generic",))) for _ in "st")
     mask = draw(testing.masks((n, 3)))
     if draw(st.booleans()):

@@ -9,7 +9,7 @@ from torch import nn
 
 import distillkit as dk
 
-from .family import Family, arguments_of
+from .family import Family, Lay
 from .structure import attention_pattern, backbone, config_of, first_part, part, patch_size
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
 
@@ -22,7 +22,7 @@ def lxmert(model: nn.Module) -> Family:
     at = backbone(model, "lxmert")
     pattern = attention_pattern(model, f"{at}encoder", within="visual_attention")
 
-    def lay(batch: Mapping[str, Any], _: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], _: dk.Record) -> dk.TokenLayout:
         length, regions = batch["input_ids"].shape[1], batch["visual_feats"].shape[1]
         text = {"text": text_tokens(batch, slice(0, length))}
         image = {"image": dk.ModalityTokens(slice(0, regions), extents=batch.get("region_boxes"))}
@@ -32,7 +32,7 @@ def lxmert(model: nn.Module) -> Family:
         })  # fmt: skip
 
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         {"text_to_image": f"{pattern}#0", "image_to_text": f"{pattern}#1"},
         lay,
         logits="question_answering_score",
@@ -56,7 +56,7 @@ def bridgetower(model: nn.Module) -> Family:
             "its output's `logits` are embeddings of text, image and both, no classes"
         )
     lay = _words_over_patches(part(model, f"{at}vision_model"), streams["text_to_image"])
-    return Family(arguments_of(model), streams, lay, absent=absent)
+    return Family(dk.accepted_arguments(model), streams, lay, absent=absent)
 
 
 def blip(model: nn.Module) -> Family:
@@ -67,7 +67,7 @@ def blip(model: nn.Module) -> Family:
     if at == "text_encoder" and not hasattr(model, "itm_head"):
         absent["logits"] = "BLIP writes its answers word by word: its encoder has no classes"
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         streams,
         _words_over_patches(part(model, "vision_model"), streams["text_to_image"]),
         logits="itm_score" if hasattr(model, "itm_head") else "logits",
@@ -85,9 +85,9 @@ def blip_2(model: nn.Module) -> Family:
     cell = patch_size(part(model, "vision_model"))
     placeholders = learned if config_of(model).image_token_index is not None else 0
 
-    def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         queries = dk.ModalityTokens(slice(0, learned))
-        count = record.layers(streams["query_to_image"])[0].shape[3]
+        count = record.layers(streams["query_to_image"])[-1].shape[3]
         grid = grid_of(batch, cell)
         patches = {"image": image_tokens(batch, slice(0, count), grid, special=1)}
         found = {
@@ -108,7 +108,7 @@ def blip_2(model: nn.Module) -> Family:
         "words of the Q-Former meet its learned queries, never patches: `attention.query_to_image`"
     )
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         streams,
         lay,
         logits="logits_per_image" if reads_text else "logits",
@@ -117,12 +117,12 @@ def blip_2(model: nn.Module) -> Family:
     )
 
 
-def _words_over_patches(vision: nn.Module, pattern: str) -> Any:
+def _words_over_patches(vision: nn.Module, pattern: str) -> Lay:
     cell = patch_size(vision)
 
-    def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         length = batch["input_ids"].shape[1]
-        count = record.layers(pattern)[0].shape[3]
+        count = record.layers(pattern)[-1].shape[3]
         grid = grid_of(batch, cell)
         if grid is not None and grid[0] * grid[1] + 1 != count:
             grid = None

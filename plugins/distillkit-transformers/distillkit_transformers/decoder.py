@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import distillkit as dk
 
-from .family import Family, arguments_of
+from .family import Family
 from .structure import attention_pattern, config_of, first_part
 from .tokens import Grid, image_tokens, mask_of, text_tokens
 
@@ -41,7 +41,7 @@ def _decoder(model: nn.Module, absent: Mapping[str, str]) -> Family:
     known = (getattr(config_of(model), name, None) for name in _MARKERS)
     markers = [number for number in known if number is not None and number != image_id]
 
-    def lay(batch: Mapping[str, Any], _: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], _: dk.Record) -> dk.TokenLayout:
         ids = batch["input_ids"]
         is_image = ids == image_id
         is_marker = torch.isin(ids, torch.tensor(markers, dtype=ids.dtype, device=ids.device))
@@ -53,7 +53,7 @@ def _decoder(model: nn.Module, absent: Mapping[str, str]) -> Family:
             found["marker"] = dk.ModalityTokens(is_marker)
         return dk.TokenLayout({"joint": dk.StreamTokens(found, mask_of(batch))})
 
-    return Family(arguments_of(model), {"joint": pattern}, lay, absent=absent)
+    return Family(dk.accepted_arguments(model), {"joint": pattern}, lay, absent=absent)
 
 
 def _image_token(model: nn.Module) -> int:

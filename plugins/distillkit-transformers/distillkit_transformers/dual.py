@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import distillkit as dk
 
-from .family import Family, arguments_of
+from .family import Family
 from .structure import attention_pattern, part, patch_size
 from .tokens import grid_of, image_tokens, mask_of, text_tokens
 
@@ -21,16 +21,16 @@ def dual_encoder(model: nn.Module) -> Family:
     image = attention_pattern(model, "vision_model", never="head")
     cell = patch_size(part(model, "vision_model"))
 
-    def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         length = batch["input_ids"].shape[1]
         words = text_tokens(batch, slice(0, length), special=first_is_special)
         streams = {"text": dk.StreamTokens({"text": words}, mask_of(batch))}
-        streams["image"] = _image_stream(batch, record.layers(image)[0].shape[2], cell)
+        streams["image"] = _image_stream(batch, record.layers(image)[-1].shape[2], cell)
         return dk.TokenLayout(streams)
 
     first_is_special = () if "siglip" in type(model).__module__ else (0,)
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         {"text": text, "image": image},
         lay,
         embedding={"text": "text_embeds", "image": "image_embeds"},

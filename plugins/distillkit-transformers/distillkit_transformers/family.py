@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import distillkit as dk
 
-Lay = Callable[[Mapping[str, Any], Any], dk.TokenLayout]
-Absent = Callable[[Mapping[str, Any]], Mapping[str, str]]
+Lay = Callable[[Mapping[str, Any], dk.Record], dk.TokenLayout]
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,18 @@ class Family:
     returns: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
+    @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """The modules that the layers of every signal are made of."""
+        return dk.layer_sources(self.streams)
+
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.arguments if name in batch}
 
-    def layout(self, batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def layout(self, batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         return self.lay(batch, record)
 
-    def signals(self, record: Any, output: Any, layout: dk.TokenLayout) -> dk.Signals:
+    def signals(self, record: dk.Record, output: Any, layout: dk.TokenLayout) -> dk.Signals:
         values: dict[str, Tensor] = {}
         absent = dict(self.absent)
         for name, field_name in {
@@ -60,11 +63,6 @@ class Family:
             else:
                 absent.setdefault(name, _no_field(output, field_name))
         return dk.signals_of(record, self.streams, layout, values=values, absent=absent)
-
-
-def arguments_of(model: nn.Module) -> tuple[str, ...]:
-    """What a model's ``forward`` takes by name."""
-    return tuple(inspect.signature(model.forward).parameters)
 
 
 def _no_field(output: Any, name: str) -> str:

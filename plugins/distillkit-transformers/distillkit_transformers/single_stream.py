@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import distillkit as dk
 
-from .family import Family, arguments_of
+from .family import Family
 from .structure import attention_pattern, backbone, part, patch_size
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
 
@@ -25,7 +25,7 @@ def vilt(model: nn.Module) -> Family:
     drawn = f"{at}embeddings.visual_embed"
     cell = patch_size(part(model, f"{at}embeddings"))
 
-    def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         ids = batch["input_ids"]
         _, image_mask, (index, (height, width)) = record.returned(drawn)
         length, real = ids.shape[1], image_mask != 0
@@ -38,7 +38,7 @@ def vilt(model: nn.Module) -> Family:
         return dk.TokenLayout({"joint": dk.StreamTokens({"text": text, "image": image}, valid)})
 
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         {"joint": attention_pattern(model, f"{at}encoder")},
         lay,
         returns=(drawn,),
@@ -84,7 +84,7 @@ def visual_bert(model: nn.Module) -> Family:
     """
     at = backbone(model, "visual_bert")
 
-    def lay(batch: Mapping[str, Any], _: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], _: dk.Record) -> dk.TokenLayout:
         ids, regions = batch["input_ids"], batch["visual_embeds"].shape[1]
         length = ids.shape[1]
         image = dk.ModalityTokens(
@@ -95,7 +95,9 @@ def visual_bert(model: nn.Module) -> Family:
         text = text_tokens(batch, slice(0, length))
         return dk.TokenLayout({"joint": dk.StreamTokens({"text": text, "image": image}, valid)})
 
-    return Family(arguments_of(model), {"joint": attention_pattern(model, f"{at}encoder")}, lay)
+    return Family(
+        dk.accepted_arguments(model), {"joint": attention_pattern(model, f"{at}encoder")}, lay
+    )
 
 
 def flava(model: nn.Module) -> Family:
@@ -106,10 +108,10 @@ def flava(model: nn.Module) -> Family:
     first = int(getattr(fusion, "cls_token", None) is not None)
     cell = patch_size(image_part)
 
-    def lay(batch: Mapping[str, Any], record: Any) -> dk.TokenLayout:
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         ids, grid = batch["input_ids"], grid_of(batch, cell)
         length = ids.shape[1]
-        total = record.layers(pattern)[0].shape[2]
+        total = record.layers(pattern)[-1].shape[2]
         image_end = total - length
         streams = {
             "image": image_tokens(batch, slice(first, image_end), grid, special=1),
@@ -122,7 +124,7 @@ def flava(model: nn.Module) -> Family:
 
     pattern = attention_pattern(model, f"{at}multimodal_model")
     return Family(
-        arguments_of(model),
+        dk.accepted_arguments(model),
         {"joint": pattern},
         lay,
         embedding={"text": "text_embeddings", "image": "image_embeddings"},

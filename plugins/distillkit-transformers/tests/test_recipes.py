@@ -180,6 +180,8 @@ def test_a_signal_that_a_family_cannot_have_says_why(name, recipe, why):
         "image": student.vision_model(pixel_values),
     }
     own = families.pair()
+    if "labels" in batch:  # BLIP's answers are inputs of its decoder, not only labels
+        batch = {**batch, "teacher_labels": batch["labels"]}
     batch = {**batch, **named("student", own)}
     ignore = [key for key in batch if key not in ("input_ids", "pixel_values")]
     distiller = dk.Distiller(student, teacher, recipe, ignore=ignore)

@@ -1,0 +1,106 @@
+"""One flat batch for two models: what each side sees of it, and what nobody used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from ..errors import SignalError, did_you_mean
+
+Side = Literal["student", "teacher"]
+SIDES: tuple[Side, ...] = ("student", "teacher")
+_LABELS = re.compile(r"(.*_)?labels?(_ids)?")
+
+
+class SideOfBatch(Mapping[str, Any]):
+    """A batch as one side sees it; it remembers the entries that were used.
+
+    An entry ``teacher_input_ids`` is the teacher's own ``input_ids``: for the teacher it stands
+    before the shared ``input_ids``, and the student never sees it under that name. An entry that is
+    None is absent. Labels are the student's: the teacher, whose loss nobody reads, sees only
+    ``teacher_labels``.
+
+    Args:
+        batch: name -> tensor.
+        side: whose view it is; None sees every entry as it is.
+        used: the names that were read are added here.
+    """
+
+    def __init__(
+        self, batch: Mapping[str, Any], side: Side | None = None, used: set[str] | None = None
+    ) -> None:
+        self._batch, self._side = batch, side
+        self._prefix = "" if side is None else f"{side}_"
+        self.used: set[str] = set() if used is None else used
+        self._others = tuple(f"{other}_" for other in SIDES if side is not None and other != side)
+
+    def noting(self, used: set[str]) -> SideOfBatch:
+        """The same view, which notes in ``used`` what is read."""
+        return SideOfBatch(self._batch, self._side, used)
+
+    def key(self, name: str) -> str | None:
+        """The entry of the batch that this side sees under a name; None: there is none."""
+        own = f"{self._prefix}{name}"
+        if self._prefix and self._batch.get(own) is not None:
+            return own
+        hidden = self._side == "teacher" and _LABELS.fullmatch(name) is not None
+        return None if hidden or self._batch.get(name) is None else name
+
+    def says_none(self, name: str) -> bool:
+        """Whether the entry is there and is None, which says that it is absent."""
+        there = name in self._batch or f"{self._prefix}{name}" in self._batch
+        return there and self.key(name) is None
+
+    def __getitem__(self, name: str) -> Any:
+        key = self.key(name)
+        if key is None:
+            raise KeyError(name)
+        self.used.add(key)
+        return self._batch[key]
+
+    def __contains__(self, name: object) -> bool:
+        return self.key(str(name)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        shared = [name for name in self._batch if not name.startswith(self._others)]
+        names = dict.fromkeys(name.removeprefix(self._prefix) for name in shared)
+        return (name for name in names if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def checked_batch(batch: Any) -> Mapping[str, Any]:
+    """The batch, if it has names.
+
+    Raises:
+        SignalError: a tuple or a tensor: adapters find their entries by name.
+    """
+    if not isinstance(batch, Mapping):
+        raise SignalError(
+            "a batch is a mapping from name to tensor, as adapters find their entries by name; got "
+            f'{type(batch).__name__}: pass {{"input_ids": ..., "pixel_values": ...}}'
+        )
+    return batch
+
+
+def check_all_used(batch: Mapping[str, Any], used: set[str], ignore: Iterable[str]) -> None:
+    """Refuse entries that neither model, no layout and no term looked at.
+
+    Raises:
+        SignalError: the entries, and how to say that they are meant to be left alone.
+    """
+    left = [name for name, x in batch.items() if x is not None and name not in used]
+    if not left:
+        return
+    known = set(ignore)
+    left = [name for name in left if name not in known]
+    if left:
+        raise SignalError(
+            f"nothing uses the batch {'entry' if len(left) == 1 else 'entries'} "
+            f"{', '.join(map(repr, left))}: neither model is called with it and no term, pair or "
+            f"token layout reads it ({did_you_mean(left[0], used)}). A model takes what its "
+            "forward names; what it takes as **kwargs, name in the adapter's `inputs`. If nothing "
+            f"is to use it, say so: Distiller(..., ignore={tuple(left)!r})"
+        )

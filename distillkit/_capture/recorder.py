@@ -1,0 +1,160 @@
+"""What is written down while a model runs; nothing is worked out before somebody asks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointFunction
+
+from ..errors import CaptureError
+from . import operations
+from .reading import Reading, read, read_call
+from .sighting import FusedCall, Owner, Sighting
+
+Seen = Sighting | FusedCall
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a scope looks at.
+
+    Attributes:
+        classes: name of each chosen module -> its class's name.
+        outputs: names of the modules whose output is wanted.
+        returns: names of the methods whose return value is wanted.
+        strict: whether a pattern chose the modules, so that each must record something.
+        plain: name as ``named_modules()`` gives it -> name without what wrappers insert.
+    """
+
+    classes: Mapping[str, str]
+    outputs: tuple[str, ...]
+    returns: tuple[str, ...]
+    strict: bool
+    plain: Mapping[str, str]
+
+
+class Recorder:
+    """The notes of one recording, taken by one thread; a new forward starts them afresh.
+
+    Args:
+        chosen: what is looked at.
+        held: the modules whose tensors are kept; None: all.
+        detach: keep the numbers and let go of the graph.
+    """
+
+    def __init__(self, chosen: Chosen, held: frozenset[str] | None, *, detach: bool) -> None:
+        self.chosen, self.held, self.detach = chosen, held, detach
+        self.with_grad = False
+        self.ever: set[str] = set()  # recorded something in this or an earlier forward
+        self.ran_ever: set[str] = set()
+        self.started = False
+        self._forget(frozenset())
+
+    def _forget(self, examples: frozenset[int]) -> None:
+        self.examples = examples
+        self.seen: list[tuple[str, Seen]] = []
+        self.notices: list[tuple[str, str]] = []
+        self.ran: list[str] = []
+        self.blind: list[str] = []  # called something that nobody can see into
+        self.outputs: dict[str, Any] = {}
+        self.returned: dict[str, Any] = {}
+        self._readings: dict[int, Reading | None] = {}
+
+    def start(self, examples: frozenset[int]) -> None:
+        """A forward of the whole model begins.
+
+        Args:
+            examples: how many examples the model may have been given.
+        """
+        self.with_grad = torch.is_grad_enabled()
+        self.keep_score()
+        self.started = bool(examples) or self.started
+        self._forget(examples)
+
+    def keep_score(self) -> None:
+        """Remember who recorded something, before the next forward is started."""
+        self.ran_ever |= set(self.ran)
+        self.ever |= {
+            name
+            for i, (name, seen) in enumerate(self.seen)
+            if is_certain(seen) or self.reading(i) is not None
+        }
+
+    def add(self, owner: Owner, seen: Seen) -> None:
+        """Write down an attention that was seen."""
+        name = owner[-1] if owner else ""
+        if in_backward() or (self.held is not None and name not in self.held):
+            return
+        if self.with_grad and not self.detach and not torch.is_grad_enabled():
+            _refuse_reentrant(name)
+            if seen.has_lost_gradient:
+                seen.refused = (
+                    "it is computed without gradient from tensors that have one (inside an "
+                    "autograd.Function or no_grad), so that a loss on it would teach nothing or "
+                    "half; tell capture how to read it with an OperationSpec, or detach=True"
+                )
+        if self.detach or not torch.is_grad_enabled():
+            seen.detach()
+        self.seen.append((name, seen))
+
+    def blind_to(self, owner: Owner, kernel: str) -> None:
+        """A foreign kernel ran that may compute attention."""
+        self.blind.append(owner[-1])
+        self.notice(owner, operations.cannot_see_into(kernel))
+
+    def notice(self, owner: Owner, reason: str) -> None:
+        """Write down why something could not be followed."""
+        self.notices.append((owner[-1] if owner else "", reason))
+
+    def reading(self, i: int) -> Reading | None:
+        """What was seen as the i-th, as an attention; None: it is none.
+
+        Raises:
+            CaptureError: it is one, and cannot be read.
+        """
+        if i not in self._readings:
+            name, seen = self.seen[i]
+            try:
+                if isinstance(seen, Sighting):
+                    self._readings[i] = read(seen, self.examples)
+                else:
+                    self._readings[i] = read_call(seen, self.examples)
+            except CaptureError as reason:
+                raise CaptureError(self.cannot_be_read(name, str(reason))) from None
+        return self._readings[i]
+
+    def cannot_be_read(self, name: str, why: str) -> str:
+        """The message about an attention that was seen and is not understood."""
+        cls = self.chosen.classes.get(name, "the model")
+        return f"the attention of module {name!r} ({cls}) cannot be read: {why}"
+
+
+def is_certain(seen: Seen) -> bool:
+    """Whether it is an attention, whatever reading it may show."""
+    return isinstance(seen, FusedCall) or not seen.product.doubtful
+
+
+def in_backward() -> bool:
+    """Gradient checkpointing runs a forward again inside the backward: nothing new."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+def _refuse_reentrant(name: str) -> None:
+    """Checkpointing with use_reentrant=True runs without gradient: a loss would teach nothing."""
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise CaptureError(
+                f"module {name!r} runs inside a checkpoint with use_reentrant=True, which "
+                "computes it without gradient: what is captured could teach nothing; checkpoint "
+                "with use_reentrant=False, or capture with detach=True"
+            )
+        frame = frame.f_back  # type: ignore[assignment]

@@ -1,0 +1,86 @@
+"""What recordings change on a model or in the process, counted: the last one puts it back.
+
+Two recordings may overlap, in one thread or in several, and end in any order.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+_LOCK = threading.RLock()
+Listener = Callable[[Any], None]
+
+
+class ShownMethod:
+    """A bound method that shows what it returns to whoever listens.
+
+    A copy or a pickle of its owner gets the plain method.
+    """
+
+    def __init__(self, owner: nn.Module, method: str) -> None:
+        self._owner, self._method = owner, method
+        self.replaced = vars(owner).get(method)  # somebody's own
+        self.original = getattr(owner, method)
+        self.listeners: list[Listener] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = self.original(*args, **kwargs)
+        for listener in self.listeners:
+            listener(value)
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(type(self._owner), self._method).__get__(memo[id(self._owner)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._owner, self._method)
+
+
+def listen(owner: nn.Module, method: str, listener: Listener) -> None:
+    """Call ``listener`` with what the method returns, until :func:`ignore`."""
+    with _LOCK:
+        shown = vars(owner).get(method)
+        if not isinstance(shown, ShownMethod):
+            shown = ShownMethod(owner, method)
+            object.__setattr__(owner, method, shown)
+        shown.listeners = [*shown.listeners, listener]
+
+
+def ignore(owner: nn.Module, method: str, listener: Listener) -> None:
+    """Undo :func:`listen`; the last listener leaves the method as it was."""
+    with _LOCK:
+        shown = vars(owner).get(method)
+        if not isinstance(shown, ShownMethod):
+            return  # the owner's user has replaced it in the meantime
+        shown.listeners = [one for one in shown.listeners if one is not listener]
+        if shown.listeners:
+            return
+        if shown.replaced is None:
+            object.__delattr__(owner, method)
+        else:
+            object.__setattr__(owner, method, shown.replaced)
+
+
+_held: weakref.WeakKeyDictionary[nn.TransformerEncoder, int] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def padded(encoder: nn.TransformerEncoder) -> Iterator[None]:
+    """Run without nested tensors, which go past the attention modules, or crash."""
+    with _LOCK:
+        _held[encoder] = _held.get(encoder, 0) + 1
+        encoder.use_nested_tensor = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _held[encoder] -= 1
+            if not _held[encoder]:
+                encoder.use_nested_tensor = True
+                del _held[encoder]

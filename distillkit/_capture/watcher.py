@@ -1,0 +1,222 @@
+"""The watch that one thread keeps over the chosen modules of one scope while they run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+
+from . import operations
+from .follow import Follower
+from .history import same_source
+from .recorder import Recorder, Seen, in_backward
+from .sighting import FusedCall, Owner
+
+
+class Handle(Protocol):
+    """What takes something off again."""
+
+    def remove(self) -> None: ...
+
+
+class Watcher:
+    """What the hooks of one recording call; without a recorder they do nothing.
+
+    Attributes:
+        scope: whose modules are watched.
+        recorder: where it is written down; None between recordings.
+        thread: whose calls are meant.
+        stack: the chosen modules that are running, outermost first.
+        traced: whether a compiler has the hooks in its code, which then must stay.
+    """
+
+    def __init__(self, scope: Any, readers: dict[Any, Any], *, keep_outputs: bool) -> None:
+        self.scope = scope
+        self.recorder: Recorder | None = None
+        self.thread = 0
+        self.stack: list[str] = []
+        self.traced = False
+        self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
+        self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
+        self.attached: dict[str, list[Handle]] = {}
+
+    def is_on(self) -> bool:
+        """Whether a call of a watched module, now and in this thread, is to be written down."""
+        if self.recorder is None:
+            return False
+        # a compiler would write the number of the thread into its code
+        return torch.compiler.is_compiling() or self.thread == threading.get_ident()
+
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward of the whole model begins."""
+        assert self.recorder is not None
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim > 0]
+        self.recorder.start(frozenset(a.shape[0] for a in given))
+
+    def enter(self, name: str) -> None:
+        """A chosen module begins to run."""
+        assert self.recorder is not None
+        if torch.compiler.is_compiling():
+            self.traced = True
+        self.stack.append(name)
+        self.recorder.ran.append(name)
+        if len(self.stack) == 1:
+            self.follower.begin()
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self, name: str) -> None:
+        """A chosen module has returned, or raised."""
+        if not self.stack or self.stack[-1] != name:
+            return
+        self.stack.pop()
+        if not self.stack:
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self.follower.forget()
+
+    def unwind(self) -> None:
+        """Leave every module that an interrupt made return without its hooks.
+
+        torch calls hooks after an ``Exception``, not after a KeyboardInterrupt or SystemExit.
+        """
+        if self.stack:
+            self.stack.clear()
+            self.follower.forget()
+        if any(mode is self.mode for mode in _modes_that_are_on()):
+            _take_off(self.mode)
+
+    def add(self, owner: Owner, seen: Seen) -> None:
+        if self.recorder is not None:
+            self.recorder.add(owner, seen)
+
+    def notice(self, owner: Owner, reason: str) -> None:
+        if self.recorder is not None:
+            self.recorder.notice(owner, reason)
+
+    def blind_to(self, kernel: str) -> None:
+        if self.recorder is not None:
+            self.recorder.blind_to(tuple(self.stack), kernel)
+
+
+def _modes_that_are_on() -> list[TorchFunctionMode]:
+    """The function modes of this thread, the one that was entered last at the end."""
+    stack: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return stack
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """Take a mode off the thread's stack, wherever it lies; what lies on it stays."""
+    above = []
+    while any(one is mode for one in _modes_that_are_on()):
+        top = _pop_mode()  # type: ignore[no-untyped-call]
+        if top is not mode:
+            above.append(top)
+    for one in reversed(above):
+        _push_mode(one)  # type: ignore[no-untyped-call]
+
+
+class Hooks:
+    """What one module calls; a copy of the model has them too, and there they do nothing."""
+
+    def __init__(self, watcher: Watcher | None, name: str, module: nn.Module | None) -> None:
+        self.watcher, self._name, self._module = watcher, name, module
+
+    def belongs_to(self, module: nn.Module) -> bool:
+        """Whether it is the module itself, and no copy of it, that these are on."""
+        return module is self._module
+
+    def _watcher_of(self, running: nn.Module) -> Watcher | None:
+        watcher = self.watcher
+        if watcher is None or running is not self._module or not watcher.is_on():
+            return None
+        return watcher
+
+    def start(self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watcher = self._watcher_of(running)
+        if watcher is not None and not in_backward():
+            watcher.start(args, kwargs)
+
+    def enter(self, running: nn.Module, _: object) -> None:
+        watcher = self._watcher_of(running)
+        if watcher is not None:
+            watcher.enter(self._name)
+
+    def leave(self, running: nn.Module, _: object, __: object) -> None:
+        watcher = self._watcher_of(running)
+        if watcher is not None:
+            watcher.leave(self._name)
+
+    def keep_output(self, running: nn.Module, _: object, output: object) -> None:
+        watcher = self._watcher_of(running)
+        if watcher is not None and watcher.recorder is not None and not in_backward():
+            watcher.recorder.outputs[self._name] = output
+
+    def __reduce__(self) -> tuple[type[Hooks], tuple[None, str, None]]:
+        return Hooks, (None, self._name, None)
+
+    def __deepcopy__(self, _: object) -> Hooks:
+        return Hooks(None, self._name, None)
+
+
+class _Mode(TorchFunctionMode):
+    """Shows every torch call to the readers; on only while a chosen module runs."""
+
+    def __init__(self, watcher: Watcher, readers: dict[Any, Any], *, keep_outputs: bool) -> None:
+        super().__init__()
+        self._watcher, self._readers, self._keep_outputs = watcher, readers, keep_outputs
+        self._known = {**readers, **operations.OPENED}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._known or type(func) in operations.OPERATORS:
+            return self._attend(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._watcher.follower.saw(func, args, kwargs, result)
+        return result
+
+    def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that may be a whole attention."""
+        if func in operations.OPENED:
+            with self:
+                return operations.OPENED[func](*args, **kwargs)
+        result = func(*args, **kwargs)
+        watcher = self._watcher
+        read = self._readers.get(func)
+        if read is None and type(func) in operations.OPERATORS:
+            read = self._readers.get(operations.known_as(func))
+            if read is None and operations.may_attend(func, args):
+                watcher.blind_to(str(func))
+        if read is None:
+            watcher.follower.saw(func, args, kwargs, result)
+        else:
+            watcher.add(tuple(watcher.stack), self._call(func, read, args, kwargs, result))
+        return result
+
+    def _call(
+        self, func: Any, read: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> FusedCall:
+        call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
+        given = [a for a in args[:3] if isinstance(a, Tensor)]
+        if len(given) == 3:
+            # the contract is (b, h, n, d); with other axes, how they were made must tell
+            unfold = func is scaled_dot_product_attention and {a.ndim for a in given} != {4}
+            if unfold or self._keep_outputs:
+                nodes = tuple(self._watcher.follower.history.node(a) for a in given)
+                call.nodes = nodes if unfold else ()
+                call.same_source = same_source(*nodes[:2])
+        return call

@@ -1,0 +1,189 @@
+"""The sum of weighted terms, with a report of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._attention import widen
+from .._backbone.signals import Signals
+from ..errors import RecipeError, SignalError
+from .normalizer import Normalizer, Number, normalizer_of_terms, share_of_task
+from .pairing import Comparison
+from .term import Term
+
+
+class Result(NamedTuple):
+    """What an objective makes of one batch.
+
+    Attributes:
+        loss: the scalar to call ``backward`` on: the sum of weight x part.
+        parts: term -> its unweighted value, detached, float32.
+        weights: term -> the weight it had; a term of weight 0 is not computed.
+        counts: computed term -> how much counted, detached: the number of values, of rows and
+            positions that count for ``per = "row"``, of examples for ``per = "example"``; one
+            number, or ``(L,)`` for L pairs of layers. The task has ``task_items``, where given.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+    counts: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """The sum of weighted terms, with a report of its parts.
+
+    Args:
+        terms: their names must differ.
+
+    Examples:
+        >>> objective = Objective([Term("kl_divergence", on="logits", weight=0.5)])
+        >>> student = Signals({"logits": torch.tensor([[0.0, 0.0]], requires_grad=True)})
+        >>> teacher = Signals({"logits": torch.tensor([[0.0, 1.0986]])})
+        >>> result = objective(student, teacher)
+        >>> result.parts, result.loss.item() == 0.5 * result.parts["kl_divergence/logits"].item()
+        ({'kl_divergence/logits': tensor(0.1308)}, True)
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__()
+        if not terms:
+            raise RecipeError("an objective needs at least one term")
+        names = [term.name for term in terms]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise RecipeError(f"several terms are called {min(twice)!r}; give each a `name`")
+        self.terms = nn.ModuleList(terms)
+
+    def active(self, progress: float | None) -> dict[str, float]:
+        """Term -> its weight at this progress, without those of weight 0."""
+        weights = {term.name: term.weight_at(progress) for term in self.each()}
+        return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+        """Make what aligners train from one example's signals."""
+        with torch.no_grad():
+            for term in self.each():
+                if not term.is_built:
+                    term.build_aligners(student, teacher)
+
+    def compares(self, progress: float | None) -> bool:
+        """Whether a term at this progress needs the teacher."""
+        active = self.active(progress)
+        return any(term.name in active and not term.is_task for term in self.each())
+
+    def compare(
+        self, student: Signals, teacher: Signals, active: Collection[str]
+    ) -> dict[str, Comparison]:
+        """Term -> both of its sides in this step, of the terms in ``active`` that compare.
+
+        Raises:
+            SignalError: a signal that one side does not have.
+            RecipeError: layers that are not there.
+        """
+        return {
+            term.name: term.compare(student, teacher)
+            for term in self.each()
+            if term.name in active and not term.is_task
+        }
+
+    def forward(
+        self,
+        student: Signals,
+        teacher: Signals,
+        *,
+        batch: Mapping[str, Any] | None = None,
+        task: Tensor | None = None,
+        progress: float | None = None,
+        normalizer: Normalizer | None = None,
+        task_items: Number | None = None,
+        comparisons: Mapping[str, Comparison] | None = None,
+    ) -> Result:
+        """The loss of one batch.
+
+        Args:
+            student: the student's signals, with gradient.
+            teacher: the teacher's, usually detached.
+            batch: where terms with ``inputs`` or ``mask`` find their entries.
+            task: the student's own loss, for a term ``"task"``.
+            progress: the part of training that is done, in [0, 1]; scheduled weights need it.
+            normalizer: how much counts in the whole batch, of which this is a part (accumulated,
+                or on several devices): term -> what its ``counts`` add up to over the parts, or
+                one number for every term but the task. The losses of the parts then add up to the
+                loss of the whole.
+            task_items: how much the task's mean was over, such as labelled tokens; with a
+                normalizer of the task, its share of the whole.
+            comparisons: what :meth:`compare` made of these signals before.
+
+        Raises:
+            RecipeError: a progress or normalizer is missing, a normalizer of an unknown term;
+                every weight is 0.
+            OptionError: a normalizer that nobody can have counted.
+        """
+        active = self.active(progress)
+        if not active and self.training:
+            raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
+        terms = self.each()
+        computed = [term.name for term in terms if term.name in active and not term.is_task]
+        numbers = normalizer_of_terms(normalizer, [term.name for term in terms], computed)
+        parts: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        with autocast_off():
+            known = self.compare(student, teacher, active) if comparisons is None else comparisons
+            for term in terms:
+                name = term.name
+                if name not in active:
+                    continue
+                if term.is_task:
+                    value = share_of_task(_task_loss(task), task_items, numbers.get(name))
+                    if task_items is not None:
+                        counts[name] = torch.as_tensor(task_items).detach()
+                else:
+                    value = term(
+                        student,
+                        teacher,
+                        batch,
+                        normalizer=numbers.get(name),
+                        comparison=known[name],
+                    )
+                    counts[name] = known[name].counts
+                total = _plus(total, active[name], value)
+                parts[name] = value.detach().float()
+        weights = {term.name: active.get(term.name, 0.0) for term in terms}
+        return Result(torch.zeros(()) if total is None else total, parts, weights, counts)
+
+    def each(self) -> list[Term]:
+        """The terms, in their order."""
+        return list(self.terms)  # type: ignore[arg-type]
+
+
+def _plus(total: Tensor | None, weight: float, value: Tensor) -> Tensor:
+    """The sum and one more weighted value, in float32 at least, on the value's device."""
+    if total is None:
+        return weight * (widen(value) if value.dtype.itemsize < 4 else value)
+    return total.to(value.device).add(value, alpha=weight)
+
+
+def _task_loss(task: Tensor | None) -> Tensor:
+    if task is None:
+        raise SignalError(
+            'a term "task" takes the student\'s own loss: its output needs a field `loss`, or the '
+            "distiller a function, Distiller(..., task_loss=lambda output, batch: ...)"
+        )
+    return task
+
+
+@contextmanager
+def autocast_off() -> Iterator[None]:
+    """Losses run in the dtype that they choose."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,260 @@
+"""Both sides of a term in one step: looked up, paired layer by layer and aligned, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._attention import Attention, widen
+from .._backbone.signals import Axes, Signals
+from .._transfer import trackable
+from ..errors import RecipeError, ShapeError, SignalError, unknown_name
+
+Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
+Sides: TypeAlias = "tuple[list[Any], list[Any]]"
+Align: TypeAlias = "Callable[[Any, Any, tuple[Axes, Axes]], tuple[Any, Any]]"
+
+
+_SINGLE = Tensor, Attention
+"""What has no layers."""
+
+
+class LayerPair(NamedTuple):
+    """One layer of every signal that a term compares, before its aligners.
+
+    Attributes:
+        students: the student's signals at that layer, in the order of ``on``.
+        teachers: the teacher's.
+        place: the student's layer and how many it has; None for signals without layers.
+    """
+
+    students: list[Any]
+    teachers: list[Any]
+    place: tuple[int, int] | None = None
+
+
+class Counted(NamedTuple):
+    """How much of one layer's values went into a term's mean.
+
+    Attributes:
+        amount: what the sum is divided by where no normalizer is given, detached.
+        kept: which values count, of the values' shape; None: all do.
+        shape: the shape of the loss's values.
+    """
+
+    amount: Tensor
+    kept: Tensor | None
+    shape: torch.Size
+
+
+class Comparison:
+    """Both sides of a term in one step.
+
+    It is made once per step. The first look at a batch, ``check`` and the term's value share it,
+    so that nothing is looked up, replayed or aligned twice.
+
+    Args:
+        term: what errors call the term.
+        on: the signals that it compares.
+        layers: which of their layers, as :class:`Term` says.
+        align: makes one signal of both sides comparable; None: they are as they are.
+        student: the student's signals.
+        teacher: the teacher's.
+
+    Attributes:
+        pairs: the layers that are compared.
+        counted: one entry for each pair, once the term's value has been computed.
+
+    Raises:
+        SignalError: a signal that one side does not have.
+        RecipeError: layers that are not there.
+    """
+
+    __slots__ = ("_align", "_aligned", "_sides", "counted", "on", "pairs", "term")
+
+    def __init__(
+        self,
+        term: str,
+        on: Sequence[str],
+        layers: Layers,
+        align: Align | None,
+        student: Signals,
+        teacher: Signals,
+    ) -> None:
+        self.term, self.on, self._align = term, on, align
+        self._sides = student, teacher
+        students = [_signal(term, "student", student, name) for name in on]
+        teachers = [_signal(term, "teacher", teacher, name) for name in on]
+        self.pairs = _layer_pairs(term, layers, students, teachers)
+        self.counted: list[Counted] = []
+        self._aligned: dict[int, Sides] = {}
+
+    def axes(self, index: int) -> tuple[Axes, Axes]:
+        """What is known of the tokens of one signal, on both sides."""
+        name = self.on[index]
+        return self._sides[0].axes(name), self._sides[1].axes(name)
+
+    def masks(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """The positions of one signal that its layout calls real, on both sides; None: all."""
+        name = self.on[index]
+        masks = self._sides[0].mask(name), self._sides[1].mask(name)
+        if isinstance(self.pairs[0].students[index], Attention):
+            return masks
+        axes = self.axes(index)  # of a tensor that was computed late, they alone know it
+        return _known_mask(masks[0], axes[0]), _known_mask(masks[1], axes[1])
+
+    def aligned(self, index: int) -> Sides:
+        """One pair of layers after the term's aligners, in float32 at least.
+
+        Raises:
+            ShapeError: what an aligner says; unequal numbers of examples.
+        """
+        found = self._aligned.get(index)
+        if found is None:
+            found = self._aligned[index] = self._made(self.pairs[index])
+        return found
+
+    def _made(self, pair: LayerPair) -> Sides:
+        students, teachers = [], []
+        for i, name in enumerate(self.on):
+            one, other = widened(pair.students[i]), widened(pair.teachers[i])
+            if self._align is not None:
+                one, other = self._align(one, other, self.axes(i))
+            if one.shape[:1] != other.shape[:1]:  # a loss of one's own might broadcast them
+                raise ShapeError(
+                    f"term {self.term!r}: {name} is of different numbers of examples: student "
+                    f"{tuple(one.shape)}, teacher {tuple(other.shape)}"
+                )
+            students.append(one)
+            teachers.append(other)
+        return students, teachers
+
+    def layout_mask(self) -> Tensor | None:
+        """The positions that both sides' layouts call real; None: all are.
+
+        Raises:
+            ShapeError: masks of different shapes.
+        """
+        kept: Tensor | None = None
+        for i, name in enumerate(self.on):
+            for mask in self.masks(i):
+                if mask is None:
+                    continue
+                if kept is not None and kept.shape != mask.shape:
+                    raise ShapeError(
+                        f"term {self.term!r}: the masks of {name} do not fit: one is "
+                        f"{tuple(kept.shape)}, another {tuple(mask.shape)}; student and teacher "
+                        "must see the same examples and tokens"
+                    )
+                kept = trackable(mask) if kept is None else kept & mask
+        return kept
+
+    def check_gradient(self, *, replay: bool = True) -> bool:
+        """Refuse layers of the student that can teach it nothing.
+
+        Args:
+            replay: ask attentions that are replayed from a model, too, which costs a replay.
+
+        Returns:
+            Whether every layer was asked.
+
+        Raises:
+            SignalError: a signal, and its layer, without gradient.
+        """
+        asked = True
+        for pair in self.pairs:
+            for name, layer in zip(self.on, pair.students, strict=True):
+                if not replay and isinstance(layer, Attention) and layer.is_replayed:
+                    asked = False
+                elif not layer.requires_grad:
+                    raise SignalError(_no_gradient(self.term, name, pair.place))
+        return asked
+
+    @property
+    def counts(self) -> Tensor:
+        """How much counted: one number, or one for each of several pairs of layers."""
+        found = [one.amount for one in self.counted]
+        return found[0] if len(found) == 1 else torch.stack(found)
+
+
+def widened(signal: Any) -> Any:
+    """At least float32; an attention sees to it when it computes its scores."""
+    return signal if isinstance(signal, Attention) else widen(signal)
+
+
+def _signal(term: str, side: str, signals: Signals, name: str) -> Any:
+    """One side's signal, or an error that says why there is none."""
+    if name in signals:
+        return signals[name]
+    if name in signals.absent:
+        raise SignalError(f"term {term!r} needs {name!r} of the {side}: {signals.absent[name]}")
+    message = unknown_name(f"signal of the {side}", name, signals)
+    raise SignalError(f"term {term!r}: {message}; its adapter offers no other")
+
+
+def _known_mask(mask: Tensor | None, axes: Axes) -> Tensor | None:
+    """A tensor signal's mask, or what its token axis says."""
+    return axes[0].valid if mask is None and axes and axes[0] is not None else mask
+
+
+def _layer_pairs(
+    term: str, layers: Layers, students: list[Any], teachers: list[Any]
+) -> list[LayerPair]:
+    """Student layer with teacher layer, as ``layers`` says."""
+    if not [one for one in (*students, *teachers) if not isinstance(one, _SINGLE)]:
+        if layers != "last":
+            raise RecipeError(
+                f"term {term!r}: layers = {layers!r} has no meaning for a signal without layers"
+            )
+        return [LayerPair(students, teachers)]
+    depths = _depth(students), _depth(teachers)
+    pairs = _chosen_layers(term, layers, *depths)
+    student, teacher = depths
+    there = [-student <= i < student and -teacher <= j < teacher for i, j in pairs]
+    if not pairs or not all(there):
+        raise RecipeError(
+            f"term {term!r}: layers = {layers!r} names a layer that is not there; the student has "
+            f"{depths[0]}, the teacher {depths[1]}"
+        )
+    return [
+        LayerPair(_layer_of(students, i), _layer_of(teachers, j), (i % student, student))
+        for i, j in pairs
+    ]
+
+
+def _depth(signals: Sequence[Any]) -> int:
+    """The number of layers of one side; one, where none of its signals has layers."""
+    return min([len(one) for one in signals if not isinstance(one, _SINGLE)], default=1)
+
+
+def _layer_of(signals: Sequence[Any], index: int) -> list[Any]:
+    """One layer of every signal; a signal without layers belongs to every layer."""
+    return [one if isinstance(one, _SINGLE) else one[index] for one in signals]
+
+
+def _chosen_layers(
+    term: str, layers: Layers, student: int, teacher: int
+) -> Sequence[tuple[int, int]]:
+    if layers == "last":
+        return [(-1, -1)]
+    if layers != "all":
+        return [(i, j) for i, j in layers]
+    if student != teacher:
+        raise RecipeError(
+            f'term {term!r}: layers = "all" needs equal depths; the student has {student} layers '
+            f"and the teacher {teacher}; name pairs: layers = [[0, 1], ...]"
+        )
+    return [(i, i) for i in range(student)]
+
+
+def _no_gradient(term: str, name: str, place: tuple[int, int] | None) -> str:
+    where = "" if place is None else f", layer {place[0]} of {place[1]},"
+    return (
+        f"term {term!r}: the student's signal {name!r}{where} carries no gradient, so nothing "
+        "would be learned from it: the student ran under no_grad, detached it, has every parameter "
+        "below it frozen, or was checkpointed with use_reentrant=True (use_reentrant=False keeps "
+        "the gradient)"
+    )

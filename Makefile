@@ -5,12 +5,13 @@ RUN := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo reproduce test check oracles benchmarks format clean
+.PHONY: help demo reproduce test check loops oracles benchmarks format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make benchmarks  measure, and write the tables of docs/performance.md (an hour)"
 	@echo "make format  let ruff rewrite the files"
@@ -31,6 +32,9 @@ check: $(VENV)/.test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+loops: .venv-loops/.loops
+	.venv-loops/bin/python -m pytest tests/loops
+
 oracles: .venv-oracles/.oracles
 	.venv-oracles/bin/python tests/oracles/compare.py
 
@@ -46,13 +50,18 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oracles build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-loops .venv-oracles build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-loops/.loops: requirements/loops.txt $(PINS)
+	test -x .venv-loops/bin/python || $(PYTHON) -m venv .venv-loops
+	.venv-loops/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # their own requirements ask for GPU packages and torchvision; their losses need neither

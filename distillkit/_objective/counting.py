@@ -77,6 +77,8 @@ class Counting:
         Raises:
             ShapeError: values or masks of which it is not known which position is which.
         """
+        if sides[0].shape[0] == 0:  # a loss over the batch has values of no example, too
+            return torch.zeros_like(values, dtype=torch.bool)
         if isinstance(sides[1], Attention) or self._signature == "attention":
             return self._rows_kept(values, sides, step)
         return self._positions_kept(values, sides[0], step)

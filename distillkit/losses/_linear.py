@@ -193,9 +193,10 @@ def _chunked(
             )
             for i in range(lead[:-1].numel())
         ]  # fmt: skip
-        kinds = [widen(head.hidden).dtype for head in (student, teacher)]
-        nothing = student.hidden.new_empty(lead, dtype=torch.promote_types(*kinds))
-        return torch.stack(groups).view(lead) if groups else nothing
+        if groups:
+            return torch.stack(groups).view(lead)
+        # without a group there is no value; the gradient, of nothing, is there all the same
+        return widen(student.hidden).sum(-1) + widen(teacher.hidden).sum(-1)
     heads = [head._replace(hidden=head.hidden.flatten(0, -2)) if len(lead) != 1 else head
              for head in (student, teacher)]  # fmt: skip
     if not lead:

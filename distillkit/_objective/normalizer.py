@@ -38,7 +38,7 @@ def normalizer_of_terms(
         if name not in known:
             raise RecipeError(f"normalizer: {unknown_name('term', name, known)}")
     for name in computed:
-        if name not in given:
+        if given.get(name) is None:
             raise RecipeError(
                 f"normalizer has none for the term {name!r}, which is computed: give what its "
                 "`counts` add up to over the whole batch"

@@ -30,13 +30,13 @@ def one_batch(
 
 
 def over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Counts of all processes together, divided by their number."""
+    """Counts of all processes together, divided by their number, in float32 as losses are."""
     if not (dist.is_available() and dist.is_initialized()):
-        return dict(totals)
+        return {name: total.float() for name, total in totals.items()}
     names = sorted(totals)  # every process sums in the same order
     joined = torch.cat([totals[name].reshape(-1) for name in names])
     dist.all_reduce(joined)
-    joined = joined / dist.get_world_size()
+    joined = (joined / dist.get_world_size()).float()
     parts = torch.split(joined, [totals[name].numel() for name in names])
     return {n: part.reshape(totals[n].shape) for n, part in zip(names, parts, strict=True)}
 

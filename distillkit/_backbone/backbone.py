@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._capture.diagnosis import check_not_stale
 from .._capture.record import Record
@@ -145,7 +145,7 @@ class Backbone:
         given: set[str] = set()
         arguments = self._arguments(view.noting(given))
         with self.scope.recording(held.attentions, held.outputs) as recorder:
-            output = self._model(**arguments)
+            output = self._called(arguments)
         watched = recorder.chosen.classes if recorder.held is None else recorder.held
         if not recorder.ran_ever.union(recorder.ran).issuperset(watched):
             check_not_stale(recorder, self.scope.compiled())
@@ -165,6 +165,19 @@ class Backbone:
     def is_closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._is_closed
+
+    def _called(self, arguments: Mapping[str, Any]) -> Any:
+        """The model's output; where it cannot run on an empty batch, an error that says so."""
+        try:
+            return self._model(**arguments)
+        except Exception as error:
+            tensors = [x for x in arguments.values() if isinstance(x, Tensor) and x.ndim > 0]
+            if not tensors or any(len(x) for x in tensors):
+                raise
+            raise SignalError(
+                f"the batch holds no example, and {type(unwrapped(self._model)).__name__} cannot "
+                f"run on none ({type(error).__name__}: {error}); leave such batches out"
+            ) from error
 
     def _arguments(self, view: SideOfBatch) -> dict[str, Any]:
         """What the model is called with."""

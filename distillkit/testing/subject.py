@@ -16,8 +16,8 @@ from .._plugins.specs import LossSpec, resolve
 from ..errors import ShapeError
 from .strategies import Arguments, Draw, made_from, parsed
 
-CLASSES = ("v", "w")
-"""The axes of classes, by the convention of signatures."""
+CLASSES = "v"
+"""The axis of classes, by the convention of signatures."""
 
 
 class CheckFailedError(AssertionError):
@@ -67,7 +67,7 @@ class Loss:
             return {}
         inputs, result = parsed(self.spec.signature)
         axes = {axis for core in inputs for axis in core}
-        consumed = sorted(axis for axis in axes if axis not in result or axis in CLASSES)
+        consumed = sorted(axis for axis in axes if axis not in result or axis == CLASSES)
         return {axis: 2 for axis in consumed if self._refuses_one(axis, axes)}
 
     def _refuses_one(self, axis: str, axes: set[str]) -> bool:

@@ -151,6 +151,15 @@ class TestRun:
         assert not left_on(backbone.model)
         assert last(backbone.signals(batch)).isfinite().any()
 
+    def test_an_empty_batch_of_a_model_that_cannot_run_on_it(self):
+        model, batch = tiny.Dual().eval(), {n: x[:0] for n, x in tiny.batch().items()}
+        assert last(backbone_of(model).signals(batch)).shape == (0, 4, 5, 4)
+        model.head.register_forward_hook(lambda *_: torch.cat([]))
+        with pytest.raises(errors.SignalError, match="holds no example, and Dual cannot run on"):
+            backbone_of(model).signals(batch)
+        with pytest.raises(ValueError, match="non-empty list"):
+            backbone_of(model).signals(tiny.batch())
+
     def test_under_inference_mode(self):
         backbone, batch = backbone_of(), tiny.batch()
         with torch.inference_mode():

@@ -59,3 +59,17 @@ def test_a_blockwise_attention_loss_trains_under_ddp_as_the_dense_one_alone(tmp_
     for found in run_in_two_processes("attend_blockwise", tmp_path):
         for one, other in zip(found, alone, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_unequal_ranks_add_up_to_the_whole_batch(tmp_path):
+    script = imported("unequal_ranks")
+    distiller = script.distiller_of()
+    distiller(script.tiny.batch(5)).loss.backward()
+    whole = script.gradients(distiller)
+    for found in run_in_two_processes("unequal_ranks", tmp_path):
+        for wrapped in ("distiller", "student"):
+            assert found[wrapped].keys() == whole.keys()
+            for name, value in whole.items():
+                torch.testing.assert_close(
+                    found[wrapped][name], value, rtol=1e-5, atol=1e-6, msg=f"{wrapped}: {name}"
+                )

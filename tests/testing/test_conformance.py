@@ -93,6 +93,65 @@ def test_an_example_asks_for_axes_that_exist():
     assert "no axis of the signature is called 'w'" in result.seen
 
 
+class TestSmallestSizes:
+    """A loss may refuse one of what it normalises over; anything else is met with one."""
+
+    @staticmethod
+    def sizes(function, check, **changes):
+        seen = set()
+
+        def watched(student, teacher):
+            seen.add(student.shape[-1])
+            return function(student, teacher)
+
+        spec = spec_of(watched, **{"signature": "(v),(v)->()", **changes})
+        (chosen,) = [one for one in testing.CHECKS if one.name == check]
+        result = chosen.run(testing.Loss.of(spec), 20)
+        return seen, result
+
+    @pytest.mark.parametrize("check", ["shape", "edge_sizes", "gradcheck", "functional"])
+    def test_a_softmax_that_refuses_one_class_is_given_two_and_more(self, check):
+        loss = testing.Loss.of(spec_of(losses.total_variation, signature="(v),(v)->()"))
+        assert loss.least == {"v": 2}
+        seen, result = self.sizes(losses.total_variation, check)
+        assert result.passed, result
+        assert 2 in seen
+        seen.discard(1)  # of the question itself
+        assert min(seen) == 2
+
+    def test_a_loss_that_takes_one_class_is_given_one(self):
+        seen, result = self.sizes(losses.soft_binary_cross_entropy, "edge_sizes")
+        assert result.passed
+        assert 1 in seen
+        assert testing.Loss.of("soft_binary_cross_entropy").least == {}
+
+    def test_one_number_may_be_refused_under_any_name_but_no_lonely_example(self):
+        def correlated(student, teacher):
+            losses.checked_pair("correlated", "(d),(d)->()", student, teacher)
+            if student.shape[-1] < 2 or student.shape[0] < 2:
+                raise errors.ShapeError(f"too few: {tuple(student.shape)}")
+            return (student - teacher).square().mean(-1)
+
+        loss = testing.Loss.of(spec_of(correlated))
+        assert loss.least == {"d": 2}
+        failed = by_name(testing.check_loss(loss.spec, examples=10))
+        assert not failed["edge_sizes"].passed, "one example is no reason"
+
+        def of_tokens(student, teacher):
+            losses.checked_pair("of_tokens", "(n,d),(n,d)->(n)", student, teacher)
+            if student.shape[-2] < 2:
+                raise errors.ShapeError("one token")
+            return (student - teacher).square().mean(-1)
+
+        assert testing.Loss.of(spec_of(of_tokens, signature="(n,d),(n,d)->(n)")).least == {}
+
+    def test_what_is_broken_anyway_refuses_nothing(self):
+        def broken(student, teacher):
+            raise errors.ShapeError("never")
+
+        assert testing.Loss.of(spec_of(broken)).least == {}
+
+
 @pytest.mark.parametrize(
     "signature",
     ["(v),(v)", "(v),(v)->", "v,v->()", "(v)(v)->()", "(v),(v)->(w)", "(1),(1)->()", "(v)->()"],

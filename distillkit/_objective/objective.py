@@ -129,30 +129,28 @@ class Objective(nn.Module):
         if not active and self.training:
             raise RecipeError(f"every term has weight 0 at progress {progress}: nothing to learn")
         terms = self.each()
-        computed = [term.name for term in terms if term.name in active and not term.is_task]
-        numbers = normalizer_of_terms(normalizer, [term.name for term in terms], computed)
+        numbers: Mapping[str, Number] = {}
+        if normalizer is not None:
+            computed = [term.name for term in terms if term.name in active and not term.is_task]
+            numbers = normalizer_of_terms(normalizer, [term.name for term in terms], computed)
+        known = {} if comparisons is None else comparisons
         parts: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         total: Tensor | None = None
         with autocast_off():
-            known = self.compare(student, teacher, active) if comparisons is None else comparisons
             for term in terms:
                 name = term.name
                 if name not in active:
                     continue
+                share = numbers.get(name)
                 if term.is_task:
-                    value = share_of_task(_task_loss(task), task_items, numbers.get(name))
+                    value = share_of_task(_task_loss(task), task_items, share)
                     if task_items is not None:
                         counts[name] = torch.as_tensor(task_items).detach()
                 else:
-                    value = term(
-                        student,
-                        teacher,
-                        batch,
-                        normalizer=numbers.get(name),
-                        comparison=known[name],
-                    )
-                    counts[name] = known[name].counts
+                    both = known.get(name) or term.compare(student, teacher)
+                    value = term(student, teacher, batch, normalizer=share, comparison=both)
+                    counts[name] = both.counts
                 total = _plus(total, active[name], value)
                 parts[name] = value.detach().float()
         weights = {term.name: active.get(term.name, 0.0) for term in terms}

@@ -106,15 +106,19 @@ class Comparison:
         axes = self.axes(index)  # of a tensor that was computed late, they alone know it
         return _known_mask(masks[0], axes[0]), _known_mask(masks[1], axes[1])
 
-    def aligned(self, index: int) -> Sides:
+    def aligned(self, index: int, *, keep: bool = True) -> Sides:
         """One pair of layers after the term's aligners, in float32 at least.
+
+        Args:
+            index: which of the pairs.
+            keep: whether to remember it for whoever asks next; the last one does not.
 
         Raises:
             ShapeError: what an aligner says; unequal numbers of examples.
         """
-        found = self._aligned.get(index)
-        if found is None:
-            found = self._aligned[index] = self._made(self.pairs[index])
+        found = self._aligned.pop(index, None) or self._made(self.pairs[index])
+        if keep:
+            self._aligned[index] = found
         return found
 
     def _made(self, pair: LayerPair) -> Sides:

@@ -185,7 +185,7 @@ class Term(nn.Module):
     ) -> Tensor:
         """One layer's value: align, compare, average."""
         assert self._function is not None
-        students, teachers = comparison.aligned(index)
+        students, teachers = comparison.aligned(index, keep=False)
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
         try:

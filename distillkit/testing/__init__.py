@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from .conformance import check_loss as check_loss
     from .conformance import checks_for as checks_for
     from .conformance import parametrize_with_loss_checks as parametrize_with_loss_checks
+    from .lifecycle import DistillerCase as DistillerCase
+    from .lifecycle import check_distiller as check_distiller
+    from .lifecycle import parametrize_with_distiller_checks as parametrize_with_distiller_checks
     from .operations import check_operation as check_operation
     from .plugins import assert_plugin as assert_plugin
     from .plugins import check_plugin as check_plugin
@@ -41,6 +44,7 @@ _HOMES = {
     "Check": "conformance",
     "CheckFailedError": "subject",
     "CheckResult": "results",
+    "DistillerCase": "lifecycle",
     "Draw": "strategies",
     "Loss": "subject",
     "TAGS": "conformance",
@@ -48,6 +52,7 @@ _HOMES = {
     "assert_plugin": "plugins",
     "attentions": "strategies",
     "check_adapter": "adapters",
+    "check_distiller": "lifecycle",
     "check_loss": "conformance",
     "check_operation": "operations",
     "check_plugin": "plugins",
@@ -56,6 +61,7 @@ _HOMES = {
     "logits": "strategies",
     "masks": "strategies",
     "parametrize_with_adapter_checks": "adapters",
+    "parametrize_with_distiller_checks": "lifecycle",
     "parametrize_with_loss_checks": "conformance",
     "probabilities": "strategies",
     "tensors": "strategies",

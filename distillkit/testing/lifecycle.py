@@ -1,0 +1,390 @@
+"""Check that a distiller of one's own pair survives what loops do with it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+from .._capture.names import is_compiled
+from .._capture.watcher import Hooks
+from .._objective.distiller import Distilled, Distiller
+from ..errors import CaptureError, DistillKitError
+from .adapter_checks import UnmetError
+from .perturb import NotApplicable
+from .results import CheckResult
+
+DistillerFactory = Callable[[], tuple[Distiller, Mapping[str, Any]]]
+_CLOSE = 1e-5  # of the loss, and of the largest gradient
+
+
+class DistillerCase:
+    """A distiller and a training batch, made anew by a factory.
+
+    Args:
+        factory: ``factory() -> (distiller, batch)``; every call makes other models.
+    """
+
+    def __init__(self, factory: DistillerFactory) -> None:
+        self.factory = factory
+
+    @property
+    def name(self) -> str:
+        """What test reports call it."""
+        return getattr(self.factory, "__name__", type(self.factory).__name__)
+
+    def make(self) -> tuple[Distiller, dict[str, Any]]:
+        """A distiller in eval mode, so that two calls agree, and its batch."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            distiller, batch = self.factory()
+        return distiller.eval(), dict(batch)
+
+
+def check_distiller(factory: DistillerFactory) -> list[CheckResult]:
+    """Run a distiller through its life: copies, interrupts, threads, modes, accumulation, close.
+
+    Args:
+        factory: see :class:`DistillerCase`.
+
+    Returns:
+        One result for each check; ``seen`` says what was found, or what was wrong.
+
+    Examples:
+        >>> import torch, distillkit as dk
+        >>> def made():
+        ...     student, teacher = (
+        ...         torch.nn.ModuleDict({"head": torch.nn.Linear(3, 2)}) for _ in "st"
+        ...     )
+        ...     for model in (student, teacher):
+        ...         model.forward = lambda x, model=model: {"logits": model["head"](x)}
+        ...     adapter = dk.DeclarativeAdapter(streams={}, logits="logits")
+        ...     terms = [{"loss": "kl_divergence", "on": "logits"}]
+        ...     recipe = dk.Recipe(name="soft", terms=terms)
+        ...     adapters = {"student_adapter": adapter, "teacher_adapter": adapter}
+        ...     return dk.Distiller(student, teacher, recipe, **adapters), {"x": torch.randn(4, 3)}
+        >>> results = {result.name: result for result in check_distiller(made)}
+        >>> results["parts_add_up"].passed, results["an_interrupt_is_unwound"].passed
+        (True, True)
+    """
+    case = DistillerCase(factory)
+    results = []
+    for name, check in LIFE.items():
+        try:
+            seen, passed = check(case), True
+        except NotApplicable as nothing:
+            seen, passed = f"not applicable: {nothing}", True
+        except (UnmetError, DistillKitError) as wrong:
+            seen, passed = str(wrong), False
+        except Exception as raised:
+            seen, passed = f"{type(raised).__name__}: {raised}", False
+        results.append(CheckResult(name, passed=passed, seen=seen))
+    return results
+
+
+def parametrize_with_distiller_checks(factories: Iterable[DistillerFactory]) -> Any:
+    """A decorator: the test runs once for each factory and check, ``def test(case, check)``.
+
+    Args:
+        factories: see :class:`DistillerCase`; their names appear in the tests' names.
+    """
+    import pytest
+
+    cases = [DistillerCase(factory) for factory in factories]
+    return pytest.mark.parametrize(
+        ("case", "check"),
+        [
+            pytest.param(case, functools.partial(_asserted, name), id=f"{case.name}-{name}")
+            for case in cases
+            for name in LIFE
+        ],
+    )
+
+
+def _asserted(name: str, case: DistillerCase) -> str:
+    try:
+        return LIFE[name](case)
+    except NotApplicable as nothing:
+        return f"not applicable: {nothing}"
+
+
+def a_call_teaches_the_student(case: DistillerCase) -> str:
+    """The loss is finite, and its gradient reaches the student and not the teacher."""
+    distiller, batch = case.make()
+    result = distiller.train()(batch)
+    if not bool(torch.isfinite(result.loss)):
+        raise UnmetError(f"the loss is {result.loss.item()}")
+    result.loss.backward()
+    taught = [n for n, p in distiller.student.named_parameters() if _is_some(p.grad)]
+    if not taught:
+        raise UnmetError("no parameter of the student gets a gradient")
+    if distiller.teacher is not None:
+        reached = [n for n, p in distiller.teacher.named_parameters() if p.grad is not None]
+        if reached:
+            raise UnmetError(f"the teacher's {reached[0]!r} gets a gradient")
+    return f"{len(taught)} parameters of the student"
+
+
+def a_second_call_agrees(case: DistillerCase) -> str:
+    """In eval mode, the same batch gives the same loss."""
+    distiller, batch = case.make()
+    return _same(distiller(batch), distiller(batch), "a second call")
+
+
+def a_copy_watches_its_own_models(case: DistillerCase) -> str:
+    """Deep copies, before and after a step, train a student of their own."""
+    distiller, batch = case.make()
+    early = _of_model("copy", distiller, copy.deepcopy)
+    before = distiller(batch)
+    _stepped(distiller, batch)
+    late = copy.deepcopy(distiller)
+    for twin, of, what in (
+        (early, before, "a copy before a step"),
+        (late, distiller(batch), "a copy after a step"),
+    ):
+        distiller.zero_grad()
+        twin.zero_grad()
+        _same(of, twin(batch), what)
+        twin(batch).loss.backward()
+        if not any(_is_some(p.grad) for p in twin.student.parameters()):
+            raise UnmetError(f"{what} does not teach its own student")
+        if any(_is_some(p.grad) for p in distiller.student.parameters()):
+            raise UnmetError(f"{what} teaches the student of the original")
+    return "before and after a step"
+
+
+def a_pickle_gives_the_same_loss(case: DistillerCase) -> str:
+    """A pickle of the distiller gives its loss, and its models pickle by themselves."""
+    distiller, batch = case.make()
+    distiller(batch)
+    for model in (distiller.student, distiller.teacher):
+        if model is not None:
+            _of_model("pickle", model, pickle.dumps)
+    twin = pickle.loads(pickle.dumps(distiller))
+    return _same(distiller(batch), twin(batch), "its pickle")
+
+
+def nothing_stays_on_the_models(case: DistillerCase) -> str:
+    """Between calls there is no hook and no mode."""
+    distiller, batch = case.make()
+    distiller(batch)
+    hooks = _hooks(distiller)  # a model may put on some of its own when it first runs
+    distiller(batch)
+    _check_clean(distiller, hooks, "a call")
+    return f"{hooks} hooks, all of somebody else"
+
+
+def an_interrupt_is_unwound(case: DistillerCase) -> str:
+    """After an error or Ctrl-C inside either model, nothing is on and the next call is right."""
+    distiller, batch = case.make()
+    expected, hooks = distiller(batch), _hooks(distiller)
+    models = [one for one in (distiller.student, distiller.teacher) if one is not None]
+    for model in models:
+        *_, innermost = model.modules()
+        for kind in (RuntimeError, KeyboardInterrupt):
+            stopped = _stopped(distiller, batch, innermost, kind)
+            _check_clean(distiller, hooks, f"a {kind.__name__}")
+            if stopped:
+                _same(expected, distiller(batch), f"a call after a {kind.__name__}")
+    return f"{len(models)} models"
+
+
+def inference_mode_works(case: DistillerCase) -> str:
+    """A loss under ``inference_mode``; what its teacher gives there is a target later."""
+    distiller, batch = case.make()
+    expected = distiller(batch)
+    with torch.inference_mode():
+        inside = distiller(batch)
+        known = distiller.run_teacher(batch) if distiller.teacher is not None else None
+    _same(expected, inside, "inference mode")
+    if known is not None:
+        result = distiller(batch, teacher_signals=known)
+        result.loss.backward()
+        _same(expected, result, "a target from inference mode")
+    return "inside, and as a target"
+
+
+def parts_add_up(case: DistillerCase) -> str:
+    """With their normalizer, unequal parts of the batch add up to the whole."""
+    distiller, batch = case.make()
+    examples = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim}
+    if len(examples) != 1 or max(examples) < 3:
+        raise NotApplicable("not every entry has one axis of three or more examples")
+    parts = [
+        {name: x[part] if isinstance(x, Tensor) and x.ndim else x for name, x in batch.items()}
+        for part in (slice(0, 1), slice(1, None))
+    ]
+    whole = distiller(batch)
+    whole.loss.backward()
+    wanted = _gradients(distiller)
+    distiller.zero_grad()
+    normalizer = distiller.normalizer(parts)
+    total = torch.zeros(())
+    for part in parts:
+        loss = distiller(part, normalizer=normalizer).loss
+        loss.backward()
+        total = total + loss.detach()
+    _close(whole.loss.detach(), total, "the sum over the parts")
+    _close(wanted, _gradients(distiller), "the gradient of the parts")
+    return f"1 and {max(examples) - 1} examples"
+
+
+def two_threads_agree(case: DistillerCase) -> str:
+    """Two threads that call one distiller get what one thread gets."""
+    distiller, batch = case.make()
+    expected, wrong = distiller(batch), []
+
+    def repeat() -> None:
+        for _ in range(4):
+            try:
+                _same(expected, distiller(batch), "a call beside another thread")
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=repeat) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise UnmetError(f"{len(wrong)} of 8 calls went wrong, first: {wrong[0]}")
+    return "8 calls in 2 threads"
+
+
+def moving_changes_nothing(case: DistillerCase) -> str:
+    """Moved to the device where it is, and to its own precision, it gives the same loss."""
+    distiller, batch = case.make()
+    expected = distiller(batch)
+    device = next((p.device for p in distiller.parameters()), torch.device("cpu"))
+    return _same(expected, distiller.to(device)(batch), "a move")
+
+
+def closing_gives_the_models_back(case: DistillerCase) -> str:
+    """After ``close`` a call is an error, nothing is left, and a frozen teacher is freed."""
+    distiller, batch = case.make()
+    distiller(batch)
+    hooks = _hooks(distiller)
+    distiller.close()
+    distiller.close()
+    _check_clean(distiller, hooks, "close")
+    try:
+        distiller(batch)
+    except CaptureError:
+        return "a call is an error"
+    raise UnmetError("a call after close() is no error")
+
+
+LIFE: Mapping[str, Callable[[DistillerCase], str]] = {
+    check.__name__: check
+    for check in (
+        a_call_teaches_the_student,
+        a_second_call_agrees,
+        a_copy_watches_its_own_models,
+        a_pickle_gives_the_same_loss,
+        nothing_stays_on_the_models,
+        an_interrupt_is_unwound,
+        inference_mode_works,
+        parts_add_up,
+        two_threads_agree,
+        moving_changes_nothing,
+        closing_gives_the_models_back,
+    )
+}
+
+
+def _stopped(
+    distiller: Distiller, batch: Mapping[str, Any], module: nn.Module, kind: type[BaseException]
+) -> bool:
+    """Whether a call was stopped by an exception inside a module."""
+
+    def stop(*_: object) -> None:
+        raise kind("stopped by a check")
+
+    handle = module.register_forward_hook(stop)
+    try:
+        distiller(batch)
+    except kind:
+        return True
+    finally:
+        handle.remove()
+    return False
+
+
+def _stepped(distiller: Distiller, batch: Mapping[str, Any]) -> None:
+    """One step of plain gradient descent."""
+    distiller(batch).loss.backward()
+    with torch.no_grad():
+        for parameter in distiller.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=1e-3)
+
+
+def _of_model(what: str, model: nn.Module, function: Callable[[Any], Any]) -> Any:
+    """What a function of a model returns; a model may refuse for reasons of its own."""
+    try:
+        return function(model)
+    except Exception as error:
+        if _watching(model.modules()):
+            raise
+        raise NotApplicable(f"there is no {what} of these models: {error}") from None
+
+
+def _hooks(distiller: Distiller) -> int:
+    """How many hooks are on both models; none of them may be ours."""
+    models = [one for one in (distiller.student, distiller.teacher) if one is not None]
+    modules = [module for model in models for module in model.modules()]
+    if any(is_compiled(module) for module in modules):
+        raise NotApplicable("a compiled model has the hooks in its code")
+    if _watching(modules):
+        raise UnmetError("hooks of a capture are on the models")
+    return sum(len(_hooks_of(module)) for module in modules)
+
+
+def _hooks_of(module: nn.Module) -> list[Any]:
+    hooks = (module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001
+    return [hook for several in hooks for hook in several.values()]
+
+
+def _watching(modules: Iterable[nn.Module]) -> bool:
+    """Whether a capture's hooks are on one of the modules."""
+    owners = (getattr(hook, "__self__", None) for one in modules for hook in _hooks_of(one))
+    return any(isinstance(owner, Hooks) for owner in owners)
+
+
+def _check_clean(distiller: Distiller, hooks: int, after: str) -> None:
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if modes:
+        raise UnmetError(f"after {after} a function mode of torch is on: {modes[-1]}")
+    if _hooks(distiller) != hooks:
+        raise UnmetError(f"after {after} hooks are on the models")
+
+
+def _same(one: Distilled, other: Distilled, what: str) -> str:
+    _close(one.loss.detach(), other.loss.detach(), f"the loss of {what}")
+    return f"loss {one.loss.item():.4f}"
+
+
+def _close(one: Tensor, other: Tensor, what: str) -> None:
+    off = (one.double() - other.double()).abs().max()
+    scale = one.double().abs().max().clamp_min(1e-12)
+    if not bool(off <= _CLOSE * scale):
+        raise UnmetError(f"{what} is off by {float(off / scale):.1e}")
+
+
+def _gradients(distiller: Distiller) -> Tensor:
+    found = [
+        torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+        for p in distiller.parameters()
+    ]
+    return torch.cat(found)
+
+
+def _is_some(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())

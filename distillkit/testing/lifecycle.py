@@ -16,9 +16,10 @@ from torch.overrides import _get_current_function_mode_stack
 from .._capture.names import is_compiled
 from .._capture.watcher import Hooks
 from .._objective.distiller import Distilled, Distiller
-from ..errors import CaptureError, DistillKitError
+from ..errors import CaptureError, DistillKitError, OptionError
 from .adapter_checks import UnmetError
 from .perturb import NotApplicable
+from .ranks import in_two_processes
 from .results import CheckResult
 
 DistillerFactory = Callable[[], tuple[Distiller, Mapping[str, Any]]]
@@ -48,11 +49,13 @@ class DistillerCase:
         return distiller.eval(), dict(batch)
 
 
-def check_distiller(factory: DistillerFactory) -> list[CheckResult]:
+def check_distiller(factory: DistillerFactory, *, ranks: int = 1) -> list[CheckResult]:
     """Run a distiller through its life: copies, interrupts, threads, modes, accumulation, close.
 
     Args:
         factory: see :class:`DistillerCase`.
+        ranks: 2 also compares two processes under DDP with one, for which the factory must be a
+            function that another process can import.
 
     Returns:
         One result for each check; ``seen`` says what was found, or what was wrong.
@@ -74,9 +77,12 @@ def check_distiller(factory: DistillerFactory) -> list[CheckResult]:
         >>> results["parts_add_up"].passed, results["an_interrupt_is_unwound"].passed
         (True, True)
     """
+    if ranks not in (1, 2):
+        raise OptionError(f"ranks is 1 or 2; got {ranks}")
     case = DistillerCase(factory)
+    checks = LIFE if ranks == 1 else {**LIFE, two_ranks_agree.__name__: two_ranks_agree}
     results = []
-    for name, check in LIFE.items():
+    for name, check in checks.items():
         try:
             seen, passed = check(case), True
         except NotApplicable as nothing:
@@ -213,14 +219,7 @@ def inference_mode_works(case: DistillerCase) -> str:
 
 def parts_add_up(case: DistillerCase) -> str:
     """With their normalizer, unequal parts of the batch add up to the whole."""
-    distiller, batch = case.make()
-    examples = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim}
-    if len(examples) != 1 or max(examples) < 3:
-        raise NotApplicable("not every entry has one axis of three or more examples")
-    parts = [
-        {name: x[part] if isinstance(x, Tensor) and x.ndim else x for name, x in batch.items()}
-        for part in (slice(0, 1), slice(1, None))
-    ]
+    distiller, batch, parts = _made_in_parts(case)
     whole = distiller(batch)
     whole.loss.backward()
     wanted = _gradients(distiller)
@@ -233,7 +232,17 @@ def parts_add_up(case: DistillerCase) -> str:
         total = total + loss.detach()
     _close(whole.loss.detach(), total, "the sum over the parts")
     _close(wanted, _gradients(distiller), "the gradient of the parts")
-    return f"1 and {max(examples) - 1} examples"
+    return "the first example, and the others"
+
+
+def two_ranks_agree(case: DistillerCase) -> str:
+    """Under DDP, two processes with unequal parts get the gradient of one with the whole."""
+    _made_in_parts(case)
+    first, second = in_two_processes(_made_in_parts, _gradients, case)
+    _close(first.whole, second.whole, "what the factory makes in another process")
+    _close(first.parts, second.parts, "the gradient of the other rank")
+    _close(first.whole, first.parts, "the gradient of two ranks")
+    return "the first example on one, the others on the other"
 
 
 def two_threads_agree(case: DistillerCase) -> str:
@@ -297,6 +306,19 @@ LIFE: Mapping[str, Callable[[DistillerCase], str]] = {
         closing_gives_the_models_back,
     )
 }
+
+
+def _made_in_parts(case: DistillerCase) -> tuple[Distiller, dict[str, Any], list[dict[str, Any]]]:
+    """A distiller, its batch, and the first example and the others of it."""
+    distiller, batch = case.make()
+    examples = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim}
+    if len(examples) != 1 or max(examples) < 3:
+        raise NotApplicable("not every entry has one axis of three or more examples")
+    parts = [
+        {name: x[part] if isinstance(x, Tensor) and x.ndim else x for name, x in batch.items()}
+        for part in (slice(0, 1), slice(1, None))
+    ]
+    return distiller, batch, parts
 
 
 def _stopped(

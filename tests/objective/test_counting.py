@@ -570,10 +570,14 @@ def test_a_loss_of_attentions_with_values_that_are_no_rows():
         term(*sides("a", attention_of(2, 1, 3, 4), attention_of(2, 1, 3, 4)))
 
 
-def test_masks_of_inference_mode_can_be_saved_for_the_backward():
+@pytest.mark.parametrize("given", ["layout", "entry"])
+def test_masks_of_inference_mode_can_be_saved_for_the_backward(given):
     student, teacher = pair(2, 4, 5)
     with torch.inference_mode():
-        mask, entry = PADDING.clone(), PADDING.clone()
-    term = dk.Term("kl_divergence", on="logits", mask="m")
-    term(*sides("logits", student, teacher, (None, mask)), {"m": entry}).backward()
+        mask = PADDING.clone()
+    of_layout = mask if given == "layout" else None
+    term = dk.Term("kl_divergence", on="logits", mask="m" if given == "entry" else None)
+    signals = sides("logits", student, teacher, (None, of_layout))
+    term(*signals, {"m": mask}).backward()
     assert math.isfinite(student.grad.sum())
+    assert not student.grad[~PADDING].any()

@@ -215,3 +215,49 @@ def test_a_fault_is_caught(fault, caught):
     while torch.overrides._get_current_function_mode_stack():
         torch.overrides._pop_mode()
     assert caught in failed
+
+
+class TestRanks:
+    """The factories are found by this module's name, so that another process imports them."""
+
+    def results(self, factory):
+        found = testing.check_distiller(factory, ranks=2)
+        return {result.name: result for result in found}["two_ranks_agree"]
+
+    def test_two_ranks_agree_with_one(self, importable):
+        result = self.results(importable.by_files)
+        assert result.passed, str(result)
+
+    def test_a_normalizer_that_is_ignored_is_caught(self, importable):
+        result = self.results(importable.ignores_the_normalizer)
+        assert not result.passed
+        assert "the gradient of two ranks is off by" in result.seen
+
+    def test_what_no_process_can_import_is_named(self):
+        result = self.results(lambda: by_files())
+        assert not result.passed
+        assert "make it a function of a module" in result.seen
+
+    def test_other_numbers_of_ranks(self):
+        with pytest.raises(dk.errors.OptionError, match="ranks is 1 or 2; got 3"):
+            testing.check_distiller(by_files, ranks=3)
+
+
+def ignores_the_normalizer():
+    recipe = dk.Recipe(name="fault", terms=TERMS)
+    return IgnoresTheNormalizer(tiny.Dual(), tiny.Fusion(), recipe, **files()), tiny.batch(4)
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """This file as a module that a spawned process finds."""
+    import importlib
+    import os
+    import sys
+    from pathlib import Path
+
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(sys, "path", [*paths, *sys.path])
+    return importlib.import_module("test_lifecycle")

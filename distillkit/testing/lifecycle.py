@@ -192,14 +192,13 @@ def an_interrupt_is_unwound(case: DistillerCase) -> str:
     distiller, batch = case.make()
     expected, hooks = distiller(batch), _hooks(distiller)
     models = [one for one in (distiller.student, distiller.teacher) if one is not None]
+    stops = 0
     for model in models:
-        *_, innermost = model.modules()
-        for kind in (RuntimeError, KeyboardInterrupt):
-            stopped = _stopped(distiller, batch, innermost, kind)
-            _check_clean(distiller, hooks, f"a {kind.__name__}")
-            if stopped:
-                _same(expected, distiller(batch), f"a call after a {kind.__name__}")
-    return f"{len(models)} models"
+        for module in model.modules():
+            if not list(module.children()):  # inside of a module that is watched, and outside
+                stops += _interrupted(distiller, batch, module, hooks)
+    _same(expected, distiller(batch), "a call after interrupts")
+    return f"{stops} interrupts in {len(models)} models"
 
 
 def inference_mode_works(case: DistillerCase) -> str:
@@ -321,12 +320,26 @@ def _made_in_parts(case: DistillerCase) -> tuple[Distiller, dict[str, Any], list
     return distiller, batch, parts
 
 
+def _interrupted(
+    distiller: Distiller, batch: Mapping[str, Any], module: nn.Module, hooks: int
+) -> int:
+    """How often a call could be stopped inside a module; each time nothing may be left."""
+    kinds = (RuntimeError, KeyboardInterrupt)
+    for kind in kinds:
+        if not _stopped(distiller, batch, module, kind):
+            return 0
+        _check_clean(distiller, hooks, f"a {kind.__name__} in {type(module).__name__}")
+    return len(kinds)
+
+
 def _stopped(
     distiller: Distiller, batch: Mapping[str, Any], module: nn.Module, kind: type[BaseException]
 ) -> bool:
-    """Whether a call was stopped by an exception inside a module."""
+    """Whether a call reaches a module, where it is stopped by an exception."""
+    reached = []
 
     def stop(*_: object) -> None:
+        reached.append(kind)
         raise kind("stopped by a check")
 
     handle = module.register_forward_hook(stop)
@@ -336,6 +349,8 @@ def _stopped(
         return True
     finally:
         handle.remove()
+    if reached:
+        raise UnmetError(f"a {kind.__name__} inside a model is swallowed")
     return False
 
 

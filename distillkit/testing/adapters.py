@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import DistillKitError
 from .adapter_case import AdapterCase as AdapterCase
 from .adapter_case import Factory
-from .adapter_checks import CHECKS, UnmetError
-from .perturb import NotApplicable
+from .adapter_checks import CHECKS
 from .results import CheckResult
+from .running import asserted, results_of
 
 
 def check_adapter(factory: Factory) -> list[CheckResult]:
@@ -39,19 +39,7 @@ def check_adapter(factory: Factory) -> list[CheckResult]:
         >>> [str(result) for result in results if not result.passed]
         []
     """
-    case = AdapterCase(factory)
-    results = []
-    for name, check in CHECKS.items():
-        try:
-            seen, passed = check(case), True
-        except NotApplicable as nothing:
-            seen, passed = f"not applicable: {nothing}", True
-        except (UnmetError, DistillKitError) as wrong:
-            seen, passed = str(wrong), False
-        except Exception as raised:
-            seen, passed = f"{type(raised).__name__}: {raised}", False
-        results.append(CheckResult(name, passed=passed, seen=seen))
-    return results
+    return results_of(AdapterCase(factory), CHECKS)
 
 
 def parametrize_with_adapter_checks(factories: Iterable[Factory]) -> Any:
@@ -68,21 +56,8 @@ def parametrize_with_adapter_checks(factories: Iterable[Factory]) -> Any:
     return pytest.mark.parametrize(
         ("case", "check"),
         [
-            pytest.param(case, _Asserted(name), id=f"{case.name}-{name}")
+            pytest.param(case, functools.partial(asserted, check), id=f"{case.name}-{name}")
             for case in cases
-            for name in CHECKS
+            for name, check in CHECKS.items()
         ],
     )
-
-
-class _Asserted:
-    """One check, as a test calls it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, case: AdapterCase) -> str:
-        try:
-            return CHECKS[self._name](case)
-        except NotApplicable as nothing:
-            return f"not applicable: {nothing}"

@@ -16,11 +16,12 @@ from torch.overrides import _get_current_function_mode_stack
 from .._capture.names import is_compiled
 from .._capture.watcher import Hooks
 from .._objective.distiller import Distilled, Distiller
-from ..errors import CaptureError, DistillKitError, OptionError
+from ..errors import CaptureError, OptionError
 from .adapter_checks import UnmetError
 from .perturb import NotApplicable
 from .ranks import in_two_processes
 from .results import CheckResult
+from .running import asserted, results_of
 
 DistillerFactory = Callable[[], tuple[Distiller, Mapping[str, Any]]]
 _CLOSE = 1e-5  # of the loss, and of the largest gradient
@@ -81,18 +82,7 @@ def check_distiller(factory: DistillerFactory, *, ranks: int = 1) -> list[CheckR
         raise OptionError(f"ranks is 1 or 2; got {ranks}")
     case = DistillerCase(factory)
     checks = LIFE if ranks == 1 else {**LIFE, two_ranks_agree.__name__: two_ranks_agree}
-    results = []
-    for name, check in checks.items():
-        try:
-            seen, passed = check(case), True
-        except NotApplicable as nothing:
-            seen, passed = f"not applicable: {nothing}", True
-        except (UnmetError, DistillKitError) as wrong:
-            seen, passed = str(wrong), False
-        except Exception as raised:
-            seen, passed = f"{type(raised).__name__}: {raised}", False
-        results.append(CheckResult(name, passed=passed, seen=seen))
-    return results
+    return results_of(case, checks)
 
 
 def parametrize_with_distiller_checks(factories: Iterable[DistillerFactory]) -> Any:
@@ -107,18 +97,11 @@ def parametrize_with_distiller_checks(factories: Iterable[DistillerFactory]) -> 
     return pytest.mark.parametrize(
         ("case", "check"),
         [
-            pytest.param(case, functools.partial(_asserted, name), id=f"{case.name}-{name}")
+            pytest.param(case, functools.partial(asserted, check), id=f"{case.name}-{name}")
             for case in cases
-            for name in LIFE
+            for name, check in LIFE.items()
         ],
     )
-
-
-def _asserted(name: str, case: DistillerCase) -> str:
-    try:
-        return LIFE[name](case)
-    except NotApplicable as nothing:
-        return f"not applicable: {nothing}"
 
 
 def a_call_teaches_the_student(case: DistillerCase) -> str:

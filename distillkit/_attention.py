@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -268,11 +268,11 @@ class Attention:
     @property
     def device(self) -> torch.device:
         """Where its tensors are."""
-        known = next(self._tensors(), None)
-        if known is None:
-            assert self._source is not None
-            known = self._source.tensor()
-        return known.device
+        known = self._tensors()
+        if known:
+            return known[0].device
+        assert self._source is not None
+        return self._source.tensor().device
 
     def keep(self) -> Tensor | None:
         """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
@@ -411,7 +411,7 @@ class Attention:
 
     def with_rows(self, rows: Tensor | None) -> Attention:
         """The same attention, in which these query positions count, ``(b, q)``; None: all."""
-        made = self._map(lambda x: x, self.shape)
+        made = self.__copy__()
         made.rows = _as_rows(rows, self.shape)
         return made
 
@@ -443,15 +443,17 @@ class Attention:
             made._source = source.map(of_scores if source.kind == "scores" else function)
         return made
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def _tensors(self) -> list[Tensor]:
         """Every tensor that is held; what is replayed is not computed for it."""
         held = None if self._source is None else self._source.held
-        for x in (self._query, self._key, self.value, self.mask, self.bias, self.rows, held):
-            if x is not None:
-                yield x
+        known = (self._query, self._key, self.value, self.mask, self.bias, self.rows, held)
+        return [x for x in known if x is not None]
 
     def __copy__(self) -> Attention:
-        return self._map(lambda x: x, self.shape)
+        made = Attention.__new__(Attention)
+        for name in self.__slots__:
+            setattr(made, name, getattr(self, name))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy and a pickle hold: tensors without gradient, replayed ones computed."""
@@ -612,8 +614,8 @@ def _as_map(name: str, x: Tensor | None, shape: Sequence[int]) -> Tensor | None:
     if name == "mask" and x.dtype != torch.bool:
         raise ShapeError(f"mask is boolean, True = keep; got {x.dtype} (additive masks are `bias`)")
     full = x.reshape((1,) * (4 - x.ndim) + tuple(x.shape)) if x.ndim < 4 else x
-    if full.ndim != 4 or any(
-        n not in (1, whole) for n, whole in zip(full.shape, shape, strict=True)
+    if full.ndim != 4 or not all(
+        n in (1, whole) for n, whole in zip(full.shape, shape, strict=True)
     ):
         raise ShapeError(
             f"{name} of shape {tuple(x.shape)} does not broadcast to (b, h, q, k) = {tuple(shape)}"

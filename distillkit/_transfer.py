@@ -78,9 +78,9 @@ def trackable(x: Tensor) -> Tensor:
         >>> x.is_inference(), trackable(x).is_inference()
         (True, False)
     """
-    if torch.compiler.is_compiling() or not is_inference(x) or torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or not is_inference(x):
         return x
-    return x.clone()
+    return x if torch.is_inference_mode_enabled() else x.clone()
 
 
 def portable(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -9,7 +10,12 @@ from typing import Any, Literal
 from ..errors import SignalError, did_you_mean
 
 Side = Literal["student", "teacher"]
-SIDES: tuple[Side, ...] = ("student", "teacher")
+_PREFIXES: dict[Side | None, str] = {None: "", "student": "student_", "teacher": "teacher_"}
+_OTHERS: dict[Side | None, tuple[str, ...]] = {
+    None: (),
+    "student": ("teacher_",),
+    "teacher": ("student_",),
+}
 _LABELS = re.compile(r"(.*_)?labels?(_ids)?")
 
 
@@ -31,9 +37,8 @@ class SideOfBatch(Mapping[str, Any]):
         self, batch: Mapping[str, Any], side: Side | None = None, used: set[str] | None = None
     ) -> None:
         self._batch, self._side = batch, side
-        self._prefix = "" if side is None else f"{side}_"
+        self._prefix = _PREFIXES[side]
         self.used: set[str] = set() if used is None else used
-        self._others = tuple(f"{other}_" for other in SIDES if side is not None and other != side)
 
     def noting(self, used: set[str]) -> SideOfBatch:
         """The same view, which notes in ``used`` what is read."""
@@ -42,10 +47,11 @@ class SideOfBatch(Mapping[str, Any]):
     def key(self, name: str) -> str | None:
         """The entry of the batch that this side sees under a name; None: there is none."""
         own = f"{self._prefix}{name}"
-        if self._prefix and self._batch.get(own) is not None:
+        if self._batch.get(own) is not None:
             return own
-        hidden = self._side == "teacher" and _LABELS.fullmatch(name) is not None
-        return None if hidden or self._batch.get(name) is None else name
+        if not self._prefix or self._batch.get(name) is None:
+            return None
+        return None if self._side == "teacher" and _are_labels(name) else name
 
     def says_none(self, name: str) -> bool:
         """Whether the entry is there and is None, which says that it is absent."""
@@ -63,12 +69,17 @@ class SideOfBatch(Mapping[str, Any]):
         return self.key(str(name)) is not None
 
     def __iter__(self) -> Iterator[str]:
-        shared = [name for name in self._batch if not name.startswith(self._others)]
+        shared = [name for name in self._batch if not name.startswith(_OTHERS[self._side])]
         names = dict.fromkeys(name.removeprefix(self._prefix) for name in shared)
         return (name for name in names if name in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+@functools.cache  # a training step asks for the same few, every time
+def _are_labels(name: str) -> bool:
+    return _LABELS.fullmatch(name) is not None
 
 
 def checked_batch(batch: Any) -> Mapping[str, Any]:

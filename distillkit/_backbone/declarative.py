@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._capture.record import Record
 from .._capture.wrappers import Accepted, accepted_arguments, unwrapped
 from .._tables import Table, validated
+from .._transfer import trackable
 from ..errors import SignalError, UnknownNameError, did_you_mean
 from .directions import first_tensor, layer_sources, paired, signals_of
 from .signals import Signal, Signals
@@ -172,11 +173,11 @@ class DeclarativeAdapter:
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._file.inputs is not None:
-            return {
-                argument: entry(batch, key)
-                for argument, key in self._file.inputs.items()
-                if not _is_none(batch, key)
-            }
+            given = {argument: batch.get(key) for argument, key in self._file.inputs.items()}
+            for argument, key in self._file.inputs.items():
+                if given[argument] is None and not _is_none(batch, key):
+                    entry(batch, key)  # says what is missing
+            return {argument: value for argument, value in given.items() if value is not None}
         if self._accepted is None:
             return dict(batch)
         names = dict.fromkeys(self._accepted)
@@ -275,10 +276,10 @@ def _run_ids(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
-    if run.mask is None or _is_none(batch, run.mask):
+    if run.mask is None or (batch.get(run.mask) is None and _is_none(batch, run.mask)):
         return None
-    real: Tensor = entry(batch, run.mask) != 0
-    return paired(real, index)
+    real: Tensor = entry(batch, run.mask)
+    return paired(trackable(real) if real.dtype == torch.bool else real != 0, index)
 
 
 def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
@@ -343,6 +344,7 @@ def _is_none(batch: Mapping[str, Any], key: str) -> bool:
 
 def entry(batch: Mapping[str, Any], key: str) -> Any:
     """An entry of the batch, or an error that says which was meant."""
-    if key not in batch:
+    value = batch.get(key)
+    if value is None and key not in batch:
         raise SignalError(f"the batch has no entry {key!r}; {did_you_mean(key, batch)}")
-    return batch[key]
+    return value

@@ -119,8 +119,9 @@ def _whole(
 def _with_rows(
     attention: Sequence[Attention], layer: int, valid: Tensor | None, stream: str
 ) -> Attention:
-    _check_length(attention[layer].shape[2], valid, stream)
-    return attention[layer].with_rows(valid)
+    found: Attention = attention[layer]
+    _check_length(found.shape[2], valid, stream)
+    return found.with_rows(valid)
 
 
 def _block(
@@ -147,8 +148,9 @@ def _between(
     rows: slice | Tensor,
     keys: slice | Tensor,
 ) -> Attention:
-    _check_length(joint[layer].shape[2], valid, "joint")
-    return joint[layer].with_rows(valid).between(rows, keys)
+    found: Attention = joint[layer]
+    _check_length(found.shape[2], valid, "joint")
+    return found.with_rows(valid).between(rows, keys)
 
 
 def _check_length(length: int, valid: Tensor | None, stream: str) -> None:

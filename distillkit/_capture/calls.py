@@ -114,14 +114,20 @@ def _summed(call: Call) -> Operands:
     return Operands(left, right, "", steps)
 
 
-def name_of(function: Function, args: tuple[Any, ...], result: Any) -> str:
-    """What an operation is called; ``x.mT`` and ``x.T`` by what they do."""
+def name_of(function: Function) -> str:
+    """What an operation is called; ``x.mT`` and ``x.T`` by the attribute that is read."""
+    name: str = getattr(function, "__name__", "")
+    if name != "__get__":
+        return name
+    attribute = getattr(getattr(function, "__self__", None), "__name__", "")
+    return attribute if attribute in ("mT", "T") else name
+
+
+def traced_name_of(function: Function, args: tuple[Any, ...], result: Any) -> str:
+    """The same while a compiler traces, which does not say which attribute is read."""
     name: str = getattr(function, "__name__", "")
     if name != "__get__" or not isinstance(result, Tensor) or not args or result is args[0]:
         return name
-    if not torch.compiler.is_compiling():  # the attribute that is read
-        attribute = getattr(getattr(function, "__self__", None), "__name__", "")
-        return attribute if attribute in ("mT", "T") else name
     before, after = args[0].shape, result.shape
     if len(before) < 2 or before[-2:] != after[-2:][::-1] or before[:-2] != after[:-2]:
         return name

@@ -18,7 +18,6 @@ from .calls import (
     ALONG_THE_WIDTH,
     CASTS,
     DROPOUTS,
-    LOOKS,
     PRODUCTS,
     SHIFTS,
     SOFTMAXES,
@@ -26,7 +25,6 @@ from .calls import (
     Operands,
     is_view_of,
     is_weight,
-    name_of,
     operands,
     written,
     written_through,
@@ -101,12 +99,14 @@ class Follower:
         self._order = 0
 
     def saw(
-        self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+        self,
+        function: Function,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
     ) -> None:
-        """Take note of one call and its result."""
-        name = name_of(function, args, result)
-        if name in LOOKS:
-            return
+        """Take note of one call, which makes something new, and of its result."""
         if isinstance(result, Tensor):
             if name in PRODUCTS:
                 self._multiply(Call(function, name, args, kwargs, result))

@@ -65,7 +65,7 @@ class History:
     def node(self, tensor: Tensor) -> Node:
         """How a tensor was made; ``"given"`` where that was not seen."""
         known = self._nodes.get(tensor)
-        return Node("given", tuple(tensor.shape)) if known is None else known
+        return Node("given", tensor.shape) if known is None else known
 
     def note(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
@@ -73,7 +73,7 @@ class History:
         """Remember the result of an operation."""
         if name in _MAKERS:
             source = self._source(args, kwargs) if self._with_sources else ()
-            self._nodes.put(result, Node("made", tuple(result.shape), source))
+            self._nodes.put(result, Node("made", result.shape, source))
         elif name in _ARRANGING:
             self._nodes.put(result, self._arranged(name, args, kwargs, result))
         else:
@@ -87,7 +87,7 @@ class History:
             parent = self.node(args[0])
             rest = positional(name, args[1:], kwargs)
             for piece in pieces:
-                self._nodes.put(piece, Node(name, tuple(piece.shape), rest, (parent,)))
+                self._nodes.put(piece, Node(name, piece.shape, rest, (parent,)))
 
     def _source(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """What was projected; held weakly, and only to compare it with another."""
@@ -97,12 +97,12 @@ class History:
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> Node:
         """The same entries, or some of them, in other places."""
-        shape, rest = tuple(result.shape), args[1:]
+        rest = args[1:]
         parts = _parts(name, args, kwargs, result)
         if not parts or tensors_among(rest, {}):
-            return Node("given", shape)  # picked by positions: nothing tells
-        parents = tuple(self.node(part) for part in parts)
-        return Node(name, shape, positional(name, rest, kwargs), parents)
+            return Node("given", result.shape)  # picked by positions: nothing tells
+        parents = tuple([self.node(part) for part in parts])
+        return Node(name, result.shape, positional(name, rest, kwargs), parents)
 
     def _inherit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         """Of an operation entry by entry: what it was made from."""
@@ -133,7 +133,7 @@ def tensors_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tens
     for a in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(a, Tensor):
             found.append(a)
-        elif isinstance(a, (tuple, list)):
+        elif type(a) is not int and isinstance(a, (tuple, list)):
             found.extend([b for b in a if isinstance(b, Tensor)])
     return found
 

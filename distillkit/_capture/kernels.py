@@ -31,6 +31,8 @@ class Shown:
     """
 
     _lock = threading.Lock()  # threads open and close them side by side
+    # one code for good: a compiler's guards hold on to the code that was there when it traced
+    _codes: dict[types.FunctionType, tuple[types.CodeType, types.CodeType]] = {}  # noqa: RUF012
     _open: dict[types.FunctionType, tuple[types.CodeType, int]] = {}  # noqa: RUF012 (of the process)
 
     def __init__(self, functions: Iterable[Any]) -> None:
@@ -40,21 +42,25 @@ class Shown:
             if isinstance(one, types.FunctionType) and not one.__module__.startswith(_OVERRIDABLE)
         ]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is none."""
+        return not self._functions
+
     def open(self) -> None:
         """Make every function ask the modes that are on."""
-        if not self._functions:
-            return
         with self._lock:
             for function in self._functions:
                 code, count = self._open.get(function, (function.__code__, 0))
                 if count == 0:
-                    function.__code__ = _showing(function)
+                    known = self._codes.get(function)
+                    if known is None or known[0] is not code:
+                        known = self._codes[function] = code, _showing(function)
+                    function.__code__ = known[1]
                 self._open[function] = code, count + 1
 
     def close(self) -> None:
         """Undo :meth:`open`; the last one puts the functions back."""
-        if not self._functions:
-            return
         with self._lock:
             for function in self._functions:
                 code, count = self._open.pop(function)

@@ -102,10 +102,10 @@ def pattern_regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts).removesuffix(r"\."))
 
 
-def module_at(model: nn.Module, path: str) -> nn.Module | None:
-    """The module of a dotted name as ``named_modules()`` gives it; None: it is not there."""
+def module_at(model: nn.Module, segments: Iterable[str]) -> nn.Module | None:
+    """The module of a name as ``named_modules()`` gives it, in segments; None: it is not there."""
     module: nn.Module | None = model
-    for segment in path.split(".") if path else ():
+    for segment in segments:
         if module is None:
             return None
         module = module._modules.get(segment)  # noqa: SLF001 (getattr costs five times as much)

@@ -105,7 +105,7 @@ def _unfolded(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...
 
 def check_unwritten(versions: Sequence[tuple[Tensor, int]]) -> None:
     """Refuse tensors that the model wrote into after it had computed its attention from them."""
-    if any(version_of(tensor) != version for tensor, version in versions):
+    if [1 for tensor, version in versions if version_of(tensor) != version]:
         raise CaptureError(
             "a tensor of it was overwritten in place after its attention had been computed from it"
         )

@@ -126,7 +126,7 @@ class Record(Mapping[str, Attention]):
         Each is read when it is asked for, so that ``layers(pattern)[-1].shape`` reads one.
         """
         chosen, _, call = pattern.partition("#")
-        names = self._matching(chosen, self._recorder.chosen.classes)
+        names = self._matching(chosen, of_outputs=False)
         return RecordedLayers(self, names, int(call) if call else None)
 
     def outputs(self, pattern: str) -> tuple[Any, ...]:
@@ -135,18 +135,28 @@ class Record(Mapping[str, Attention]):
 
     def output_names(self, pattern: str) -> tuple[str, ...]:
         """The modules named in ``outputs=`` that a pattern matches, bottom to top."""
-        return self._matching(pattern, self._recorder.chosen.outputs)
+        return self._matching(pattern, of_outputs=True)
 
-    def _matching(self, pattern: str, names: Iterable[str]) -> tuple[str, ...]:
-        """Of some plain names those that a pattern matches, also by what wrappers make of them."""
-        regex = pattern_regex(f"{self._prefix}{pattern}")
+    def _matching(self, pattern: str, *, of_outputs: bool) -> tuple[str, ...]:
+        """The chosen names that a pattern matches, also by what wrappers make of them."""
+        known = self._recorder.chosen.matched
+        pattern = f"{self._prefix}{pattern}"
+        found = known.get((pattern, of_outputs))
+        if found is None:
+            chosen = self._recorder.chosen
+            names = chosen.outputs if of_outputs else chosen.classes
+            found = known[pattern, of_outputs] = self._matched(pattern, names)
+        return self._within(found) if self._prefix else found
+
+    def _matched(self, pattern: str, names: Iterable[str]) -> tuple[str, ...]:
+        regex = pattern_regex(pattern)
         names = list(names)
         found = [name for name in names if regex.fullmatch(name)]
         if not found:
             plain = self._recorder.chosen.plain
             wrapped = {name for path, name in plain.items() if regex.fullmatch(path)}
             found = [name for name in names if name in wrapped]
-        return self._within(found)
+        return tuple(found)
 
     def output(self, name: str) -> Any:
         """What the module named in ``outputs=`` returned."""

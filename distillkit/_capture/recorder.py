@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Chosen:
         returns: names of the methods whose return value is wanted.
         strict: whether a pattern chose the modules, so that each must record something.
         plain: name as ``named_modules()`` gives it -> name without what wrappers insert.
+        matched: pattern and names -> those that match, worked out once.
     """
 
     classes: Mapping[str, str]
@@ -35,6 +36,7 @@ class Chosen:
     returns: tuple[str, ...]
     strict: bool
     plain: Mapping[str, str]
+    matched: dict[tuple[str, bool], tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 class Recorder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -87,6 +87,24 @@ class _Watched(NamedTuple):
     path: str
 
 
+class _LookedAt(NamedTuple):
+    """What one recording puts hooks on.
+
+    Attributes:
+        chosen: the modules whose attention is wanted, and chosen ones inside of them.
+        outputs: the modules whose output is wanted.
+        places: where each module was found, segment by segment, and the module.
+    """
+
+    chosen: tuple[str, ...]
+    outputs: tuple[str, ...]
+    places: tuple[tuple[tuple[str, ...], nn.Module], ...]
+
+
+_START = ("start", "")
+_NOTHING_ELSE = nullcontext()
+
+
 class Scope:
     """Which modules of one model are looked at; ``with scope.recording()`` looks.
 
@@ -146,7 +164,7 @@ class Scope:
         self._watched = {
             name: _Watched(names.modules[name], names.paths[name]) for name in {*chosen, *wanted}
         }
-        self._around: dict[frozenset[str], frozenset[str]] = {}
+        self._plans: dict[tuple[frozenset[str] | None, frozenset[str] | None], _LookedAt] = {}
         self._is_compiled = bool(names.compiled(self.model))
 
     @property
@@ -187,20 +205,36 @@ class Scope:
             CaptureError: compiled code is being recorded by this thread already.
         """
         recorder = Recorder(self.chosen, held, detach=detach)
-        with ExitStack() as stack:
-            if self._is_compiled or self.is_traced:
-                stack.enter_context(_lock_of(self.model))  # compiled code cannot tell threads apart
+        looked_at = self._looked_at(held, outputs)
+        with self._alone():
             watcher = self._take()
-            stack.callback(self._give_back, watcher)
-            self._attach(watcher, held, outputs)
+            try:
+                self._attach(watcher, looked_at)
+                with self._surroundings():
+                    watcher.thread = threading.get_ident()
+                    watcher.recorder = recorder
+                    try:
+                        yield recorder
+                    finally:
+                        watcher.unwind()
+            finally:
+                self._give_back(watcher)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """The lock of a compiled model: compiled code cannot tell threads apart."""
+        return _lock_of(self.model) if self._is_compiled or self.is_traced else _NOTHING_ELSE
+
+    def _surroundings(self) -> AbstractContextManager[Any]:
+        """What a recording changes in the process, where it changes anything."""
+        if not self._encoders and self._shown.is_empty:
+            return _NOTHING_ELSE
+        stack = ExitStack()
+        with stack:
             for encoder in self._encoders:
                 stack.enter_context(padded(encoder))
             self._shown.open()
             stack.callback(self._shown.close)
-            stack.callback(watcher.unwind)
-            watcher.thread = threading.get_ident()
-            watcher.recorder = recorder
-            yield recorder
+            return stack.pop_all()
 
     def close(self) -> None:
         """Leave nothing on the model, compiled or not."""
@@ -236,53 +270,55 @@ class Scope:
         self, held: frozenset[str] | None = None, outputs: frozenset[str] | None = None
     ) -> bool:
         """Whether the modules that a recording looks at are still those of the model."""
-        if held is None or outputs is None:
-            watched = list(self._watched.values())
-        else:
-            watched = [self._watched[name] for name in (*self._inside(held), *outputs)]
-        return all(module_at(self.model, one.path) is one.module for one in watched)
+        for segments, module in self._looked_at(held, outputs).places:
+            if module_at(self.model, segments) is not module:
+                return False
+        return True
 
-    def _inside(self, held: frozenset[str]) -> frozenset[str]:
-        """The modules that are wanted, and chosen ones inside of them: an operation is theirs."""
-        found = self._around.get(held)
-        if found is None:
-            inner = (
-                name
-                for name in self.chosen.classes
-                if any(not one or name.startswith(f"{one}.") for one in held)
-            )
-            found = self._around[held] = frozenset([*held, *inner])
-        return found
+    def _looked_at(self, held: frozenset[str] | None, outputs: frozenset[str] | None) -> _LookedAt:
+        """What a recording puts hooks on; worked out once."""
+        known = self._plans.get((held, outputs))
+        if known is None:
+            known = self._plans[held, outputs] = self._planned(held, outputs)
+        return known
 
-    def _attach(
-        self, watcher: Watcher, held: frozenset[str] | None, outputs: frozenset[str] | None
-    ) -> None:
+    def _planned(self, held: frozenset[str] | None, outputs: frozenset[str] | None) -> _LookedAt:
+        classes = self.chosen.classes
+        chosen, wanted = tuple(classes), self.chosen.outputs
+        if held is not None:  # and chosen ones inside of them: an operation is theirs
+            inner = [n for n in classes if any(not h or n.startswith(f"{h}.") for h in held)]
+            chosen = tuple(dict.fromkeys([*held, *inner]))
+        if outputs is not None:
+            wanted = tuple(outputs)
+        everything = self._watched if held is None or outputs is None else {*chosen, *wanted}
+        watched = [self._watched[name] for name in everything]
+        places = [(tuple(one.path.split(".")) if one.path else (), one.module) for one in watched]
+        return _LookedAt(chosen, wanted, tuple(places))
+
+    def _attach(self, watcher: Watcher, looked_at: _LookedAt) -> None:
         """Put the hooks on, those that are not there yet."""
-        chosen = self.chosen.classes if held is None else self._inside(held)
-        wanted = self.chosen.outputs if outputs is None else outputs
-        if "start" not in watcher.attached:
-            hooks = Hooks(watcher, "", self.model)
-            watcher.attached["start"] = [
+        attached = watcher.attached
+        if _START not in attached:
+            hooks = watcher.hooks(_START, "", self.model)
+            attached[_START] = [
                 self.model.register_forward_pre_hook(hooks.start, prepend=True, with_kwargs=True)
             ]
-        for name in chosen:
-            if f"attention {name}" not in watcher.attached:
+        for name in looked_at.chosen:
+            if (key := ("attention", name)) not in attached:
                 module = self._watched[name].module
-                hooks = Hooks(watcher, name, module)
-                watcher.attached[f"attention {name}"] = [
+                hooks = watcher.hooks(key, name, module)
+                attached[key] = [
                     module.register_forward_pre_hook(hooks.enter),
                     module.register_forward_hook(hooks.leave, always_call=True),
                 ]
-        for name in wanted:
-            if f"output {name}" not in watcher.attached:
+        for name in looked_at.outputs:
+            if (key := ("output", name)) not in attached:
                 module = self._watched[name].module
-                hooks = Hooks(watcher, name, module)
-                watcher.attached[f"output {name}"] = [
-                    module.register_forward_hook(hooks.keep_output)
-                ]
+                hooks = watcher.hooks(key, name, module)
+                attached[key] = [module.register_forward_hook(hooks.keep_output)]
         for name, owner, method in self._methods:
-            if f"method {name}" not in watcher.attached:
-                watcher.attached[f"method {name}"] = [_Listening(watcher, name, owner, method)]
+            if (key := ("method", name)) not in attached:
+                attached[key] = [_Listening(watcher, name, owner, method)]
 
     def _detach(self, watcher: Watcher) -> None:
         for handles in watcher.attached.values():

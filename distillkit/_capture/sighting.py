@@ -168,7 +168,7 @@ def _detached_step(step: Step) -> Step:
 
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written into; 0 where nobody counts."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
+    if torch.compiler.is_dynamo_compiling() or tensor.is_inference():
         return 0
     return tensor._version  # noqa: SLF001 (torch's own counter of in-place writes)
 
@@ -177,4 +177,7 @@ def versions_of(tensors: tuple[Any, ...]) -> tuple[tuple[Tensor, int], ...]:
     """Every tensor with its version."""
     if torch.compiler.is_compiling():
         return ()
-    return tuple((t, version_of(t)) for t in tensors if isinstance(t, Tensor))
+    # nobody counts the writes into a tensor of inference mode
+    return tuple(
+        [(t, 0 if t.is_inference() else t._version) for t in tensors if isinstance(t, Tensor)]  # noqa: SLF001
+    )

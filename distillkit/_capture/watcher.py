@@ -17,10 +17,14 @@ from torch.overrides import (
 )
 
 from . import operations
+from .calls import LOOKS, name_of, traced_name_of
 from .follow import Follower
 from .history import same_source
 from .recorder import Recorder, Seen, in_backward
 from .sighting import FusedCall, Owner
+
+_WHOLE, _LOOK = "<a whole attention>", "<nothing new>"  # in place of a name
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Handle(Protocol):
@@ -48,7 +52,15 @@ class Watcher:
         self.traced = False
         self.follower = Follower(self.add, self.notice, self.stack, keep_outputs=keep_outputs)
         self.mode = _Mode(self, readers, keep_outputs=keep_outputs)
-        self.attached: dict[str, list[Handle]] = {}
+        self.attached: dict[tuple[str, str], list[Handle]] = {}
+        self._hooks: dict[tuple[str, str], Hooks] = {}
+
+    def hooks(self, key: tuple[str, str], name: str, module: nn.Module) -> Hooks:
+        """What a module calls while it is recorded."""
+        found = self._hooks.get(key)
+        if found is None or not found.belongs_to(module):
+            found = self._hooks[key] = Hooks(self, name, module)
+        return found
 
     def is_on(self) -> bool:
         """Whether a call of a watched module, now and in this thread, is to be written down."""
@@ -174,6 +186,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self._watcher, self._readers, self._keep_outputs = watcher, readers, keep_outputs
         self._known = {**readers, **operations.OPENED}
+        self._names: dict[Any, str] = {}  # of what was called before, so that it is asked once
 
     def __torch_function__(
         self,
@@ -182,11 +195,34 @@ class _Mode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # which would guard what is remembered here
+            return self._seen_by_compiler(func, args, kwargs or {})
+        name = self._names.get(func)
+        if name is None:
+            name = self._names[func] = self._name_of(func)
+        if name == _WHOLE:
+            return self._attend(func, args, kwargs or {})
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if name != _LOOK:
+            self._watcher.follower.saw(func, name, args, kwargs or _NOTHING, result)
+        return result
+
+    def _name_of(self, func: Callable[..., Any]) -> str:
+        """What a function is called, and whether there is anything to see."""
+        if func in self._known or type(func) in operations.OPERATORS:
+            return _WHOLE
+        name = name_of(func)
+        return _LOOK if name in LOOKS else name
+
+    def _seen_by_compiler(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if func in self._known or type(func) in operations.OPERATORS:
             return self._attend(func, args, kwargs)
         result = func(*args, **kwargs)
-        self._watcher.follower.saw(func, args, kwargs, result)
+        name = traced_name_of(func, args, result)
+        if name not in LOOKS:
+            self._watcher.follower.saw(func, name, args, kwargs, result)
         return result
 
     def _attend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,7 +238,8 @@ class _Mode(TorchFunctionMode):
             if read is None and operations.may_attend(func, args):
                 watcher.blind_to(str(func))
         if read is None:
-            watcher.follower.saw(func, args, kwargs, result)
+            name = getattr(func, "__name__", "")
+            watcher.follower.saw(func, name, args, kwargs, result)
         else:
             watcher.add(tuple(watcher.stack), self._call(func, read, args, kwargs, result))
         return result

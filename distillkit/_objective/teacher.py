@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,28 @@ _LOCK = threading.Lock()
 _QUANTISED = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method")
 
 
+Flags: TypeAlias = "tuple[set[str], set[str]]"
+"""The names of parameters that learn, and of modules in training mode."""
+
+
+def flags_of(model: nn.Module) -> Flags:
+    """Which parameters of a model learn, and which of its modules are in training mode."""
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    return learns, {name for name, module in model.named_modules() if module.training}
+
+
+def flags_before(teacher: nn.Module) -> Flags | None:
+    """What the last of its distillers gives back; None: there is none, or more than one."""
+    state = _frozen.get(teacher)
+    return (state.learns, state.trains) if state is not None and state.distillers == 1 else None
+
+
 class _State:
     """What a teacher was before the first of its distillers froze it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.distillers = 0
-        self.learns = {name for name, p in model.named_parameters() if p.requires_grad}
-        self.trains = {name for name, module in model.named_modules() if module.training}
+        self.learns, self.trains = flags_of(model)
 
     def put_back(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
@@ -65,7 +80,7 @@ class Teacher:
     def run(self, view: SideOfBatch, wanted: Wanted | None) -> Signals:
         """Its signals for a batch, without gradient, in eval mode whoever called ``train``."""
         model = self.model
-        if any(module.training for module in model.modules()):
+        if _trains(model):
             model.eval()
         with torch.no_grad():
             return self.backbone.run(view, wanted=wanted)[1]
@@ -140,6 +155,18 @@ def _thaw(model: nn.Module) -> None:
         if state.distillers <= 0:
             del _frozen[model]
             state.put_back(model)
+
+
+def _trains(model: nn.Module) -> bool:
+    """Whether any module is in training mode: one that was added later, too."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is not None:
+            if module.training:
+                return True
+            left.extend(module._modules.values())  # noqa: SLF001 (modules() costs five times as much)
+    return False
 
 
 def _only_device(model: nn.Module) -> torch.device | None:

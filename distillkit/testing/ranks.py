@@ -67,27 +67,34 @@ def in_two_processes(
             process.start()
         deadline = time.monotonic() + _PATIENCE
         try:
-            for process in processes:
-                process.join(max(0.0, deadline - time.monotonic()))
+            # a rank that failed is not waited for by the other, which waits for it
+            while any(one.is_alive() for one in processes) and not _is_over(folder, deadline):
+                time.sleep(0.05)
         finally:
             for process in processes:
                 if process.is_alive():
                     process.kill()
                     process.join()
-        for rank in range(_RANKS):
-            _check_done(Path(folder), rank)
+        _check_done(Path(folder))
         return [OfRank(*torch.load(Path(folder) / f"{rank}.pt")) for rank in range(_RANKS)]
 
 
-def _check_done(folder: Path, rank: int) -> None:
-    said = folder / f"{rank}.txt"
-    if said.exists():
-        raise UnmetError(f"rank {rank}: {said.read_text(encoding='utf-8').strip()}")
-    if not (folder / f"{rank}.pt").exists():
-        raise UnmetError(
-            f"rank {rank} ended and saved nothing; a script that calls this does so under "
-            '`if __name__ == "__main__":`'
-        )
+def _is_over(folder: str, deadline: float) -> bool:
+    """Whether a rank said that it failed, or the time is up."""
+    return any(Path(folder).glob("*.txt")) or time.monotonic() > deadline
+
+
+def _check_done(folder: Path) -> None:
+    for rank in range(_RANKS):
+        said = folder / f"{rank}.txt"
+        if said.exists():
+            raise UnmetError(f"rank {rank}: {said.read_text(encoding='utf-8').strip()}")
+    for rank in range(_RANKS):
+        if not (folder / f"{rank}.pt").exists():
+            raise UnmetError(
+                f"rank {rank} ended and saved nothing; a script that calls this does so under "
+                '`if __name__ == "__main__":`'
+            )
 
 
 def _run(job: bytes, rank: int, folder: str) -> None:

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import distillkit as dk
 from distillkit import errors
+from distillkit._capture.record import Record
+from distillkit._capture.scope import Scope
 
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
 kinds = pytest.mark.parametrize("kind", list(KINDS))
@@ -345,6 +347,21 @@ class TestCompile:
                 objective(maps_of(record), output).backward()
                 seen.append(counter.graphs)
         assert seen[1:] == seen[1:2] * 3, f"it is compiled again at every step: {seen}"
+
+    def test_several_recordings_compile_once(self, kind):
+        """The code of a plain Python kernel is another while it shows itself: the same each time."""
+        from torch.nn.attention.flex_attention import flex_attention  # now it is loaded
+
+        assert callable(flex_attention)
+        model, (x, mask) = encoder(kind), tokens()
+        counter = Counter()
+        scope, seen = Scope(torch.compile(model, backend=counter), ["blocks.*"]), []
+        for _ in range(4):
+            with scope.recording() as recorder:
+                scope.model(x, mask)
+            assert_maps(Record(recorder), model, x, mask)
+            seen.append(counter.graphs)
+        assert seen == seen[:1] * 4, f"it is compiled again in every recording: {seen}"
 
     def test_capture_then_a_plain_call_then_capture(self, kind):
         """Never nothing in silence: the second capture is right, or refused with the way out."""

@@ -185,6 +185,12 @@ class NeverCloses(dk.Distiller):
         pass
 
 
+class KeepsItsTeacherFrozen(dk.Distiller):
+    def close(self):
+        super().close()
+        self.teacher.requires_grad_(requires_grad=False)
+
+
 class IgnoresTheNormalizer(dk.Distiller):
     def forward(self, batch, normalizer=None, **kwargs):
         return super().forward(batch, **kwargs)
@@ -202,6 +208,7 @@ class LeavesAHook(dk.Distiller):
         (LeavesAMode, "an_interrupt_is_unwound"),
         (RemembersTheFirst, "parts_add_up"),
         (NeverCloses, "closing_gives_the_models_back"),
+        (KeepsItsTeacherFrozen, "closing_gives_the_models_back"),
         (IgnoresTheNormalizer, "parts_add_up"),
         (LeavesAHook, "nothing_stays_on_the_models"),
     ],

@@ -66,6 +66,11 @@ def is_inference(x: Tensor) -> bool:
     return x.is_inference()
 
 
+def is_fleeting(x: Tensor) -> bool:
+    """Whether a tensor is of use only where it was made: in a transform, or in inference mode."""
+    return is_functorch_wrapped_tensor(x) or x.is_inference()
+
+
 def trackable(x: Tensor) -> Tensor:
     """The tensor, or a copy of one that was made under ``torch.inference_mode()``.
 

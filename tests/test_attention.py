@@ -11,7 +11,7 @@ import pickle
 import pytest
 import torch
 
-from distillkit import Attention, errors
+from distillkit import Attention, errors, losses
 
 E = math.e
 
@@ -433,3 +433,70 @@ class TestBadInput:
             Attention(whole, whole, mask=torch.ones(3, 2, dtype=torch.bool))
         with pytest.raises(errors.ShapeError, match="an attention map is"):
             Attention.from_scores(torch.zeros(2, 2))
+
+
+class TestReplays:
+    """What is replayed from a model is computed once, and keeps what is known beside it."""
+
+    @pytest.fixture
+    def counted(self):
+        """A replayed attention and the list that grows with every replay."""
+        scores, replays = torch.randn(2, 2, 3, 4, requires_grad=True), []
+
+        def replay():
+            replays.append(1)
+            return scores * 1
+
+        return Attention.replayed(scores.shape, scores=replay), replays, scores
+
+    def test_a_question_and_its_answer_are_one_replay(self, counted):
+        attention, replays, _ = counted
+        assert attention.requires_grad
+        assert attention.valid_rows().all()
+        assert attention.requires_grad
+        attention.scores()
+        assert len(replays) == 1
+        attention.valid_rows()
+        assert len(replays) == 1
+        attention.scores()  # nothing of queries x keys is held once it was asked for
+        assert len(replays) == 2
+
+    @pytest.mark.parametrize("loss", [losses.attention_kl, losses.attention_mse])
+    def test_an_attention_beside_itself_is_replayed_once(self, counted, loss):
+        attention, replays, _ = counted
+        assert loss(attention, attention).abs().max() < 1e-6
+        assert len(replays) == 1
+
+    def test_a_loss_replays_each_side_once(self, counted):
+        attention, replays, scores = counted
+        teacher = Attention.from_scores(torch.randn(2, 2, 3, 4))
+        assert attention.requires_grad
+        losses.attention_kl(attention, teacher).sum().backward()
+        assert len(replays) == 1
+        assert scores.grad is not None
+
+    def test_what_was_looked_at_without_gradient_is_no_answer(self, counted):
+        attention, _, _ = counted
+        with torch.no_grad():
+            attention.valid_rows()
+        assert attention.scores().requires_grad
+
+    @pytest.mark.parametrize("kind", every_kind())
+    def test_a_block_keeps_what_is_known(self, kind):
+        attention = every_kind()[kind]
+        query, key = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 3, 8)
+        if attention.is_replayed:
+            attention = Attention.replayed(
+                attention.shape, scores=attention.scores, query=query, key=key, value=key
+            )
+        block = attention.between([0, 2], [1])
+        assert torch.equal(block.query, attention.query[:, :, [0, 2]])
+        assert torch.equal(block.key, attention.key[:, :, [1]])
+        if attention.value is not None:
+            assert torch.equal(block.value, attention.value[:, :, [1]])
+
+    @pytest.mark.parametrize("both", [True, False])
+    def test_one_way_to_replay(self, both):
+        functions = dict.fromkeys(("scores", "used"), lambda: torch.zeros(1, 1, 2, 2))
+        with pytest.raises(errors.OptionError, match="one of two functions"):
+            Attention.replayed((1, 1, 2, 2), **functions if both else {})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._selection import Selection
+from .._attention.selection import Selection
 from .._transfer import Destination, is_inference, portable, trackable
 from ..errors import ShapeError
 

@@ -156,26 +156,16 @@ class Comparison:
                 kept = trackable(mask) if kept is None else kept & mask
         return kept
 
-    def check_gradient(self, *, replay: bool = True) -> bool:
+    def check_gradient(self) -> None:
         """Refuse layers of the student that can teach it nothing.
-
-        Args:
-            replay: ask attentions that are replayed from a model, too, which costs a replay.
-
-        Returns:
-            Whether every layer was asked.
 
         Raises:
             SignalError: a signal, and its layer, without gradient.
         """
-        asked = True
         for pair in self.pairs:
             for name, layer in zip(self.on, pair.students, strict=True):
-                if not replay and isinstance(layer, Attention) and layer.is_replayed:
-                    asked = False
-                elif not layer.requires_grad:
+                if not layer.requires_grad:
                     raise SignalError(_no_gradient(self.term, name, pair.place))
-        return asked
 
     @property
     def counts(self) -> Tensor:

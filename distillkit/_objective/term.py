@@ -156,13 +156,10 @@ class Term(nn.Module):
         pairs = len(comparison.pairs)
         shares = None if normalizer is None else self._shares(normalizer, pairs)
         step = self._step(comparison, batch)
-        asked = True
         if self.training and torch.is_grad_enabled():
-            asked = comparison.check_gradient(replay=False) or self._ask(comparison)
+            comparison.check_gradient()
         comparison.counted.clear()
         values = [self._layer_value(comparison, i, step, shares) for i in range(pairs)]
-        if not asked and not all(value.requires_grad for value in values):
-            comparison.check_gradient()
         return values[0] if pairs == 1 else torch.stack(values).mean()
 
     def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> Step:
@@ -205,19 +202,6 @@ class Term(nn.Module):
         """What each pair of layers is divided by."""
         check_number(self._normalizer, normalizer)
         return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
-
-    def _ask(self, comparison: Comparison) -> bool:
-        """Ask replayed attentions for their gradient; False: the values will say it.
-
-        To ask costs a replay, which the values need anyway: their gradient says the same where it
-        can come from nowhere else.
-        """
-        teachers = [one for pair in comparison.pairs for one in pair.teachers]
-        known = [x for x in teachers if isinstance(x, Tensor) or not x.is_replayed]
-        elsewhere = len(self.on) > 1 or any(True for _ in self.aligners.parameters())
-        if elsewhere or any(x.requires_grad for x in known):
-            return comparison.check_gradient()
-        return False
 
     @property
     def is_built(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._attention import Attention
+from .._attention import Attention, both_rows
+from .._attention.keep import rows_for
 from ..errors import OptionError, ShapeError
 from ._blocks import Pair, Side, may_look
 from ._blockwise import Kind, divergence, mean_over_heads
@@ -223,12 +224,9 @@ def shared_rows(student: Attention, teacher: Attention) -> Tensor:
         >>> shared_rows(student, Attention.from_scores(scores))
         tensor([[[ True, False]]])
     """
-    rows = teacher.valid_rows()
-    if student.rows is None:
-        return rows
-    if student.rows.shape[1] in (1, rows.shape[1]):
-        return rows & student.rows
-    return rows.all(1, keepdim=True) & student.rows.all(1, keepdim=True)
+    rows = both_rows(teacher.valid_rows(), student.rows)
+    assert rows is not None
+    return rows
 
 
 def _divergence(
@@ -249,7 +247,8 @@ def _divergence(
     else:
         keep: dict[str, Keep] = {"saved": "maps", "guess": "guess", "recompute": ""}
         one, other = (_side(x, temperature) for x in (student, teacher))
-        pair = Pair(one, other, _shared(student, teacher), mean=heads == "mean")
+        rows = both_rows(student.rows, teacher.rows)
+        pair = Pair(one, other, rows, mean=heads == "mean")
         value = blockwise(pair, kind, keep[way])
     return temperature**2 * value
 
@@ -302,16 +301,6 @@ def _side(attention: Attention, temperature: float) -> Side:
     )  # fmt: skip
 
 
-def _shared(student: Attention, teacher: Attention) -> Tensor | None:
-    """The rows that both keep, whichever keys are left to them."""
-    one, other = student.rows, teacher.rows
-    if one is None or other is None:
-        return other if one is None else one
-    if 1 not in (one.shape[1], other.shape[1]) and one.shape[1] != other.shape[1]:
-        one, other = one.all(1, keepdim=True), other.all(1, keepdim=True)
-    return one & other
-
-
 def _compared(
     student: Attention, teacher: Attention, temperature: float, heads: str | None
 ) -> tuple[Tensor, Tensor]:
@@ -319,21 +308,17 @@ def _compared(
     rows = shared_rows(student, teacher)
     if heads == "mean":
         rows = rows.all(1, keepdim=True)
-    log_q, log_p = (
-        _log_probabilities(side.with_rows(_fit(rows, side)), temperature, heads)
-        for side in (student, teacher)
-    )
-    return log_q, log_p
+    sides = [student] if teacher is student else [student, teacher]
+    found = [
+        _log_probabilities(side.with_rows(rows_for(rows, side.shape[1])), temperature, heads)
+        for side in sides
+    ]
+    return found[0], found[-1]
 
 
 def _log_probabilities(attention: Attention, temperature: float, heads: str | None) -> Tensor:
     log_p = log_softmax(attention.scores(), None, temperature)
     return log_p if heads is None else mean_over_heads(log_p)
-
-
-def _fit(rows: Tensor, attention: Attention) -> Tensor:
-    """Rows of one side's heads for the other's: equal, or one for all."""
-    return rows if rows.shape[1] in (1, attention.shape[1]) else rows.all(1, keepdim=True)
 
 
 def _checked(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._kept import Masks, keys_in_use, rows_with_keys
+from .._attention.keep import Keep, both_rows
 
 Span = slice | Tensor
 """Positions along an axis: a range of them, or an index."""
@@ -43,9 +43,10 @@ class Side(NamedTuple):
         return self.scale / self.temperature
 
     @property
-    def masks(self) -> Masks:
+    def keep(self) -> Keep:
+        """Which of its keys count."""
         b, h, q, _ = self.query.shape
-        return Masks(self.mask, self.bias, self.causal, (b, h, q, self.key.shape[2]))
+        return Keep((b, h, q, self.key.shape[2]), self.mask, self.bias, self.causal)
 
     @property
     def sharing(self) -> int:
@@ -81,12 +82,7 @@ class Pair(NamedTuple):
 
     def counted(self) -> Tensor | None:
         """The rows that count: kept, and with a key left to the teacher; None: all."""
-        rows = rows_with_keys(self.teacher.masks, self.teacher.query.device)
-        if rows is not None and self.rows is not None:
-            fits = 1 in (rows.shape[1], self.rows.shape[1]) or rows.shape[1] == self.rows.shape[1]
-            rows = (rows if fits else rows.all(1, keepdim=True)) & self.rows
-        elif rows is None:
-            rows = self.rows
+        rows = both_rows(self.teacher.keep.rows_with_keys(self.teacher.query.device), self.rows)
         if rows is not None and self.mean:
             rows = rows.all(1, keepdim=True)
         return rows if rows is None else rows.expand(*rows.shape[:2], self.value_shape[2])
@@ -130,7 +126,7 @@ def examples(pair: Pair) -> list[Example]:
         return []
     device = pair.student.query.device
     counted = pair.counted()
-    used = [keys_in_use(side.masks, counted, device) for side in (pair.student, pair.teacher)]
+    used = [side.keep.keys_in_use(counted, device) for side in pair.sides]
     if counted is None and used[0] is None and used[1] is None and _folds(pair):
         return [Example(None, slice(0, q), slice(0, k), (b * h, q, k), None, (None, None))]
     cut = may_look(device)

@@ -376,7 +376,7 @@ def _lacking(block: Block, teacher: Half, student: Half) -> Tensor | None:
 
 def _keep_the_same(pair: Pair) -> bool:
     """Whether both sides surely keep the same entries; without looking, on an accelerator."""
-    one, other = (side.masks for side in pair.sides)
+    one, other = (side.keep for side in pair.sides)
     if one.causal != other.causal:
         return False
     for mine, theirs in ((one.mask, other.mask), (one.bias, other.bias)):

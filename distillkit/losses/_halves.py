@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .._attention.keep import both, is_kept
 from . import _blocks
 from ._blocks import Block, Example, Side, Span, at
 
@@ -30,8 +31,8 @@ class Half:
         self._query = _cut(side.query, part.number, part.rows)
         self._key = _cut(side.key, part.number, part.keys)
         self._cached: tuple[slice, Tensor] | None = None
-        self._whole = not side.masks.parts and not side.causal
-        self._by_row = side.masks.by_row
+        self._whole = not side.keep.parts and not side.causal
+        self._by_row = side.keep.by_row
 
     @property
     def device(self) -> torch.device:
@@ -140,11 +141,8 @@ class Half:
 
     def _keep(self, heads: slice, rows: Span, keys: Span) -> Tensor | None:
         keep: Tensor | None = None
-        for part in self.side.masks.parts:
-            block = _part(part, self._part.number, heads, rows, keys)
-            if block.is_floating_point():
-                block = block > torch.finfo(block.dtype).min / 2
-            keep = block if keep is None else keep & block
+        for part in self.side.keep.parts:
+            keep = both(keep, is_kept(_part(part, self._part.number, heads, rows, keys)))
         if self.side.causal:
             device = self.side.query.device
             past = _indices(keys, device) <= _indices(rows, device)[:, None]

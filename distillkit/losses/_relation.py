@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._attention import Attention, inner_products, split_heads
+from .._attention import Attention, both_rows, inner_products, split_heads
 from ..errors import OptionError, ShapeError
 from ._attention import Method, attention_kl
 from ._divergence import forward_kl
@@ -63,18 +63,16 @@ def relation_kl(
     if of not in ("query", "key", "value"):
         raise OptionError(f'relation_kl: of is "query", "key" or "value"; got {of!r}')
     if where is None:
-        where = _common_rows(student, teacher)
+        where = _rows_of_both(student, teacher)
     one, other = (_relations(x, of, relation_heads, where) for x in (student, teacher))
     return attention_kl(one, other, method=method)
 
 
-def _common_rows(student: Attention | Tensor, teacher: Attention | Tensor) -> Tensor | None:
-    kept: Tensor | None = None
-    for side in (student, teacher):
-        if isinstance(side, Attention) and side.rows is not None:
-            rows = side.rows.all(1)
-            kept = rows if kept is None else kept & rows
-    return kept
+def _rows_of_both(student: Attention | Tensor, teacher: Attention | Tensor) -> Tensor | None:
+    """The tokens that every head of both sides keeps, ``(b, n)``; None: all."""
+    rows = [x.rows if isinstance(x, Attention) else None for x in (student, teacher)]
+    kept = both_rows(*rows)
+    return None if kept is None else kept.all(1)
 
 
 def _relations(x: Attention | Tensor, of: str, heads: int, where: Tensor | None) -> Attention:

@@ -7,14 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from ._kept import Masks, rows_with_keys
-from ._selection import Selection, Tokens
-from ._source import Source
-from ._transfer import Destination, is_inference, portable, trackable
-from .errors import CaptureError, ShapeError
+from .._transfer import Destination, is_fleeting, is_inference, portable, trackable
+from ..errors import CaptureError, OptionError, ShapeError
+from .keep import Keep, all_rows, both, is_kept
+from .precision import widen
+from .selection import Selection, Tokens
+from .source import (
+    Products,
+    Replay,
+    Scores,
+    Source,
+    Weights,
+    checked_products,
+    concatenated,
+    joined,
+    split_heads,
+)
 
 
 class Attention:
@@ -52,12 +62,13 @@ class Attention:
         (2, 4, 2, 2)
     """
 
-    __slots__ = (
-        "_key", "_query", "_source", "bias", "causal", "mask", "rows", "scale", "shape", "value",
-    )  # fmt: skip
+    __slots__ = ("_keep", "_source", "_valid", "value")
 
-    shape: tuple[int, int, int, int]
-    """``(b, h, q, k)`` of scores and probabilities."""
+    _keep: Keep
+    _source: Source
+    _valid: Tensor | None  # the valid rows, once somebody has asked
+    value: Tensor | None
+    """The values ``(b, g, k, e)``, where they were seen."""
 
     def __init__(
         self,
@@ -71,33 +82,27 @@ class Attention:
         rows: Tensor | None = None,
         causal: bool = False,
     ) -> None:
-        _check_heads(query, key)
+        self._source = checked_products(query, key, scale)
         b, h, q, _ = query.shape
-        self.shape = shape = (b, h, q, key.shape[2])
-        self._query: Tensor | None = query
-        self._key: Tensor | None = key
-        self._source: Source | None = None
+        shape = (b, h, q, key.shape[2])
+        self._keep = Keep.checked(shape, mask, bias, rows, causal=causal)
+        self._valid = None
         self.value = value
-        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self.mask = _as_map("mask", mask, shape)
-        self.bias = _as_map("bias", bias, shape)
-        self.rows = _as_rows(rows, shape)
-        self.causal = causal
 
     @classmethod
     def from_scores(
         cls, scores: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Attention:
         """An attention known by its scores ``(b, h, q, k)`` alone; -inf marks dropped keys."""
-        return cls._known_by(Source("scores", scores), scores.shape, mask=mask, rows=rows)
+        return cls._from(Scores(Replay(scores)), scores.shape, mask=mask, rows=rows)
 
     @classmethod
     def from_probabilities(
         cls, probabilities: Tensor, *, mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Attention:
         """An attention known by its probabilities ``(b, h, q, k)`` alone; 0 marks dropped keys."""
-        source = Source("probabilities", probabilities)
-        return cls._known_by(source, probabilities.shape, mask=mask, rows=rows)
+        source = Weights(Replay(probabilities))
+        return cls._from(source, probabilities.shape, mask=mask, rows=rows)
 
     @classmethod
     def replayed(
@@ -125,36 +130,42 @@ class Attention:
             value: the values.
             mask: as of any attention.
             rows: as of any attention.
+
+        Raises:
+            OptionError: neither ``scores`` nor ``used``, or both.
         """
-        source = None
-        if used is not None:
-            source = Source("used", used)
-        elif scores is not None:
-            source = Source("scores", scores)
-        return cls._known_by(source, shape, query=query, key=key, value=value, mask=mask, rows=rows)
+        source: Source
+        if scores is not None and used is None:
+            source = Scores(Replay(scores), query, key)
+        elif used is not None and scores is None:
+            source = Weights(Replay(used), as_used=True, query=query, key=key)
+        else:
+            raise OptionError(
+                "Attention.replayed takes one of two functions: scores= computes all scores, used= "
+                f"all probabilities as the model used them; got {'both' if scores else 'none'}"
+            )
+        return cls._from(source, shape, value, mask=mask, rows=rows)
 
     @classmethod
-    def _known_by(
+    def _from(
         cls,
-        source: Source | None,
+        source: Source,
         shape: Sequence[int],
-        *,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
         value: Tensor | None = None,
+        *,
         mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Attention:
         if len(shape) != 4:
             raise ShapeError(f"an attention map is (b, h, q, k), 4 axes; got shape {tuple(shape)}")
         b, h, q, k = shape
+        return cls._made(source, Keep.checked((b, h, q, k), mask, rows=rows), value)
+
+    @classmethod
+    def _made(cls, source: Source, keep: Keep, value: Tensor | None) -> Attention:
         made = cls.__new__(cls)
-        made.shape = (b, h, q, k)
-        made._query, made._key, made.value = query, key, value
-        made._source = source
-        made.scale = math.nan if query is None else query.shape[-1] ** -0.5
-        made.mask, made.bias = _as_map("mask", mask, made.shape), None
-        made.rows, made.causal = _as_rows(rows, made.shape), False
+        made._source, made._keep, made._valid = source, keep, None
+        made.value = value
         return made
 
     @classmethod
@@ -226,53 +237,68 @@ class Attention:
                 "attentions to concatenate share heads, tokens and scale; got "
                 + ", ".join(f"{part} of scale {part.scale:.4g}" for part in parts)
             )
-        sizes = [part.shape[0] for part in parts]
-        made = cls.__new__(cls)
-        made.shape = (sum(sizes), *first.shape[1:])
-        made._query = _joined("queries", [part._query for part in parts], sizes)
-        made._key = _joined("keys", [part._key for part in parts], sizes)
-        made.value = _joined("values", [part.value for part in parts], sizes)
-        # a model that is causal says so by a mask instead where there is padding too
-        made.causal = all(part.causal for part in parts)
-        masks = [part.mask if made.causal else part._masked() for part in parts]
-        made.mask = _joined_masks(masks, sizes, nothing=True)
-        made.bias = _joined_masks([part.bias for part in parts], sizes, nothing=0.0)
-        made.rows = _joined_masks([part.rows for part in parts], sizes, nothing=True)
-        made.scale = first.scale
-        made._source = Source.concatenate([part._source for part in parts])
-        return made
+        source = concatenated([part._source for part in parts])
+        keep = Keep.concatenate([part._keep for part in parts], first.device)
+        return cls._made(source, keep, joined("values", [part.value for part in parts]))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(b, h, q, k)`` of scores and probabilities."""
+        return self._keep.shape
 
     @property
     def query(self) -> Tensor:
         """``(b, h, q, d)``."""
-        return _known("queries", self._query)
+        return _known("queries", self._source.query)
 
     @property
     def key(self) -> Tensor:
         """``(b, g, k, d)``."""
-        return _known("keys", self._key)
+        return _known("keys", self._source.key)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the products; NaN where there are no queries."""
+        return self._source.scale
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The entries that are kept, boolean, broadcastable to ``(b, h, q, k)``; None: all."""
+        return self._keep.mask
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the scaled products, broadcastable to ``(b, h, q, k)``."""
+        return self._keep.bias
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The query positions that count, ``(b or 1, h or 1, q)``; None: all."""
+        return self._keep.rows
+
+    @property
+    def causal(self) -> bool:
+        """Whether row i sees the keys 0 ... i only."""
+        return self._keep.causal
 
     @property
     def requires_grad(self) -> bool:
         """Whether a loss on this attention can teach anything."""
-        known = [x for x in (self._query, self._key, self.bias) if x is not None]
-        if self._source is not None and not known:
-            return self._source.tensor().requires_grad
-        return any(x.requires_grad for x in known)
+        bias = self._keep.bias
+        return (bias is not None and bias.requires_grad) or self._source.requires_grad
 
     @property
     def is_replayed(self) -> bool:
         """Whether its scores are more than scaled products with a mask and a bias."""
-        return self._source is not None
+        return not isinstance(self._source, Products)
 
     @property
     def device(self) -> torch.device:
         """Where its tensors are."""
-        known = self._tensors()
-        if known:
-            return known[0].device
-        assert self._source is not None
-        return self._source.tensor().device
+        held = self._tensors()
+        if held or isinstance(self._source, Products):
+            return held[0].device
+        return self._source.replay.tensor().device
 
     def keep(self) -> Tensor | None:
         """The entries that count, boolean, broadcastable to ``(b, h, q, k)``; None: all do.
@@ -281,40 +307,25 @@ class Attention:
         does: bias or scores at or below half of their dtype's lowest number.
         """
         source = self._source
-        if source is None:
-            return self._kept(None)
-        if source.kind == "used":
-            return self._kept(None, source.tensor() != 0)
-        return self._kept(source.scores())
-
-    def _kept(self, replayed: Tensor | None, kept: Tensor | None = None) -> Tensor | None:
-        rows = None if self.rows is None else self.rows[..., None]
-        kept = _both(kept, _both(self._masked(), rows))
-        for added in (self.bias, replayed):
-            if added is not None:
-                kept = _both(kept, added > torch.finfo(added.dtype).min / 2)
-        return kept
-
-    def _masked(self) -> Tensor | None:
-        """What mask and causal flag keep, whichever rows count."""
-        if not self.causal:
-            return self.mask
-        ones = torch.ones(self.shape[2:], dtype=torch.bool, device=self.query.device)
-        return _both(self.mask, ones.tril()[None, None])
+        if isinstance(source, Products):
+            return self._keep.entries(source.query.device)
+        kept = source.kept()
+        return both(self._keep.entries(kept.device), kept)
 
     def valid_rows(self) -> Tensor:
         """The rows that count and have a key left, boolean ``(b, h, q)``."""
-        kept: Tensor | None
-        keep = self.keep() if self.is_replayed else None
-        if keep is not None:
-            kept, device = keep.any(-1), keep.device
-        else:  # no map of queries x keys is made
-            device = self.query.device
-            kept = rows_with_keys(Masks(self.mask, self.bias, self.causal, self.shape), device)
-            kept = _both(kept, self.rows)
-        if kept is None or self.shape[3] == 0:
-            return torch.full(self.shape[:3], self.shape[3] > 0, device=device)
-        return kept.expand(self.shape[:3])
+        if self._valid is not None:
+            return self._valid
+        if isinstance(self._source, Products):
+            found = self._keep.valid_rows(self._source.query.device)
+        else:
+            keep = self.keep()
+            assert keep is not None  # a map drops what its own numbers drop
+            found = all_rows(keep.any(-1), self.shape, keep.device)
+        # compiled code keeps nothing; what torch.func maps, or inference mode makes, ends with it
+        if not torch.compiler.is_compiling() and not is_fleeting(found):
+            self._valid = found
+        return found
 
     def scores(self) -> Tensor:
         """Scaled products plus bias, ``(b, h, q, k)``; -inf where an entry does not count.
@@ -323,28 +334,22 @@ class Attention:
         give gradients that are wrong near convergence. What a dropped entry held, NaN too, reaches
         neither value nor gradient.
         """
-        replayed = None if self._source is None else self._source.scores()
-        keep = self._kept(replayed)
-        raw = self._products(keep) if replayed is None else widen(replayed)
+        source = self._source
+        if isinstance(source, Products):
+            keep = self._keep.entries(source.query.device)
+            raw = source.scores(keep, self._keep.bias)
+        else:
+            replayed = source.scores()
+            keep = both(self._keep.entries(replayed.device), is_kept(replayed))
+            raw = widen(replayed)
         return raw if keep is None else torch.where(keep, raw, -torch.inf)
-
-    def _products(self, keep: Tensor | None) -> Tensor:
-        query, key, bias = widen(self.query), widen(self.key), self.bias
-        groups = key.shape[1]
-        if keep is not None:  # 0 * NaN is NaN: what is dropped must be gone before the product
-            query = torch.where(keep.any(-1)[..., None], query, 0)
-            key = torch.where(_per_group(keep.any(-2), groups)[..., None], key, 0)
-            bias = None if bias is None else torch.where(keep, bias, 0)
-        folded = rearrange(query, "b (g r) q d -> b g (r q) d", g=groups)
-        products = inner_products(folded, key) * self.scale
-        products = rearrange(products, "b g (r q) k -> b (g r) q k", r=query.shape[1] // groups)
-        return products if bias is None else products + widen(bias)
 
     def probabilities(self) -> Tensor:
         """``(b, h, q, k)``; 0 where an entry does not count, so a row without keys is all 0."""
-        if self._source is not None and self._source.kind == "used":
-            used, kept = self._source.tensor(), self._kept(None)
-            return widen(used if kept is None else torch.where(kept, used, 0))
+        if isinstance(self._source, Weights) and self._source.as_used:
+            used = self._source.replay.tensor()
+            keep = self._keep.entries(used.device)
+            return widen(used if keep is None else torch.where(keep, used, 0))
         scores = self.scores()
         kept = scores > -torch.inf
         seen = kept.any(-1, keepdim=True)
@@ -411,9 +416,7 @@ class Attention:
 
     def with_rows(self, rows: Tensor | None) -> Attention:
         """The same attention, in which these query positions count, ``(b, q)``; None: all."""
-        made = self.__copy__()
-        made.rows = _as_rows(rows, self.shape)
-        return made
+        return Attention._made(self._source, self._keep.with_rows(rows), self.value)
 
     def _map(
         self,
@@ -426,47 +429,34 @@ class Attention:
 
         A bias and given scores go through ``of_scores`` instead, where there is one.
         """
-
-        def of(x: Tensor | None) -> Tensor | None:
-            return None if x is None else function(x)
-
         of_scores = of_scores or function
-        source = self._source
-        made = Attention.__new__(Attention)
-        made.shape = tuple(shape)  # type: ignore[assignment]
-        made._query, made._key, made.value = of(self._query), of(self._key), of(self.value)
-        made.mask, made.rows = of(self.mask), of(self.rows)
-        made.bias = None if self.bias is None else of_scores(self.bias)
-        made.scale, made.causal = self.scale, self.causal
-        made._source = None
-        if source is not None:
-            made._source = source.map(of_scores if source.kind == "scores" else function)
-        return made
+        b, h, q, k = shape
+        return Attention._made(
+            self._source.map(function, of_scores),
+            self._keep.map(function, of_scores, (b, h, q, k)),
+            None if self.value is None else function(self.value),
+        )
 
     def _tensors(self) -> list[Tensor]:
         """Every tensor that is held; what is replayed is not computed for it."""
-        held = None if self._source is None else self._source.held
-        known = (self._query, self._key, self.value, self.mask, self.bias, self.rows, held)
+        known = (*self._source.held, self.value, *self._keep.tensors)
         return [x for x in known if x is not None]
 
     def __copy__(self) -> Attention:
-        made = Attention.__new__(Attention)
-        for name in self.__slots__:
-            setattr(made, name, getattr(self, name))
-        return made
+        return Attention._made(self._source, self._keep, self.value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy and a pickle hold: tensors without gradient, replayed ones computed."""
         kept = self._map(portable, self.shape)
-        state = {name: getattr(kept, name) for name in self.__slots__}
-        if kept._source is not None:
+        source = kept._source
+        if not isinstance(source, Products):
             with torch.no_grad():
-                state["_source"] = kept._source._replace(of=kept._source.tensor())
-        return state
+                source = source._replace(replay=Replay(source.replay.tensor()))
+        return {"source": source, "keep": kept._keep, "value": kept.value}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        self._source, self._keep, self._valid = state["source"], state["keep"], None
+        self.value = state["value"]
 
     def between(self, query_tokens: Tokens, key_tokens: Tokens) -> Attention:
         """The block of some rows and some keys, *renormalised over the block's own scores*.
@@ -483,76 +473,18 @@ class Attention:
 
         Source: Wang et al. 2022 (DiDE), "Cross-Modal Attention Distillation", the teacher's side.
         """
-        b, h, q, k = self.shape
+        _, _, q, k = self.shape
         rows, keys = Selection(query_tokens, q), Selection(key_tokens, k)
-
-        def block(x: Tensor) -> Tensor:
-            return keys.along(rows.along(x, 2), 3)
-
-        masked = self._masked()
-        kept = None if masked is None else block(masked)
-        mask = _both(kept, _both(rows.present(2), keys.present(3)))
-        counted = None if self.rows is None else rows.along(self.rows, 2)
-        source = self._source
-        if source is not None:
-            return Attention.replayed(
-                (b, h, rows.count, keys.count),
-                scores=lambda: block(source.scores()),
-                query=None if self._query is None else rows.along(self._query, 2),
-                key=None if self._key is None else keys.along(self._key, 2),
-                mask=mask,
-                rows=counted,
-            )
-        return Attention(
-            rows.along(self.query, 2),
-            keys.along(self.key, 2),
+        held = self._tensors()
+        return Attention._made(
+            self._source.between(rows, keys),
+            self._keep.between(rows, keys, held[0].device if held else None),
             None if self.value is None else keys.along(self.value, 2),
-            scale=self.scale,
-            mask=mask,
-            bias=None if self.bias is None else block(self.bias),
-            rows=counted,
         )
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True))
         return f"Attention({facts}{', causal' if self.causal else ''})"
-
-
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Kept by both; None keeps everything."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
-
-
-def _joined(what: str, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
-    """The examples of several parts; known of all of them, or of none."""
-    given = [x for x in tensors if x is not None]
-    if not given:
-        return None
-    if len(given) < len(tensors):
-        raise ShapeError(f"some attentions to concatenate hold {what}, others none")
-    if len({x.shape[1:] for x in given}) > 1:
-        shapes = ", ".join(str(tuple(x.shape)) for x in given)
-        raise ShapeError(f"the {what} of attentions to concatenate are of one size; got {shapes}")
-    return torch.cat([x.expand(b, *x.shape[1:]) for x, b in zip(given, sizes, strict=True)])
-
-
-def _joined_masks(
-    masks: Sequence[Tensor | None], sizes: Sequence[int], *, nothing: float
-) -> Tensor | None:
-    """Masks, biases or rows of several parts; a part without one has ``nothing`` everywhere.
-
-    Models leave a mask out of a batch that has no padding.
-    """
-    given = [x for x in masks if x is not None]
-    if not given:
-        return None
-    # one entry for all heads or rows becomes one for each, where another part tells them apart
-    whole = [max(lengths) for lengths in zip(*(x.shape[1:] for x in given), strict=True)]
-    alone = given[0].new_full((1,) * given[0].ndim, nothing)
-    parts = zip(masks, sizes, strict=True)
-    return torch.cat([(alone if x is None else x).expand(b, *whole) for x, b in parts])
 
 
 def _known(what: str, tensor: Tensor | None) -> Tensor:
@@ -562,77 +494,3 @@ def _known(what: str, tensor: Tensor | None) -> Tensor:
             "losses and signals that need them take an Attention that was captured"
         )
     return tensor
-
-
-def widen(x: Tensor) -> Tensor:
-    """At least float32, half precision is for storage; and nothing that autograd cannot save."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else trackable(x)
-
-
-def inner_products(one: Tensor, other: Tensor) -> Tensor:
-    """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
-    if not torch.amp.is_autocast_available(one.device.type):  # meta
-        return one @ other.mT
-    with torch.autocast(one.device.type, enabled=False):
-        return one @ other.mT
-
-
-def _per_group(seen: Tensor, groups: int) -> Tensor:
-    """``(b, h or 1, k)`` over query heads -> over the key heads that they share."""
-    if seen.shape[1] in (1, groups):
-        return seen
-    return rearrange(seen, "b (g r) k -> b g r k", g=groups).any(2)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Heads concatenated per token, in order, and split into ``heads`` again."""
-    width = x.shape[1] * x.shape[3]
-    if width % heads:
-        raise ShapeError(f"a width of {width} does not split into {heads} heads")
-    joined = rearrange(x, "b h n d -> b n (h d)")
-    return rearrange(joined, "b n (r e) -> b r n e", r=heads)
-
-
-def _check_heads(query: Tensor, key: Tensor) -> None:
-    wrong = ""
-    if query.ndim != 4 or key.ndim != 4:
-        wrong = "query is (b, h, q, d) and key (b, g, k, d), 4 axes each"
-    elif query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        wrong = "query (b, h, q, d) and key (b, g, k, d) share b and d"
-    elif key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        wrong = "the key's heads must divide the query's (grouped queries)"
-    if wrong:
-        raise ShapeError(f"{wrong}; got query {tuple(query.shape)}, key {tuple(key.shape)}")
-    if not (query.is_floating_point() and key.is_floating_point()):
-        raise ShapeError(f"query and key are floating point; got {query.dtype} and {key.dtype}")
-
-
-def _as_map(name: str, x: Tensor | None, shape: Sequence[int]) -> Tensor | None:
-    """A mask or bias with all four axes, each 1 or whole."""
-    if x is None:
-        return None
-    if name == "mask" and x.dtype != torch.bool:
-        raise ShapeError(f"mask is boolean, True = keep; got {x.dtype} (additive masks are `bias`)")
-    full = x.reshape((1,) * (4 - x.ndim) + tuple(x.shape)) if x.ndim < 4 else x
-    if full.ndim != 4 or not all(
-        n in (1, whole) for n, whole in zip(full.shape, shape, strict=True)
-    ):
-        raise ShapeError(
-            f"{name} of shape {tuple(x.shape)} does not broadcast to (b, h, q, k) = {tuple(shape)}"
-        )
-    return full
-
-
-def _as_rows(rows: Tensor | None, shape: Sequence[int]) -> Tensor | None:
-    """Rows as ``(b or 1, h or 1, q)``."""
-    if rows is None:
-        return None
-    full = rows[:, None] if rows.ndim == 2 else rows
-    b, h, q, _ = shape
-    fits = full.ndim == 3 and full.shape[0] in (1, b) and full.shape[1] in (1, h)
-    if rows.dtype != torch.bool or not fits or full.shape[2] != q:
-        raise ShapeError(
-            f"rows is boolean (b, q) or (b, 1 or h, q) for (b, h, q, k) = {tuple(shape)}; "
-            f"got {rows.dtype} {tuple(rows.shape)}"
-        )
-    return full

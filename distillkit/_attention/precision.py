@@ -1,0 +1,21 @@
+"""The precision that losses compute in, whatever the models and autocast do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._transfer import trackable
+
+
+def widen(x: Tensor) -> Tensor:
+    """At least float32, half precision is for storage; and nothing that autograd cannot save."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else trackable(x)
+
+
+def inner_products(one: Tensor, other: Tensor) -> Tensor:
+    """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
+    if not torch.amp.is_autocast_available(one.device.type):  # meta
+        return one @ other.mT
+    with torch.autocast(one.device.type, enabled=False):
+        return one @ other.mT

@@ -192,7 +192,7 @@ def _check(arguments: Arguments) -> int:
 
 
 def _checked(file: str) -> str:
-    """What a right file is; a wrong one raises."""
+    """The contents of a right file; a wrong one raises."""
     from distillkit import DeclarativeAdapter, load_recipe
 
     if _is_adapter(file):

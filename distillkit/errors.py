@@ -21,7 +21,7 @@ class PluginConflictError(DistillKitError, ValueError):
 
 
 class SpecError(DistillKitError, ValueError):
-    """What a plugin hands over does not describe anything: a name, a field, a reference."""
+    """A plugin hands over something that describes nothing: a name, a field, a reference."""
 
 
 class ShapeError(DistillKitError, ValueError):

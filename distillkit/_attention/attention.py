@@ -268,7 +268,7 @@ class Attention:
 
     @property
     def bias(self) -> Tensor | None:
-        """What is added to the scaled products, broadcastable to ``(b, h, q, k)``."""
+        """The term that is added to the scaled products, broadcastable to ``(b, h, q, k)``."""
         return self._keep.bias
 
     @property
@@ -446,7 +446,7 @@ class Attention:
         return Attention._made(self._source, self._keep, self.value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a deep copy and a pickle hold: tensors without gradient, replayed ones computed."""
+        """The contents of a copy: tensors without gradient, replayed ones computed."""
         kept = self._map(portable, self.shape)
         source = kept._source
         if not isinstance(source, Products):

@@ -17,7 +17,7 @@ Shape = tuple[int, int, int, int]
 
 
 class Keep(NamedTuple):
-    """What keeps the entries of a map ``(b, h, q, k)``; every part broadcasts, None keeps all.
+    """The entries of a map ``(b, h, q, k)`` that count; every part broadcasts, None keeps all.
 
     Two questions are told apart. A *key* is dropped for a row by the mask, by the causal flag, and
     by a bias at or below half of its dtype's lowest number, which is how models write an additive
@@ -73,7 +73,7 @@ class Keep(NamedTuple):
         return kept if self.bias is None else both(kept, is_kept(self.bias))
 
     def entries_of_keys(self, device: torch.device | None) -> Tensor | None:
-        """What mask and causal flag keep, whichever rows count; None: everything."""
+        """The entries that mask and causal flag keep, whichever rows count; None: all."""
         if not self.causal:
             return self.mask
         _, _, q, k = self.shape
@@ -186,7 +186,7 @@ class Keep(NamedTuple):
 
     @property
     def parts(self) -> list[Tensor]:
-        """What drops keys."""
+        """The tensors that drop keys."""
         return [x for x in (self.mask, self.bias) if x is not None]
 
     def _pieces(self, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
@@ -234,7 +234,7 @@ def all_rows(kept: Tensor | None, shape: Shape, device: torch.device) -> Tensor:
 
 
 def is_kept(added: Tensor) -> Tensor:
-    """What an additive mask keeps; a boolean one says it."""
+    """The entries that a mask keeps, boolean or additive."""
     if added.dtype == torch.bool:
         return added
     return added > torch.finfo(added.dtype).min / 2

@@ -38,7 +38,7 @@ class Products(NamedTuple):
 
     @property
     def held(self) -> tuple[Tensor | None, ...]:
-        """What is held."""
+        """The tensors that are held."""
         return self.query, self.key
 
     @property
@@ -132,12 +132,12 @@ class Scores(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What products of its queries would be multiplied by."""
+        """The factor that products of its queries would have."""
         return default_scale(self.query)
 
     @property
     def held(self) -> tuple[Tensor | None, ...]:
-        """What is held."""
+        """The tensors that are held."""
         return self.query, self.key, self.replay.held
 
     @property
@@ -182,12 +182,12 @@ class Weights(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What products of its queries would be multiplied by."""
+        """The factor that products of its queries would have."""
         return default_scale(self.query)
 
     @property
     def held(self) -> tuple[Tensor | None, ...]:
-        """What is held."""
+        """The tensors that are held."""
         return self.query, self.key, self.replay.held
 
     @property
@@ -341,5 +341,5 @@ def checked_products(query: Tensor, key: Tensor, scale: float | None) -> Product
 
 
 def default_scale(query: Tensor | None) -> float:
-    """What products are multiplied by where nobody says; NaN where there are no queries."""
+    """The usual factor of products, 1 / sqrt(d); NaN where there are no queries."""
     return math.nan if query is None else query.shape[-1] ** -0.5

@@ -52,7 +52,7 @@ class Adapter(Protocol):
         """Where the tokens of this forward sit."""
 
     def signals(self, record: Record, output: Any, layout: TokenLayout) -> Signals:
-        """What the forward exposes."""
+        """The signals of the forward."""
 
 
 def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -> Adapter:

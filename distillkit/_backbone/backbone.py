@@ -28,7 +28,7 @@ ITEMS = "num_items_in_batch"  # by which a loss of transformers divides
 
 
 class _Held(NamedTuple):
-    """What one run keeps: names of modules; None: all."""
+    """The modules whose tensors one run keeps, by name; None: all."""
 
     attentions: frozenset[str] | None
     outputs: frozenset[str] | None
@@ -123,7 +123,7 @@ class Backbone:
         return self.run(batch)[1]
 
     def check(self, batch: Mapping[str, Any]) -> BackboneCheck:
-        """What this side alone offers on a batch: ``print(backbone.check(batch))``.
+        """Report what this side alone offers on a batch: ``print(backbone.check(batch))``.
 
         The model runs once, in the mode that it is in.
         """
@@ -180,7 +180,7 @@ class Backbone:
             ) from error
 
     def _arguments(self, view: SideOfBatch) -> dict[str, Any]:
-        """What the model is called with."""
+        """The keyword arguments of the model's call."""
         asked = self._adapter.inputs(view)
         arguments = {name: value for name, value in asked.items() if value is not None}
         takes_items = ITEMS in self._accepted or self._accepted.takes_any
@@ -203,7 +203,7 @@ class Backbone:
                 )
 
     def _current(self, wanted: Wanted | None) -> _Held:
-        """What to keep, by the modules that the model has now."""
+        """The modules to keep, of those that the model has now."""
         held = self._plan(wanted)
         if not self.scope.is_current(held.attentions, held.outputs):
             self.scope.resolve()

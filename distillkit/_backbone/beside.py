@@ -35,7 +35,7 @@ class Beside:
         self.mask, self._axes = mask, axes
 
     def axes(self) -> Axes:
-        """What is known of the tokens along each axis."""
+        """The known facts about the tokens along each axis."""
         if callable(self._axes):
             found = self._axes()
             self._axes = tuple(None if axis is None else axis.trackable() for axis in found)
@@ -73,7 +73,7 @@ class Beside:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Beside], examples: Sequence[int | None]) -> Beside:
-        """What is known of several forwards of so many ``examples``, one after another."""
+        """The known facts of several forwards of so many ``examples``, one after another."""
         mask = _joined_masks([part.mask for part in parts], examples)
         axes = [part.attempt() for part in parts]
         refused = next((one for one in axes if isinstance(one, Refusal)), None)

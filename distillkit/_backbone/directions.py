@@ -42,7 +42,7 @@ def signals_of(
     hidden: Mapping[str, str] | None = None,
     absent: Mapping[str, str] | None = None,
 ) -> Signals:
-    """What the streams of one forward expose: how an adapter's ``signals`` is usually written.
+    """Build the signals of one forward from its streams, as most adapters do.
 
     Args:
         record: what capture saw of the forward.

@@ -167,7 +167,7 @@ def _as_attribute_error(kind: type[DistillKitError]) -> type[DistillKitError]:
 
 
 def attempt(compute: Callable[[], Any]) -> Any:
-    """What a function returns, or a :class:`Refusal`."""
+    """Call a function; return its result, or a :class:`Refusal`."""
     try:
         return compute()
     except DistillKitError as error:
@@ -207,7 +207,7 @@ def made_in_inference(value: Any) -> bool:
 
 
 def kept(value: Any) -> Any:
-    """What a copy or a pickle holds of a value."""
+    """The value as a copy or a pickle holds it."""
     return portable(value) if isinstance(value, Tensor) else value
 
 

@@ -108,7 +108,7 @@ class Signals(Mapping[str, Signal]):
         return self._beside[name].mask if name in self._beside else None
 
     def axes(self, name: str) -> Axes:
-        """What is known of the tokens along a signal's token axes; nothing: ``()``."""
+        """The known facts about the tokens along a signal's axes; none: ``()``."""
         return self._beside[name].axes() if name in self._beside else ()
 
     @property
@@ -270,7 +270,7 @@ class Signals(Mapping[str, Signal]):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a deep copy and a pickle hold: every signal, without gradient."""
+        """The contents of a deep copy or a pickle: every signal, without gradient."""
         values = {
             name: Layers(value) if isinstance(value, list) else kept(value)
             for name, value in self._attempts().items()
@@ -311,7 +311,7 @@ def _through(function: Callable[[Any], Any], signals: Signals, name: str) -> Any
 
 
 def _fitting(name: Name, value: Any) -> Beside:
-    """What a name remembers, for a new value under it.
+    """The facts that a name remembers, for a new value under it.
 
     Raises:
         SignalError: the value is of other examples than those of which it is known.

@@ -96,7 +96,7 @@ class TokenLayout(Mapping[str, StreamTokens]):
 
 @dataclass(frozen=True, eq=False)
 class TokenAxis:
-    """What is known of the tokens along one axis of a signal, in the order of that axis.
+    """The known facts about the tokens along one axis of a signal, in the order of that axis.
 
     Attributes:
         modality: whose tokens they are.
@@ -154,7 +154,7 @@ class TokenAxis:
         return any(map(is_inference, _tensors_of(self).values()))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy and a pickle hold: tensors without gradient."""
+        """The contents of a copy or a pickle: tensors without gradient."""
         return vars(self._map(portable))
 
     @classmethod
@@ -281,7 +281,7 @@ def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> T
 
 
 def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
-    """What is known of every token of a sequence, at the positions of one modality.
+    """Select the facts about a sequence's tokens at the positions of one modality.
 
     Args:
         x: ``(b, n)`` or ``(b, n, e)``: ids, masks or extents of all n tokens.

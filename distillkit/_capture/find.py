@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
+from ._read.reading import Reading
 from .diagnosis import check_not_stale, unseen
-from .reading import Reading
 from .record import Record
 from .recorder import Recorder
 from .scope import Scope

@@ -68,7 +68,7 @@ def _loaded(spec: OperationSpec) -> Any:
 
 
 def known_as(function: Any) -> Any:
-    """What a function is called by in the table of readers: an operator without its overload."""
+    """The key of a function in the table of readers: an operator without its overload."""
     if isinstance(function, OpOverload):
         return function.overloadpacket
     if isinstance(function, CustomOpDef):

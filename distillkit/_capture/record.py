@@ -7,14 +7,14 @@ from typing import Any, NoReturn
 
 from .._attention import Attention
 from ..errors import CaptureError, unknown_name
+from ._read.reading import Reading, check_unwritten
+from ._watch.sighting import FusedCall, Product, Sighting
 from .names import pattern_regex
-from .reading import Reading, check_unwritten
 from .recorder import Recorder, Seen
-from .sighting import FusedCall, Product, Sighting
 
 
 class Record(Mapping[str, Attention]):
-    """What the chosen modules did in the model's last forward: module name -> its attention.
+    """The attention of each chosen module in the model's last forward, by module name.
 
     A record is read, never written: what the model does while it runs is only noted, and worked
     out when somebody asks. It iterates over the names of the chosen modules; where no pattern
@@ -130,7 +130,7 @@ class Record(Mapping[str, Attention]):
         return RecordedLayers(self, names, int(call) if call else None)
 
     def outputs(self, pattern: str) -> tuple[Any, ...]:
-        """What the modules that match returned, bottom to top."""
+        """The outputs of the modules that match, bottom to top."""
         return tuple(self.output(name) for name in self.output_names(pattern))
 
     def output_names(self, pattern: str) -> tuple[str, ...]:
@@ -159,12 +159,12 @@ class Record(Mapping[str, Attention]):
         return tuple(found)
 
     def output(self, name: str) -> Any:
-        """What the module named in ``outputs=`` returned."""
+        """The output of a module named in ``outputs=``."""
         recorder, name = self._recorder, self._whole(name)
         return _recorded("output", name, recorder.outputs, recorder.chosen.outputs)
 
     def returned(self, name: str) -> Any:
-        """What the bound method named in ``returns=`` returned."""
+        """The return value of a bound method named in ``returns=``."""
         recorder, name = self._recorder, f"{self._prefix}{name}"
         return _recorded("returned value", name, recorder.returned, recorder.chosen.returns)
 
@@ -204,7 +204,7 @@ class Record(Mapping[str, Attention]):
         return found
 
     def _own(self, name: str) -> list[tuple[Seen, Reading]]:
-        """What a module computed, read; a softmax on the side of the one that is used is left out.
+        """The attentions of a module, read; a softmax beside the one that is used is left out.
 
         Raises:
             CaptureError: it is an attention, and cannot be read.

@@ -12,15 +12,15 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..errors import CaptureError
 from . import operations
-from .reading import Reading, read, read_call
-from .sighting import FusedCall, Owner, Sighting
+from ._read.reading import Reading, read, read_call
+from ._watch.sighting import FusedCall, Owner, Sighting
 
 Seen = Sighting | FusedCall
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a scope looks at.
+    """The modules and methods that a scope looks at.
 
     Attributes:
         classes: name of each chosen module -> its class's name.
@@ -113,7 +113,7 @@ class Recorder:
         self.notices.append((owner[-1] if owner else "", reason))
 
     def reading(self, i: int) -> Reading | None:
-        """What was seen as the i-th, as an attention; None: it is none.
+        """The i-th sighting as an attention; None: it is none.
 
         Raises:
             CaptureError: it is one, and cannot be read.

@@ -13,8 +13,8 @@ from torch import nn
 from .._plugins.specs import OperationSpec
 from ..errors import CaptureError
 from . import operations
+from ._watch.kernels import Shown
 from .diagnosis import check_recorded, warn_of_missing
-from .kernels import Shown
 from .names import ModuleNames, module_at
 from .record import Record
 from .recorder import Chosen, Recorder
@@ -88,7 +88,7 @@ class _Watched(NamedTuple):
 
 
 class _LookedAt(NamedTuple):
-    """What one recording puts hooks on.
+    """The modules that one recording puts hooks on.
 
     Attributes:
         chosen: the modules whose attention is wanted, and chosen ones inside of them.
@@ -225,7 +225,7 @@ class Scope:
         return _lock_of(self.model) if self._is_compiled or self.is_traced else _NOTHING_ELSE
 
     def _surroundings(self) -> AbstractContextManager[Any]:
-        """What a recording changes in the process, where it changes anything."""
+        """The changes that a recording makes in the process, where it makes any."""
         if not self._encoders and self._shown.is_empty:
             return _NOTHING_ELSE
         stack = ExitStack()
@@ -276,7 +276,7 @@ class Scope:
         return True
 
     def _looked_at(self, held: frozenset[str] | None, outputs: frozenset[str] | None) -> _LookedAt:
-        """What a recording puts hooks on; worked out once."""
+        """The modules that a recording puts hooks on; worked out once."""
         known = self._plans.get((held, outputs))
         if known is None:
             known = self._plans[held, outputs] = self._planned(held, outputs)

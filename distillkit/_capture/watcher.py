@@ -17,24 +17,24 @@ from torch.overrides import (
 )
 
 from . import operations
-from .calls import LOOKS, name_of, traced_name_of
-from .follow import Follower
-from .history import same_source
+from ._watch.calls import LOOKS, name_of, traced_name_of
+from ._watch.follower import Follower
+from ._watch.history import same_source
+from ._watch.sighting import FusedCall, Owner
 from .recorder import Recorder, Seen, in_backward
-from .sighting import FusedCall, Owner
 
 _WHOLE, _LOOK = "<a whole attention>", "<nothing new>"  # in place of a name
 _NOTHING: Mapping[str, Any] = {}
 
 
 class Handle(Protocol):
-    """What takes something off again."""
+    """A handle that takes something off again."""
 
     def remove(self) -> None: ...
 
 
 class Watcher:
-    """What the hooks of one recording call; without a recorder they do nothing.
+    """The receiver of one recording's hooks; without a recorder it does nothing.
 
     Attributes:
         scope: whose modules are watched.
@@ -56,7 +56,7 @@ class Watcher:
         self._hooks: dict[tuple[str, str], Hooks] = {}
 
     def hooks(self, key: tuple[str, str], name: str, module: nn.Module) -> Hooks:
-        """What a module calls while it is recorded."""
+        """The hooks of a module while it is recorded."""
         found = self._hooks.get(key)
         if found is None or not found.belongs_to(module):
             found = self._hooks[key] = Hooks(self, name, module)
@@ -137,7 +137,7 @@ def _take_off(mode: TorchFunctionMode) -> None:
 
 
 class Hooks:
-    """What one module calls; a copy of the model has them too, and there they do nothing."""
+    """The hooks of one module; in a copy of the model they do nothing."""
 
     def __init__(self, watcher: Watcher | None, name: str, module: nn.Module | None) -> None:
         self.watcher, self._name, self._module = watcher, name, module
@@ -208,7 +208,7 @@ class _Mode(TorchFunctionMode):
         return result
 
     def _name_of(self, func: Callable[..., Any]) -> str:
-        """What a function is called, and whether there is anything to see."""
+        """The name of a function, or a mark that it is a whole attention or makes nothing new."""
         if func in self._known or type(func) in operations.OPERATORS:
             return _WHOLE
         name = name_of(func)

@@ -24,7 +24,7 @@ _SLOTS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def inner_of(module: nn.Module) -> tuple[str, nn.Module] | None:
-    """What a wrapper holds, with the name of the attribute; None: the module is no wrapper.
+    """The module inside of a wrapper and its attribute's name; None: the module is no wrapper.
 
     A wrapper is one of torch's (DDP, compile, averaging, FSDP, checkpointing), PEFT's, or any
     module whose ``forward`` takes nothing but ``*args`` and ``**kwargs`` and that has one child.
@@ -34,7 +34,7 @@ def inner_of(module: nn.Module) -> tuple[str, nn.Module] | None:
 
 
 def _inner_of_known(module: nn.Module) -> tuple[str, nn.Module] | None:
-    """What a wrapper of torch or PEFT holds."""
+    """The module inside of a wrapper of torch or PEFT."""
     for wrapper, name in _HOLDS.items():
         if isinstance(module, wrapper):
             return name, getattr(module, name)
@@ -101,7 +101,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
 
 def accepted_arguments(model: nn.Module) -> Accepted:
-    """What a model can be called with, by name, looking through wrappers.
+    """The names of the arguments that a model accepts, looking through wrappers.
 
     Where a ``forward`` passes ``**kwargs`` on to the class that it overrides, the names that this
     one takes count too.
@@ -143,7 +143,7 @@ class Accepted(tuple[str, ...]):
         return made
 
     def __getnewargs_ex__(self) -> tuple[tuple[tuple[str, ...]], dict[str, bool]]:
-        """What a copy is made of."""
+        """The arguments of a copy."""
         return (tuple(self),), {"takes_any": self.takes_any}
 
 

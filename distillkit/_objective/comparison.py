@@ -17,7 +17,7 @@ from .term import Term
 
 @dataclass(frozen=True)
 class TermCheck:
-    """What a dry run saw of one term.
+    """The findings of a dry run about one term.
 
     Attributes:
         term: its name.

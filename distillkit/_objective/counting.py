@@ -16,7 +16,7 @@ from ..losses import shared_rows
 
 
 class Step(NamedTuple):
-    """What all layers of a term share in one step.
+    """The inputs that all layers of a term share in one step.
 
     Attributes:
         layout: the positions that are no padding, boolean ``(b, n)``; None: all.

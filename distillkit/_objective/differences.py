@@ -65,7 +65,7 @@ def _some_meets(conditions: list[Tensor]) -> bool:
 
 
 def differences(term: Term, comparison: Comparison) -> list[str]:
-    """What differs between both sides after the term's aligners, each with its fix."""
+    """List the differences of both sides after the term's aligners, each with its fix."""
     found: list[str] = []
     for index, pair in enumerate(comparison.pairs):
         try:

@@ -41,7 +41,7 @@ _logger = logging.getLogger("distillkit")
 
 
 class Distilled(NamedTuple):
-    """What a distiller returns for one batch.
+    """The result of a distiller for one batch.
 
     Attributes:
         loss: the scalar to call ``backward`` on.
@@ -361,7 +361,7 @@ class Distiller(nn.Module):
         teacher: Signals,
         ran_teacher: bool,  # noqa: FBT001 (a private step of one call)
     ) -> dict[str, Comparison] | None:
-        """What costs nothing, on every training batch; a look at the tensors, now and then."""
+        """Check what costs nothing on every batch, and look at the tensors now and then."""
         active = self.objective.active(progress)
         self._aligners.check(self.objective, active, self.student)
         due = self._look_every and self._steps % self._look_every == 0
@@ -471,7 +471,7 @@ class Distiller(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy and a pickle are made of: the watch is made again around the copy."""
+        """The contents of a copy or a pickle: the watch is made again around the copy."""
         state = {**vars(self)}
         state["_watched"] = None
         state["_own_loss"] = None

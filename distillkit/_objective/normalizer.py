@@ -84,7 +84,7 @@ def _message(what: str, number: Number) -> str:
 
 
 def divisor(number: Number) -> Number:
-    """What the sum is divided by: of a batch in which nothing counts, the sum is 0, too."""
+    """The number that divides the sum: 1 where nothing counts, since the sum is 0 then."""
     return torch.where(number == 0, 1, number) if isinstance(number, Tensor) else number
 
 

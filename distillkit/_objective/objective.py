@@ -18,7 +18,7 @@ from .term import Term
 
 
 class Result(NamedTuple):
-    """What an objective makes of one batch.
+    """The result of an objective for one batch.
 
     Attributes:
         loss: the scalar to call ``backward`` on: the sum of weight x part.

@@ -93,7 +93,7 @@ class Comparison:
         self._aligned: dict[int, Sides] = {}
 
     def axes(self, index: int) -> tuple[Axes, Axes]:
-        """What is known of the tokens of one signal, on both sides."""
+        """The known facts about the tokens of one signal, on both sides."""
         name = self.on[index]
         return self._sides[0].axes(name), self._sides[1].axes(name)
 

@@ -45,7 +45,7 @@ class TermRecipe(Table):
 
     @property
     def label(self) -> str:
-        """What ``parts`` and ``override`` call the term."""
+        """The name of the term in ``parts`` and ``override``."""
         on = (self.on,) if isinstance(self.on, str) else self.on
         return self.name or (TASK if self.loss == TASK else f"{self.loss}/{'+'.join(on)}")
 
@@ -55,7 +55,7 @@ class TermRecipe(Table):
 
 
 class Recipe(Table):
-    """What to distil, as data.
+    """The terms of a distillation, as data.
 
     Attributes:
         name: what the recipe is called.

@@ -31,13 +31,13 @@ def flags_of(model: nn.Module) -> Flags:
 
 
 def flags_before(teacher: nn.Module) -> Flags | None:
-    """What the last of its distillers gives back; None: there is none, or more than one."""
+    """The flags that its only distiller gives back; None: it has none, or several."""
     state = _frozen.get(teacher)
     return (state.learns, state.trains) if state is not None and state.distillers == 1 else None
 
 
 class _State:
-    """What a teacher was before the first of its distillers froze it."""
+    """The state of a teacher before the first of its distillers froze it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.distillers = 0

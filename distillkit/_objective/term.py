@@ -163,7 +163,7 @@ class Term(nn.Module):
         return values[0] if pairs == 1 else torch.stack(values).mean()
 
     def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> Step:
-        """What every layer of this step shares."""
+        """The inputs that every layer of this step shares."""
         layout = comparison.layout_mask() if self.rows == "valid" else None
         if not self.entries:
             return Step(layout, None, (), self.inputs)
@@ -199,7 +199,7 @@ class Term(nn.Module):
         return mean.value
 
     def _shares(self, normalizer: Number, pairs: int) -> list[Number]:
-        """What each pair of layers is divided by."""
+        """The divisor of each pair of layers."""
         check_number(self._normalizer, normalizer)
         return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
 

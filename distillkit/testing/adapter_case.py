@@ -40,7 +40,7 @@ class AdapterCase:
 
     @property
     def name(self) -> str:
-        """What test reports call it."""
+        """Its name in test reports."""
         return getattr(self.factory, "__name__", type(self.factory).__name__)
 
     @functools.cached_property

@@ -24,7 +24,7 @@ _CLOSE = 1e-4
 
 
 class UnmetError(AssertionError):
-    """What a check asks for was not seen."""
+    """A check did not see what it asks for."""
 
 
 def layout_covers_every_position_once(case: AdapterCase) -> str:
@@ -97,7 +97,7 @@ def a_patch_moves_its_own_cell(case: AdapterCase) -> str:
 
 
 def masks_agree_with_padding(case: AdapterCase) -> str:
-    """What the model masks is what the layout calls padding."""
+    """The model masks the tokens that the layout calls padding, and no others."""
     run = case.run
     padded = 0
     for stream in dict.fromkeys(one.stream for one in run.sequences):

@@ -265,7 +265,7 @@ def compiles(loss: Loss, given: Arguments) -> None:
 
 
 def bad_shapes(loss: Loss, given: Arguments) -> None:
-    """What does not fit is a ``ShapeError`` that prints both shapes, and is never broadcast."""
+    """Inputs that do not fit raise a ``ShapeError`` with both shapes; none is broadcast."""
     for what, call in misfits(loss, given):
         try:
             value = loss(call)

@@ -51,12 +51,12 @@ class Check:
 
     @property
     def name(self) -> str:
-        """What results and ``expected_failures`` call it."""
+        """Its name in results and ``expected_failures``."""
         return self.function.__name__
 
     @property
     def summary(self) -> str:
-        """What it asks, in one line."""
+        """Its question in one line."""
         return (self.function.__doc__ or "").partition("\n")[0]
 
     def __call__(self, loss: LossSpec | str, *, examples: int | None = None) -> None:
@@ -70,7 +70,7 @@ class Check:
             raise CheckFailedError(str(result))
 
     def run(self, loss: Loss, examples: int | None = None) -> CheckResult:
-        """What this check sees of a loss, in so many examples."""
+        """Run this check on a loss, with so many examples."""
         wanted = budget.examples() if examples is None else examples
         count = max(1, math.ceil(self.share * wanted))
         drawn = arguments(

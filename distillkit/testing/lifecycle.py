@@ -40,7 +40,7 @@ class DistillerCase:
 
     @property
     def name(self) -> str:
-        """What test reports call it."""
+        """Its name in test reports."""
         return getattr(self.factory, "__name__", type(self.factory).__name__)
 
     def make(self) -> tuple[Distiller, dict[str, Any]]:
@@ -372,7 +372,7 @@ def _stepped(distiller: Distiller, batch: Mapping[str, Any]) -> None:
 
 
 def _of_model(what: str, model: nn.Module, function: Callable[[Any], Any]) -> Any:
-    """What a function of a model returns; a model may refuse for reasons of its own."""
+    """Call a function of a model, which may refuse for reasons of its own."""
     try:
         return function(model)
     except Exception as error:

@@ -27,7 +27,7 @@ Made = tuple[Distiller, dict[str, Any], list[dict[str, Any]]]
 
 
 class OfRank(NamedTuple):
-    """What one rank saw.
+    """The gradients of one rank.
 
     Attributes:
         whole: the gradient of the whole batch, alone.
@@ -41,7 +41,7 @@ class OfRank(NamedTuple):
 def in_two_processes(
     make: Callable[[Any], Made], gradients: Callable[[Distiller], Tensor], case: object
 ) -> list[OfRank]:
-    """What two spawned processes saw, in the order of their ranks.
+    """Run two processes; return the gradients of each, in the order of their ranks.
 
     Args:
         make: a function of a module, from the case to distiller, batch and parts.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check saw of one loss, adapter, operation or plugin.
+    """The result of one check of one loss, adapter, operation or plugin.
 
     Attributes:
         name: the check.

@@ -28,7 +28,7 @@ def results_of(case: Any, checks: Checks) -> list[CheckResult]:
 
 
 def asserted(check: Callable[[Any], str], case: Any) -> str:
-    """What one check saw, as a test calls it; a check with nothing to look at passes."""
+    """Run one check as a test; a check with nothing to look at passes."""
     try:
         return check(case)
     except NotApplicable as nothing:

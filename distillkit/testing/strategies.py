@@ -103,7 +103,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Draw:
-    """What an example of a loss is made from: sizes and numbers that hypothesis chose.
+    """The sizes and numbers that hypothesis chose for one example of a loss.
 
     ``LossSpec(example=function)`` names a ``function(draw) -> Arguments`` where the signature
     alone cannot say what the arguments are: labels, indices, an option without default.

@@ -21,7 +21,7 @@ CLASSES = "v"
 
 
 class CheckFailedError(AssertionError):
-    """What a check saw is not what it asks for."""
+    """A check saw something else than it asks for."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import distillkit as dk
-from distillkit._capture import axes
+from distillkit._capture._read import axes
 
 sizes = st.integers(1, 4)
 
@@ -109,6 +109,6 @@ def test_einsums_are_spelt_out(equation, left, right, out):
 
 
 def axes_of_einsum(equation, left, right):
-    from distillkit._capture.products import einsum_labels
+    from distillkit._capture._read.products import einsum_labels
 
     return einsum_labels(equation, left, right)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._plugins.specs import Reference
+from ..._plugins.specs import Reference
 from .history import Node
 
 Function = Callable[..., Any]

@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What a product multiplies, and what is done to the product in the same call."""
+    """The factors of a product, and the steps that the same call adds."""
 
     left: Tensor
     right: Tensor
@@ -115,7 +115,7 @@ def _summed(call: Call) -> Operands:
 
 
 def name_of(function: Function) -> str:
-    """What an operation is called; ``x.mT`` and ``x.T`` by the attribute that is read."""
+    """The name of an operation; ``x.mT`` and ``x.T`` by the attribute that is read."""
     name: str = getattr(function, "__name__", "")
     if name != "__get__":
         return name

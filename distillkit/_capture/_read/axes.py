@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .history import ORDER_KEEPING, Node
+from .._watch.history import ORDER_KEEPING, Node
 
 
 class Factor:

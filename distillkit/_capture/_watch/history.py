@@ -90,7 +90,7 @@ class History:
                 self._nodes.put(piece, Node(name, piece.shape, rest, (parent,)))
 
     def _source(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What was projected; held weakly, and only to compare it with another."""
+        """The tensor that was projected, held weakly, only to compare it with another."""
         return tuple(weakref.ref(tensor) for tensor in tensors_among(args, kwargs)[:1])
 
     def _arranged(

@@ -13,7 +13,7 @@ _MOST = 256
 
 
 class Memory(Generic[T]):
-    """What was last remembered of a tensor, by the tensor itself.
+    """The last note about each tensor, found by the tensor itself.
 
     While a compiler traces, which has neither weak references nor identities, it is a list of
     tensors; it is emptied before the traced code ends.
@@ -34,7 +34,7 @@ class Memory(Generic[T]):
         self._traced = []
 
     def get(self, tensor: Any) -> T | None:
-        """What was remembered of it; None: nothing."""
+        """The last note about a tensor; None: there is none."""
         if self._tracing:
             found: T | None = None
             for other, value in self._traced:

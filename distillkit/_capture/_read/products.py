@@ -97,7 +97,7 @@ def _met(
 
 
 def _agreed(one: Axis, other: Axis) -> Axis:
-    """What two axes that met are made of: the side that knows more of it."""
+    """The factors of two axes that met: the side that knows more of it."""
     if size_of(one) != size_of(other):
         return one if size_of(one) > size_of(other) else other
     if _numbers_heads(one):

@@ -1,0 +1,1 @@
+"""What is noted while a model runs; nothing is worked out here."""

@@ -12,23 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._backbone.adapter import Adapter
-from .._backbone.backbone import ITEMS, Backbone, LayerIndices, Wanted
-from .._backbone.batch import SideOfBatch, check_all_used, checked_batch
+from .._backbone.backbone import ITEMS, Backbone
+from .._backbone.batch import SideOfBatch, checked_batch
 from .._backbone.signals import Signals
 from .._capture.anchor import anchor
-from ..errors import CaptureError, DistillKitError, OptionError, RecipeError, SignalError
-from .comparison import (
-    Check,
-    TermCheck,
-    check_first_batch,
-    check_term,
-    counted_lines,
-    offered,
-)
+from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
+from .batches import BatchChecks
+from .comparison import Check, TermCheck, check_term, counted_lines, offered
 from .items import OwnLoss, TaskItems
-from .learning import AlignerWatch
 from .normalizer import Normalizer
-from .objective import Objective, autocast_off
+from .objective import Objective, wanted_layers
 from .pairing import Comparison
 from .recipe import Recipe, load_recipe
 from .surroundings import check_apart, dry_run, one_batch, over_ranks
@@ -114,23 +107,16 @@ class Distiller(nn.Module):
         look_every: int = 100,
     ) -> None:
         super().__init__()
-        if look_every < 0:
-            raise OptionError(f"look_every is a number of batches, 0 or more; got {look_every}")
         self.student = student
         if isinstance(recipe, (str, Path)):
             recipe = load_recipe(recipe)
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
-        self._ignore, self._task_loss = tuple(ignore), task_loss
-        self._look_every, self._steps = look_every, 0
-        self._compared: frozenset[str] = frozenset()
-        self._own_entries: frozenset[str] = frozenset()
-        self._student_adapter = student_adapter
-        # of terms of weight 0, too
-        self._bound = frozenset[str]().union(*(term.entries for term in self.objective.each()))
-        self._wanted = _wanted(self.objective, 0), _wanted(self.objective, 1)
+        self._task_loss, self._student_adapter = task_loss, student_adapter
+        self._wanted = wanted_layers(self.objective, 0), wanted_layers(self.objective, 1)
+        self._checks = BatchChecks(self.objective, ignore, look_every)
         self._watched: Backbone | None = Backbone(student, student_adapter)
         self._own_loss: OwnLoss | None = OwnLoss(student)
-        self._task_items, self._aligners = TaskItems(), AlignerWatch()
+        self._task_items = TaskItems()
         self._closed = False
         self._teacher: Teacher | None = None
         self.register_state_dict_post_hook(drop_aliases)  # type: ignore[no-untyped-call]
@@ -163,7 +149,7 @@ class Distiller(nn.Module):
         self._watched = Backbone(student, self._student_adapter)
         if self._own_loss is not None:
             self._own_loss = self._own_loss.moved_to(student)
-        self._compared = frozenset()
+        self._checks.look_again()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":
@@ -215,9 +201,12 @@ class Distiller(nn.Module):
         task = self._task(output, own, progress)
         looked: dict[str, Comparison] | None = None
         if self.training:
-            looked = self._check(
-                batch, used, progress, student_signals, teacher_signals, ran_teacher
+            looked = self._checks.check_structure(
+                self.student, student_signals, teacher_signals, progress
             )
+            if ran_teacher:
+                every = len(self.objective.active(progress)) == len(self.objective.each())
+                self._checks.check_entries(batch, used, every_term=every)
         items, normalizer = self._items(own, output, task, normalizer)
         result = self.objective(
             student_signals, teacher_signals, batch=own, task=task, progress=progress,
@@ -339,10 +328,9 @@ class Distiller(nn.Module):
                 missing = () if task is not None else ("the student's output has no field `loss`",)
                 value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
-        self._note_own_entries(used)
         if ran_teacher:
             try:
-                check_all_used(batch, used | self._bound, self._ignore)
+                self._checks.check_entries(batch, used, every_term=True)
             except DistillKitError as error:
                 problems.append(str(error))
         wanted = [name for term in terms for name in term.on]
@@ -351,50 +339,6 @@ class Distiller(nn.Module):
             for side, signals in (("student", student_signals), ("teacher", teacher_signals))
         ]
         return Check(tuple(seen), tuple(problems), tuple(offers))
-
-    def _check(
-        self,
-        batch: Mapping[str, Any],
-        used: set[str],
-        progress: float | None,
-        student: Signals,
-        teacher: Signals,
-        ran_teacher: bool,  # noqa: FBT001 (a private step of one call)
-    ) -> dict[str, Comparison] | None:
-        """Check what costs nothing on every batch, and look at the tensors now and then."""
-        active = self.objective.active(progress)
-        self._aligners.check(self.objective, active, self.student)
-        due = self._look_every and self._steps % self._look_every == 0
-        self._steps += 1
-        looked = None
-        if due or active.keys() - self._compared:
-            with autocast_off():
-                looked = self.objective.compare(student, teacher, active)
-            compared = check_first_batch(self.objective, active, student, teacher, looked)
-            tasks = {term.name for term in self.objective.each() if term.is_task}
-            self._compared |= compared | tasks
-        if ran_teacher:
-            if len(active) == len(self.objective.each()):
-                check_all_used(batch, used | self._bound, self._ignore)
-            self._check_own_entries(batch)
-            self._note_own_entries(used)
-        return looked
-
-    def _note_own_entries(self, used: set[str]) -> None:
-        """Remember which entries are the teacher's own."""
-        self._own_entries |= {name for name in used if name.startswith("teacher_")}
-
-    def _check_own_entries(self, batch: Mapping[str, Any]) -> None:
-        """Refuse a batch in which the teacher would take what is meant for the student."""
-        for name in self._own_entries:
-            shared = name.removeprefix("teacher_")
-            if batch.get(name) is None and batch.get(shared) is not None:
-                raise SignalError(
-                    f"this batch has no entry {name!r}, which earlier ones had, so that the "
-                    f"teacher would be given the student's {shared!r}. A loop that drops columns "
-                    "which the student's forward does not name must keep it (transformers' "
-                    "Trainer: remove_unused_columns=False)"
-                )
 
     def close(self) -> None:
         """Give both models back: no hooks, the teacher as trainable and in the modes as before.
@@ -481,18 +425,3 @@ class Distiller(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if not self._closed:
             self._own_loss = OwnLoss(self.student)
-
-
-def _wanted(objective: Objective, side: int) -> Wanted:
-    """Signal -> the layers of one side (0: the student's) that terms compare."""
-    found: dict[str, LayerIndices] = {}
-    for term in objective.each():
-        for name in term.on:
-            known = found.get(name, frozenset())
-            if isinstance(known, str) or term.layers == "all":
-                found[name] = "all"
-            elif isinstance(term.layers, str):
-                found[name] = known | {-1}
-            else:
-                found[name] = known | {pair[side] for pair in term.layers}
-    return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import widen
+from .._backbone.backbone import LayerIndices, Wanted
 from .._backbone.signals import Signals
 from ..errors import RecipeError, SignalError
 from .normalizer import Normalizer, Number, normalizer_of_terms, share_of_task
@@ -159,6 +160,21 @@ class Objective(nn.Module):
     def each(self) -> list[Term]:
         """The terms, in their order."""
         return list(self.terms)  # type: ignore[arg-type]
+
+
+def wanted_layers(objective: Objective, side: int) -> Wanted:
+    """Signal -> the layers of one side (0: the student's, 1: the teacher's) that terms compare."""
+    found: dict[str, LayerIndices] = {}
+    for term in objective.each():
+        for name in term.on:
+            known = found.get(name, frozenset())
+            if isinstance(known, str) or term.layers == "all":
+                found[name] = "all"
+            elif isinstance(term.layers, str):
+                found[name] = known | {-1}
+            else:
+                found[name] = known | {pair[side] for pair in term.layers}
+    return found
 
 
 def _plus(total: Tensor | None, weight: float, value: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""The checks of every training batch: what costs nothing each time, a look now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .._backbone.batch import check_all_used
+from .._backbone.signals import Signals
+from ..errors import OptionError, SignalError
+from .comparison import check_first_batch
+from .learning import AlignerWatch
+from .objective import Objective, autocast_off
+from .pairing import Comparison
+
+
+class BatchChecks:
+    """The checks of every training batch of one distiller.
+
+    Args:
+        objective: whose terms compare.
+        ignore: batch entries that nothing uses.
+        look_every: the tensors of both sides are looked at on the first batch and then on every
+            batch of this number; 0: on the first alone.
+
+    Raises:
+        OptionError: a number of batches below 0.
+    """
+
+    def __init__(self, objective: Objective, ignore: Iterable[str], look_every: int) -> None:
+        if look_every < 0:
+            raise OptionError(f"look_every is a number of batches, 0 or more; got {look_every}")
+        self._objective, self._ignore = objective, tuple(ignore)
+        self._look_every, self._steps = look_every, 0
+        self._aligners = AlignerWatch()
+        self._looked_at: frozenset[str] = frozenset()
+        self._own_entries: frozenset[str] = frozenset()
+        # of terms of weight 0, too
+        self._bound = frozenset[str]().union(*(term.entries for term in objective.each()))
+
+    def look_again(self) -> None:
+        """Look at the next batch: the student is another module."""
+        self._looked_at = frozenset()
+
+    def check_structure(
+        self, module: nn.Module, student: Signals, teacher: Signals, progress: float | None
+    ) -> dict[str, Comparison] | None:
+        """Refuse sides that do not fit, and aligners that no optimizer steps.
+
+        Args:
+            module: the student.
+            student: its signals.
+            teacher: the teacher's.
+            progress: as for a call of the distiller.
+
+        Returns:
+            The comparisons of a batch that was looked at, for the objective to go on with.
+
+        Raises:
+            SignalError: a term whose sides differ, with the aligner that would fix it.
+            RecipeError: an aligner that learns and is not stepped.
+        """
+        active = self._objective.active(progress)
+        self._aligners.check(self._objective, active, module)
+        due = self._look_every and self._steps % self._look_every == 0
+        self._steps += 1
+        if not due and not active.keys() - self._looked_at:
+            return None
+        with autocast_off():
+            compared = self._objective.compare(student, teacher, active)
+        seen = check_first_batch(self._objective, active, student, teacher, compared)
+        tasks = {term.name for term in self._objective.each() if term.is_task}
+        self._looked_at |= seen | tasks
+        return compared
+
+    def check_entries(self, batch: Mapping[str, Any], used: set[str], *, every_term: bool) -> None:
+        """Refuse entries that nothing uses, and a teacher's own that are missing.
+
+        Args:
+            batch: the whole batch.
+            used: the entries that both sides read.
+            every_term: whether every term was computed: one of weight 0 may use what is left.
+
+        Raises:
+            SignalError: the entry, and how to say that it is meant so.
+        """
+        if every_term:
+            check_all_used(batch, used | self._bound, self._ignore)
+        self._check_own_entries(batch)
+        self._own_entries |= {name for name in used if name.startswith("teacher_")}
+
+    def _check_own_entries(self, batch: Mapping[str, Any]) -> None:
+        """Refuse a batch in which the teacher would take what is meant for the student."""
+        for name in self._own_entries:
+            shared = name.removeprefix("teacher_")
+            if batch.get(name) is None and batch.get(shared) is not None:
+                raise SignalError(
+                    f"this batch has no entry {name!r}, which earlier ones had, so that the "
+                    f"teacher would be given the student's {shared!r}. A loop that drops columns "
+                    "which the student's forward does not name must keep it (transformers' "
+                    "Trainer: remove_unused_columns=False)"
+                )

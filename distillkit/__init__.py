@@ -16,19 +16,19 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
     from ._backbone.adapter import adapter_for as adapter_for
+    from ._backbone.axis import TokenAxis as TokenAxis
     from ._backbone.backbone import Backbone as Backbone
     from ._backbone.backbone import Run as Run
     from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
     from ._backbone.directions import layer_sources as layer_sources
     from ._backbone.directions import signals_of as signals_of
+    from ._backbone.layout import ModalityTokens as ModalityTokens
+    from ._backbone.layout import StreamTokens as StreamTokens
+    from ._backbone.layout import TokenLayout as TokenLayout
     from ._backbone.offer import BackboneCheck as BackboneCheck
     from ._backbone.offer import OfferedSignal as OfferedSignal
     from ._backbone.part import adapt as adapt
     from ._backbone.signals import Signals as Signals
-    from ._backbone.tokens import ModalityTokens as ModalityTokens
-    from ._backbone.tokens import StreamTokens as StreamTokens
-    from ._backbone.tokens import TokenAxis as TokenAxis
-    from ._backbone.tokens import TokenLayout as TokenLayout
     from ._backbone.tokens import grid_extents as grid_extents
     from ._backbone.tokens import tokens_at as tokens_at
     from ._capture.anchor import anchor as anchor
@@ -72,7 +72,7 @@ _HOMES = {
     "Distiller": "_objective.distiller",
     "FoundAttention": "_capture.find",
     "LossSpec": "_plugins.specs",
-    "ModalityTokens": "_backbone.tokens",
+    "ModalityTokens": "_backbone.layout",
     "Objective": "_objective.objective",
     "OfferedSignal": "_backbone.offer",
     "OperationSpec": "_plugins.specs",
@@ -84,11 +84,11 @@ _HOMES = {
     "Run": "_backbone.backbone",
     "Schedule": "_objective.schedule",
     "Signals": "_backbone.signals",
-    "StreamTokens": "_backbone.tokens",
+    "StreamTokens": "_backbone.layout",
     "Term": "_objective.term",
     "TermCheck": "_objective.comparison",
-    "TokenAxis": "_backbone.tokens",
-    "TokenLayout": "_backbone.tokens",
+    "TokenAxis": "_backbone.axis",
+    "TokenLayout": "_backbone.layout",
     "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",

@@ -15,8 +15,8 @@ from .._plugins.registry import lookup, provided
 from .._plugins.specs import AdapterSpec, resolve
 from ..errors import UnknownNameError, did_you_mean
 from .declarative import DeclarativeAdapter
+from .layout import TokenLayout
 from .signals import Signals
-from .tokens import TokenLayout
 
 
 @runtime_checkable

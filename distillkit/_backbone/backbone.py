@@ -16,9 +16,9 @@ from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError
 from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
+from .layout import TokenLayout
 from .offer import BackboneCheck, offered
 from .signals import Signals
-from .tokens import TokenLayout
 
 LayerIndices: TypeAlias = "frozenset[int] | Literal['all']"
 Wanted: TypeAlias = "Mapping[str, LayerIndices]"

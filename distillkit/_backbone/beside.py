@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._transfer import is_inference, trackable
 from ..errors import ShapeError
+from .axis import TokenAxis, joined_entries, valid_everywhere
 from .layers import Refusal, attempt
-from .tokens import TokenAxis, joined_entries, valid_everywhere
 
 if TYPE_CHECKING:
     from .signals import Signals

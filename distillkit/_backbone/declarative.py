@@ -17,16 +17,9 @@ from .._tables import Table, validated
 from .._transfer import trackable
 from ..errors import SignalError, UnknownNameError, did_you_mean
 from .directions import first_tensor, layer_sources, paired, signals_of
+from .layout import ModalityTokens, StreamTokens, TokenLayout
 from .signals import Signal, Signals
-from .tokens import (
-    WHOLE,
-    ModalityTokens,
-    StreamTokens,
-    TokenLayout,
-    chosen,
-    grid_extents,
-    tokens_at,
-)
+from .tokens import WHOLE, chosen, grid_extents, tokens_at
 
 _MODULE = "module:"
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from .._attention import Attention
 from .._capture.record import Record
 from ..errors import SignalError, did_you_mean
+from .axis import TokenAxis, token_axis
+from .layout import StreamTokens, TokenLayout
 from .logits import known_axes, stream_length
 from .signals import Axes, Layers, Signal, Signals
-from .tokens import StreamTokens, TokenAxis, TokenLayout, token_axis
 
 DIRECTIONS = {"text_to_image": ("text", "image"), "image_to_text": ("image", "text")}
 

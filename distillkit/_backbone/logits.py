@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tokens import ModalityTokens, StreamTokens, TokenAxis, TokenLayout, chosen, token_axis
+from .axis import TokenAxis, token_axis
+from .layout import ModalityTokens, StreamTokens, TokenLayout
+from .tokens import chosen
 
 
 def logits_axis(logits: Tensor, layout: TokenLayout) -> TokenAxis | None:

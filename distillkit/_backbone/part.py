@@ -14,8 +14,8 @@ from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError, did_you_mean
 from .adapter import Adapter, adapter_for
 from .declarative import entry, output_field
+from .layout import TokenLayout
 from .signals import Signals
-from .tokens import TokenLayout
 
 
 def adapt(

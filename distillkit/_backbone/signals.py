@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .._attention import Attention
 from .._transfer import Destination
-from ..errors import ShapeError, SignalError, unknown_name
+from ..errors import SignalError, unknown_name
+from .axis import TokenAxis
 from .beside import Axes as Axes
 from .beside import Beside, Name
+from .joining import check_same_names, concatenate, count_examples, first_computed
 from .layers import Layers as Layers
-from .layers import Refusal, as_layers, attempt, kept, made_in_inference, moved, tracked
-from .tokens import TokenAxis, chosen
+from .layers import as_layers, attempt, kept, made_in_inference, moved, tracked
+from .tokens import chosen
 
 Signal: TypeAlias = "Tensor | Attention | Sequence[Tensor] | Sequence[Attention]"
 
@@ -203,15 +205,17 @@ class Signals(Mapping[str, Signal]):
             torch.Size([3, 5])
         """
         parts = list(parts)
-        _check_same_names(parts)
+        check_same_names([part._values for part in parts], [part._absent for part in parts])
         computed = [part._attempts() for part in parts]
         joined, beside = {}, {}
         for name in parts[0]._values:
             values = [found[name] for found in computed]
-            joined[name] = _concatenated(name, values)
+            joined[name] = concatenate(name, values)
             if any(name in part._beside for part in parts):
                 known = [part._beside.get(name, Beside()) for part in parts]
-                beside[name] = Beside.concatenate(known, [_examples(value) for value in values])
+                beside[name] = Beside.concatenate(
+                    known, [count_examples(value) for value in values]
+                )
         absent = {name: why for part in parts for name, why in part._absent.items()}
         return cls._made(joined, beside, absent)
 
@@ -321,7 +325,7 @@ def _fitting(name: Name, value: Any) -> Beside:
     assert name.beside is not None
     if old is value:
         return name.beside
-    before, after = _first(old), _first(value)
+    before, after = first_computed(old), first_computed(value)
     if before is not None and after is not None and _form(before) != _form(after):
         raise SignalError(
             f"{str(name)!r} was {tuple(before.shape)} and is now {tuple(after.shape)}, so what is "
@@ -333,59 +337,6 @@ def _fitting(name: Name, value: Any) -> Beside:
     return name.beside if device is None else name.beside.to(device)
 
 
-def _first(value: Any) -> Tensor | Attention | None:
-    """The value, or the first of its layers that is computed."""
-    if isinstance(value, Layers):
-        value = value.computed
-    layers = value if isinstance(value, (list, tuple)) else [value]
-    return next((layer for layer in layers if isinstance(layer, (Tensor, Attention))), None)
-
-
 def _form(value: Tensor | Attention) -> tuple[int, ...]:
     """The number of axes and of examples."""
     return (len(value.shape), *value.shape[:1])
-
-
-def _check_same_names(parts: Sequence[Signals]) -> None:
-    if not parts:
-        raise SignalError("there are no signals to concatenate: pass those of at least one forward")
-    names = {name for part in parts for name in part._values}
-    for number, part in enumerate(parts):
-        missing = sorted(names - set(part._values))
-        if missing:
-            why = "".join(f" ({part.absent[name]})" for name in missing[:1] if name in part.absent)
-            raise SignalError(
-                f"forwards to concatenate have the same signals, but number {number} has no "
-                f"{', '.join(map(repr, missing))}{why}; signals.only(...) leaves out what not all "
-                "of them have"
-            )
-
-
-def _concatenated(name: str, values: Sequence[Any]) -> Any:
-    """One signal of several forwards; a refusal where one of them refuses."""
-    for value in values:
-        if isinstance(value, Refusal):
-            return value
-    depths = {len(value) if isinstance(value, list) else 0 for value in values}
-    if len(depths) > 1:
-        raise ShapeError(f"signal {name!r} has {sorted(depths)} layers in forwards to concatenate")
-    if isinstance(values[0], list):
-        return Layers([_concatenated(name, layer) for layer in zip(*values, strict=True)])
-    if isinstance(values[0], Attention):
-        try:
-            return Attention.concatenate(values)
-        except ShapeError as error:
-            raise ShapeError(f"signal {name!r}: {error}") from None
-    if len({value.shape[1:] for value in values}) > 1 or any(not x.ndim for x in values):
-        raise ShapeError(
-            f"signal {name!r} is {', '.join(str(tuple(x.shape)) for x in values)}: forwards to "
-            "concatenate have tensors of one size but for the examples, the first axis. Pad every "
-            "text to one length"
-        )
-    return torch.cat(list(values))
-
-
-def _examples(value: Any) -> int | None:
-    """How many examples a computed signal is of."""
-    first = _first(value)
-    return None if first is None else first.shape[0]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention
-from .._backbone.tokens import TokenAxis, tokens_at
+from .._backbone.axis import TokenAxis
+from .._backbone.tokens import tokens_at
 from .._transfer import trackable
 from ..errors import ShapeError
 from ..losses import shared_rows

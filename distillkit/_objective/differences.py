@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention
+from .._backbone.axis import TokenAxis
 from .._backbone.signals import Axes
-from .._backbone.tokens import TokenAxis
 from ..errors import ShapeError
 from ..losses import shared_rows
 from .pairing import Comparison

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from .._backbone.backbone import Backbone
+from .._backbone.layout import TokenLayout
 from .._backbone.signals import Signals
-from .._backbone.tokens import TokenLayout
 from .sequences import TokenSequence, sequences_of
 
 Factory = Callable[[], tuple[Any, ...]]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._backbone.adapter import Adapter
-from .._backbone.tokens import ModalityTokens, TokenLayout, tokens_at
+from .._backbone.layout import ModalityTokens, TokenLayout
+from .._backbone.tokens import tokens_at
 from ..errors import SignalError
 
 

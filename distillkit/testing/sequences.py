@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention
-from .._backbone.tokens import StreamTokens, TokenLayout
+from .._backbone.layout import StreamTokens, TokenLayout
 from .._capture.record import Record
 
 

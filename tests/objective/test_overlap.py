@@ -205,7 +205,7 @@ class TestWords:
             {"text": dk.ModalityTokens(slice(0, 3), extents=torch.tensor([[[0, 4], [4, 8], [4, 9]]]))},
             pad,
         )  # fmt: skip
-        from distillkit._backbone.tokens import token_axis
+        from distillkit._backbone.axis import token_axis
 
         theirs_axis = token_axis(layout["text"], "text", pad)
         assert theirs_axis.extents[0, 2].tolist() == [0, 0]

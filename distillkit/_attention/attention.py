@@ -21,8 +21,8 @@ from .source import (
     Source,
     Weights,
     checked_products,
-    concatenated,
-    joined,
+    concatenate_sources,
+    join_known,
     split_heads,
 )
 
@@ -237,9 +237,9 @@ class Attention:
                 "attentions to concatenate share heads, tokens and scale; got "
                 + ", ".join(f"{part} of scale {part.scale:.4g}" for part in parts)
             )
-        source = concatenated([part._source for part in parts])
+        source = concatenate_sources([part._source for part in parts])
         keep = Keep.concatenate([part._keep for part in parts], first.device)
-        return cls._made(source, keep, joined("values", [part.value for part in parts]))
+        return cls._made(source, keep, join_known("values", [part.value for part in parts]))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -173,10 +173,10 @@ class Keep(NamedTuple):
         masks = [part.mask if causal else part.entries_of_keys(device) for part in parts]
         return cls(
             (sum(sizes), *parts[0].shape[1:]),
-            _joined(masks, sizes, nothing=True),
-            _joined([part.bias for part in parts], sizes, nothing=0.0),
+            _join(masks, sizes, nothing=True),
+            _join([part.bias for part in parts], sizes, nothing=0.0),
             causal,
-            _joined([part.rows for part in parts], sizes, nothing=True),
+            _join([part.rows for part in parts], sizes, nothing=True),
         )
 
     @property
@@ -249,9 +249,7 @@ def _same_heads(one: Tensor, other: Tensor) -> bool:
     return 1 in (one.shape[1], other.shape[1]) or one.shape[1] == other.shape[1]
 
 
-def _joined(
-    parts: Sequence[Tensor | None], sizes: Sequence[int], *, nothing: float
-) -> Tensor | None:
+def _join(parts: Sequence[Tensor | None], sizes: Sequence[int], *, nothing: float) -> Tensor | None:
     """One field of several parts; a part without one has ``nothing`` everywhere."""
     given = [x for x in parts if x is not None]
     if not given:

@@ -237,7 +237,7 @@ def _of(function: OfTensor, x: Tensor | None) -> Tensor | None:
     return None if x is None else function(x)
 
 
-def concatenated(parts: Sequence[Source]) -> Source:
+def concatenate_sources(parts: Sequence[Source]) -> Source:
     """The examples of several, one after another.
 
     Raises:
@@ -251,8 +251,8 @@ def concatenated(parts: Sequence[Source]) -> Source:
             f"{', '.join(map(_kind, parts))}. Attention.from_scores(attention.scores()) makes "
             "scores of each"
         )
-    query = joined("queries", [part.query for part in parts])
-    key = joined("keys", [part.key for part in parts])
+    query = join_known("queries", [part.query for part in parts])
+    key = join_known("keys", [part.key for part in parts])
     if not maps:
         assert query is not None
         assert key is not None
@@ -275,7 +275,7 @@ def _kind(source: Source) -> str:
     return "used" if source.as_used else "probabilities"
 
 
-def joined(what: str, tensors: Sequence[Tensor | None]) -> Tensor | None:
+def join_known(what: str, tensors: Sequence[Tensor | None]) -> Tensor | None:
     """The examples of several parts; known of all of them, or of none."""
     given = [x for x in tensors if x is not None]
     if not given:

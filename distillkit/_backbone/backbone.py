@@ -17,7 +17,7 @@ from ..errors import CaptureError, SignalError
 from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
 from .layout import TokenLayout
-from .offer import BackboneCheck, offered
+from .offer import BackboneCheck, list_offers
 from .signals import Signals
 
 LayerIndices: TypeAlias = "frozenset[int] | Literal['all']"
@@ -131,7 +131,7 @@ class Backbone:
         view = SideOfBatch(checked_batch(batch), None, used)
         done = self.trace(view)
         unused = [name for name in view if name not in used]
-        return offered(unwrapped(self._model), self._adapter, done.signals, unused)
+        return list_offers(unwrapped(self._model), self._adapter, done.signals, unused)
 
     def trace(self, batch: Mapping[str, Any], *, wanted: Wanted | None = None) -> Run:
         """One forward, with the record and the layout that its signals were made of."""

@@ -17,7 +17,7 @@ from .layers import Refusal, attempt
 if TYPE_CHECKING:
     from .signals import Signals
 
-Axes: TypeAlias = "tuple[TokenAxis | None, ...]"
+TokenAxes: TypeAlias = "tuple[TokenAxis | None, ...]"
 
 
 class Beside:
@@ -31,10 +31,12 @@ class Beside:
 
     __slots__ = ("_axes", "mask")
 
-    def __init__(self, mask: Tensor | None = None, axes: Axes | Callable[[], Axes] = ()) -> None:
+    def __init__(
+        self, mask: Tensor | None = None, axes: TokenAxes | Callable[[], TokenAxes] = ()
+    ) -> None:
         self.mask, self._axes = mask, axes
 
-    def axes(self) -> Axes:
+    def axes(self) -> TokenAxes:
         """The known facts about the tokens along each axis."""
         if callable(self._axes):
             found = self._axes()
@@ -46,7 +48,7 @@ class Beside:
     ) -> Beside:
         """The same through functions; axes that nobody has asked for wait until somebody does."""
 
-        def axes() -> Axes:
+        def axes() -> TokenAxes:
             return tuple(None if axis is None else of_axis(axis) for axis in self.axes())
 
         mask = None if self.mask is None else of_mask(self.mask)
@@ -66,9 +68,9 @@ class Beside:
         mask = self.mask is not None and is_inference(self.mask)
         return mask or any(axis is not None and axis.is_inference() for axis in axes)
 
-    def attempt(self) -> Axes | Refusal:
+    def attempt(self) -> TokenAxes | Refusal:
         """The axes, or a function that raises why there are none."""
-        found: Axes | Refusal = attempt(self.axes)
+        found: TokenAxes | Refusal = attempt(self.axes)
         return found
 
     @classmethod

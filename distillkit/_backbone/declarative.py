@@ -16,7 +16,7 @@ from .._capture.wrappers import Accepted, accepted_arguments, unwrapped
 from .._tables import Table, validated
 from .._transfer import trackable
 from ..errors import SignalError, UnknownNameError, did_you_mean
-from .directions import first_tensor, layer_sources, paired, signals_of
+from .directions import first_tensor, layer_sources, pair_examples, signals_of
 from .layout import ModalityTokens, StreamTokens, TokenLayout
 from .signals import Signal, Signals
 from .tokens import WHOLE, chosen, grid_extents, tokens_at
@@ -207,7 +207,9 @@ def _stream_tokens(
     joint = len({run.modality for run in runs}) > 1  # then every pair has its own sequence
     index = pairs if joint else {}
     marked = {
-        run.modality: paired(entry(batch, str(run.where)) == run.equals, index.get(run.modality))
+        run.modality: pair_examples(
+            entry(batch, str(run.where)) == run.equals, index.get(run.modality)
+        )
         for run in runs
         if run.where is not None
     }
@@ -215,7 +217,7 @@ def _stream_tokens(
     if marked:
         others = ~torch.stack(list(marked.values())).any(0)
         modalities = {
-            run.modality: _modality(
+            run.modality: _modality_tokens(
                 run, batch, marked.get(run.modality, others), index.get(run.modality)
             )
             for run in runs
@@ -226,12 +228,12 @@ def _stream_tokens(
     for run in runs:
         stop = start + _run_length(run, batch)
         place = slice(start, stop)
-        modalities[run.modality] = _modality(run, batch, place, index.get(run.modality))
+        modalities[run.modality] = _modality_tokens(run, batch, place, index.get(run.modality))
         start = stop
-    return StreamTokens(modalities, _joined(masks, list(modalities.values())))
+    return StreamTokens(modalities, _join_masks(masks, list(modalities.values())))
 
 
-def _modality(
+def _modality_tokens(
     run: TokenRun, batch: Mapping[str, Any], positions: slice | Tensor, index: Tensor | None
 ) -> ModalityTokens:
     """One run's tokens, with what is known of them."""
@@ -272,7 +274,7 @@ def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> 
     if run.mask is None or (batch.get(run.mask) is None and _is_none(batch, run.mask)):
         return None
     real: Tensor = entry(batch, run.mask)
-    return paired(trackable(real) if real.dtype == torch.bool else real != 0, index)
+    return pair_examples(trackable(real) if real.dtype == torch.bool else real != 0, index)
 
 
 def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
@@ -284,7 +286,7 @@ def _run_length(run: TokenRun, batch: Mapping[str, Any]) -> int:
     return size
 
 
-def _joined(masks: Sequence[Tensor | None], tokens: Sequence[ModalityTokens]) -> Tensor | None:
+def _join_masks(masks: Sequence[Tensor | None], tokens: Sequence[ModalityTokens]) -> Tensor | None:
     """One mask over the sequence; a run without a mask has no padding."""
     given = next((mask for mask in masks if mask is not None), None)
     if given is None or len(masks) == 1:

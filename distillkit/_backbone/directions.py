@@ -14,7 +14,7 @@ from ..errors import SignalError, did_you_mean
 from .axis import TokenAxis, token_axis
 from .layout import StreamTokens, TokenLayout
 from .logits import known_axes, stream_length
-from .signals import Axes, Layers, Signal, Signals
+from .signals import Layers, Signal, Signals, TokenAxes
 
 DIRECTIONS = {"text_to_image": ("text", "image"), "image_to_text": ("image", "text")}
 
@@ -65,7 +65,7 @@ def signals_of(
         valid = layout[stream].valid if stream in layout else None
         if valid is not None:
             masks[name] = valid
-    places: dict[str, Axes | Callable[[], Axes]] = {**axes}
+    places: dict[str, TokenAxes | Callable[[], TokenAxes]] = {**axes}
     logits = found.get("logits")
     if callable(logits):
         found["logits"] = later = cache(logits)  # whoever asks for its padding first computes it
@@ -79,18 +79,18 @@ def signals_of(
 
 def attention_signals(
     attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
-) -> tuple[dict[str, Callable[[], Signal]], dict[str, Callable[[], Axes]]]:
+) -> tuple[dict[str, Callable[[], Signal]], dict[str, Callable[[], TokenAxes]]]:
     """The attention signals that these streams offer and their axes, computed when asked for.
 
     ``attention.text_to_image`` is, in this order: the stream of that name; the block of a joint
     stream between text and image; the cross attention of a text and an image tower.
     """
     offered: dict[str, Callable[[], Signal]] = {}
-    axes: dict[str, Callable[[], Axes]] = {}
+    axes: dict[str, Callable[[], TokenAxes]] = {}
     for stream in attentions:
-        offered[f"attention.{stream}"] = partial(_whole, stream, attentions, layout)
-        if _crosses(stream):
-            axes[f"attention.{stream}"] = partial(_axes_of, _crosses(stream), layout, None)
+        offered[f"attention.{stream}"] = partial(_whole_stream, stream, attentions, layout)
+        if _modalities_of(stream):
+            axes[f"attention.{stream}"] = partial(_axes_of, _modalities_of(stream), layout, None)
     joint = "joint" if "joint" in attentions else None
     for direction, modalities in DIRECTIONS.items():
         if direction in attentions:
@@ -98,7 +98,7 @@ def attention_signals(
         if joint:
             compute = partial(_block, modalities, attentions["joint"], layout)
         elif all(modality in attentions for modality in modalities):
-            compute = partial(_crossed, modalities, attentions, layout)
+            compute = partial(_cross_towers, modalities, attentions, layout)
         else:
             continue
         offered[f"attention.{direction}"] = compute
@@ -106,12 +106,12 @@ def attention_signals(
     return offered, axes
 
 
-def _whole(
+def _whole_stream(
     stream: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
 ) -> Layers[Attention]:
     rows = stream
-    if _crosses(stream) and stream not in layout:
-        rows = _crosses(stream)[0]
+    if _modalities_of(stream) and stream not in layout:
+        rows = _modalities_of(stream)[0]
     valid = _tokens(layout, rows).valid
     attention = attentions[stream]
     return Layers([partial(_with_rows, attention, i, valid, rows) for i in range(len(attention))])
@@ -138,11 +138,11 @@ def _block(
             )
     rows, keys = (tokens[modality].positions for modality in modalities)
     return Layers(
-        [partial(_between, joint, i, tokens.valid, rows, keys) for i in range(len(joint))]
+        [partial(_block_of_layer, joint, i, tokens.valid, rows, keys) for i in range(len(joint))]
     )
 
 
-def _between(
+def _block_of_layer(
     joint: Sequence[Attention],
     layer: int,
     valid: Tensor | None,
@@ -162,38 +162,38 @@ def _check_length(length: int, valid: Tensor | None, stream: str) -> None:
         )
 
 
-def _crossed(
+def _cross_towers(
     modalities: tuple[str, str],
     attentions: Mapping[str, Sequence[Attention]],
     layout: TokenLayout,
 ) -> Layers[Attention]:
     """DiDE's definition for two towers; where their depths differ, layers pair from the top."""
     query, key = modalities
-    rows, keys = (_real(layout, modality) for modality in modalities)
+    rows, keys = (_valid_pairs(layout, modality) for modality in modalities)
     depth = min(len(attentions[query]), len(attentions[key]))
 
     def layer(index: int) -> Attention:
         of_query, of_key = (
-            paired(attentions[m][index - depth], layout.pairs.get(m)) for m in modalities
+            pair_examples(attentions[m][index - depth], layout.pairs.get(m)) for m in modalities
         )
         return Attention.cross(of_query, of_key, rows=rows, keys=keys)
 
     return Layers([partial(layer, index) for index in range(depth)])
 
 
-def _real(layout: TokenLayout, tower: str) -> Tensor | None:
+def _valid_pairs(layout: TokenLayout, tower: str) -> Tensor | None:
     """The tokens of a tower that are no padding, pair by pair."""
     valid = _tokens(layout, tower).valid
-    return None if valid is None else paired(valid, layout.pairs.get(tower))
+    return None if valid is None else pair_examples(valid, layout.pairs.get(tower))
 
 
-def _crosses(stream: str) -> tuple[str, ...]:
+def _modalities_of(stream: str) -> tuple[str, ...]:
     """Whose queries read whose keys in a cross-attention stream, ``"text_to_image"``; else ()."""
     query, _, key = stream.partition("_to_")
     return (query, key) if key else ()
 
 
-def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None) -> Axes:
+def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None) -> TokenAxes:
     """The tokens of queries and keys; None where the layout does not know them."""
     axes: list[TokenAxis | None] = []
     for modality in modalities:
@@ -202,7 +202,7 @@ def _axes_of(modalities: tuple[str, ...], layout: TokenLayout, joint: str | None
             axes.append(None)
             continue
         axis = token_axis(tokens[modality], modality, tokens.valid, stream_length(tokens))
-        axes.append(axis if joint else paired(axis, layout.pairs.get(modality)))
+        axes.append(axis if joint else pair_examples(axis, layout.pairs.get(modality)))
     return tuple(axes)
 
 
@@ -215,7 +215,7 @@ def _tokens(layout: TokenLayout, stream: str) -> StreamTokens:
     return layout[stream]
 
 
-def paired(x: T, index: Tensor | None) -> T:
+def pair_examples(x: T, index: Tensor | None) -> T:
     """Examples in the order of the pairs; None: example i belongs to pair i."""
     if index is None:
         return x

@@ -53,7 +53,7 @@ class Layers(Sequence[Layer]):
             return tuple(self[i] for i in range(len(self))[index])
         position = range(len(self))[index]
         if position not in self._computed:
-            self._computed[position] = tracked(self._compute[position]())
+            self._computed[position] = make_trackable(self._compute[position]())
         return self._computed[position]
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class Layers(Sequence[Layer]):
         Those that are not computed yet are moved when they are.
         """
         destination = Destination.of(args, kwargs)
-        return self.map(partial(moved, destination=destination), device=destination.device)
+        return self.map(partial(move_value, destination=destination), device=destination.device)
 
     def pin_memory(self) -> Layers[Layer]:
         """The same layers in page-locked memory, from where they move without waiting."""
@@ -93,7 +93,7 @@ class Layers(Sequence[Layer]):
         """The same layers, of which autograd may save every tensor; as of an ``Attention``."""
         if torch.is_inference_mode_enabled() or not self.is_inference():
             return self
-        return self.map(tracked, later=True)
+        return self.map(make_trackable, later=True)
 
     def is_inference(self) -> bool:
         """Whether a computed layer was made under ``torch.inference_mode()``."""
@@ -127,7 +127,7 @@ class Layers(Sequence[Layer]):
         return self.map(lambda layer: layer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(map(kept, self)),)
+        return type(self), (list(map(make_portable, self)),)
 
 
 class Refusal:
@@ -183,14 +183,14 @@ def as_layers(value: Sequence[Any]) -> Layers[Any]:
     return Layers([partial(value.__getitem__, position) for position in range(len(value))])
 
 
-def moved(value: Any, destination: Destination) -> Any:
+def move_value(value: Any, destination: Destination) -> Any:
     """A tensor or an attention at a destination."""
     return (
         destination.move(value) if isinstance(value, Tensor) else value.to(**destination._asdict())
     )
 
 
-def tracked(value: Any) -> Any:
+def make_trackable(value: Any) -> Any:
     """A value of which autograd may save every tensor, outside of inference mode."""
     if isinstance(value, Tensor):
         return trackable(value)
@@ -206,7 +206,7 @@ def made_in_inference(value: Any) -> bool:
     return isinstance(value, (Tensor, Attention, Layers)) and value.is_inference()
 
 
-def kept(value: Any) -> Any:
+def make_portable(value: Any) -> Any:
     """The value as a copy or a pickle holds it."""
     return portable(value) if isinstance(value, Tensor) else value
 

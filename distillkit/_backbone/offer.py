@@ -69,16 +69,16 @@ class BackboneCheck:
         return "\n".join([f"{self.model} by {self.adapter}", *lines, *problems, *unused])
 
 
-def offered(
+def list_offers(
     model: nn.Module, adapter: Adapter, signals: Signals, unused: Sequence[str]
 ) -> BackboneCheck:
     """The table of what a forward exposed."""
-    rows = [_offered(str(name), signals) for name in signals]
+    rows = [_offer(str(name), signals) for name in signals]
     rows += [OfferedSignal(name, counted=f"absent: {why}") for name, why in signals.absent.items()]
     return BackboneCheck(type(model).__name__, type(adapter).__name__, tuple(rows), tuple(unused))
 
 
-def _offered(name: str, signals: Signals) -> OfferedSignal:
+def _offer(name: str, signals: Signals) -> OfferedSignal:
     try:
         value: Any = signals[name]
         if isinstance(value, (Tensor, Attention)):

@@ -13,11 +13,11 @@ from .._attention import Attention
 from .._transfer import Destination
 from ..errors import SignalError, unknown_name
 from .axis import TokenAxis
-from .beside import Axes as Axes
 from .beside import Beside, Name
+from .beside import TokenAxes as TokenAxes
 from .joining import check_same_names, concatenate, count_examples, first_computed
 from .layers import Layers as Layers
-from .layers import as_layers, attempt, kept, made_in_inference, moved, tracked
+from .layers import as_layers, attempt, made_in_inference, make_portable, make_trackable, move_value
 from .tokens import chosen
 
 Signal: TypeAlias = "Tensor | Attention | Sequence[Tensor] | Sequence[Attention]"
@@ -59,7 +59,7 @@ class Signals(Mapping[str, Signal]):
         values: Mapping[str, Signal | Callable[[], Signal]],
         masks: Mapping[str, Tensor] | None = None,
         *,
-        axes: Mapping[str, Axes | Callable[[], Axes]] | None = None,
+        axes: Mapping[str, TokenAxes | Callable[[], TokenAxes]] | None = None,
         absent: Mapping[str, str] | None = None,
     ) -> None:
         given: Mapping[str, Any] = values._values if isinstance(values, Signals) else values
@@ -85,7 +85,7 @@ class Signals(Mapping[str, Signal]):
             raise unknown_name("signal", name, self._values)
         value: Any = self._values[name]
         if _is_later(value):
-            value = self._values[str(name)] = tracked(value())
+            value = self._values[str(name)] = make_trackable(value())
         return value  # type: ignore[no-any-return]
 
     def __contains__(self, name: object) -> bool:
@@ -109,7 +109,7 @@ class Signals(Mapping[str, Signal]):
         """The positions of a signal that count; None: all do."""
         return self._beside[name].mask if name in self._beside else None
 
-    def axes(self, name: str) -> Axes:
+    def axes(self, name: str) -> TokenAxes:
         """The known facts about the tokens along a signal's axes; none: ``()``."""
         return self._beside[name].axes() if name in self._beside else ()
 
@@ -140,7 +140,7 @@ class Signals(Mapping[str, Signal]):
             torch.float16
         """
         destination = Destination.of(args, kwargs)
-        move = partial(moved, destination=destination)
+        move = partial(move_value, destination=destination)
         return self._map(move, move, device=destination.device)
 
     def pin_memory(self) -> Signals:
@@ -165,7 +165,7 @@ class Signals(Mapping[str, Signal]):
         beside = any(known.is_inference() for known in self._beside.values())
         if not beside and not any(map(made_in_inference, self._values.values())):
             return self
-        return self._map(tracked, TokenAxis.trackable, later=True)
+        return self._map(make_trackable, TokenAxis.trackable, later=True)
 
     def take(self, index: Tensor | slice) -> Signals:
         """Examples of the batch, of every signal and mask."""
@@ -276,10 +276,13 @@ class Signals(Mapping[str, Signal]):
     def __getstate__(self) -> dict[str, Any]:
         """The contents of a deep copy or a pickle: every signal, without gradient."""
         values = {
-            name: Layers(value) if isinstance(value, list) else kept(value)
+            name: Layers(value) if isinstance(value, list) else make_portable(value)
             for name, value in self._attempts().items()
         }
-        beside = {name: (kept(known.mask), known.attempt()) for name, known in self._beside.items()}
+        beside = {
+            name: (make_portable(known.mask), known.attempt())
+            for name, known in self._beside.items()
+        }
         return {"values": values, "beside": beside, "absent": self._absent}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

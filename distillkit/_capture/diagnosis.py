@@ -37,7 +37,7 @@ def check_recorded(record: Record, recorder: Recorder, compiled: Iterable[str] =
             next(iter([*unread.values(), *reasons]), "")
             or "nothing was recorded: the model that was given to capture did not run inside "
             "the `with` block, or no chosen module computes a softmax of query @ key^T in "
-            f"Python (chosen: {_some(recorder.chosen.classes)})"
+            f"Python (chosen: {_sample(recorder.chosen.classes)})"
             + ("; compiled code does not notice a later capture" if compiled else "")
         )
     missing = [name for name in recorder.chosen.classes if name not in recorder.ever]
@@ -89,7 +89,7 @@ def unseen(
     found = {}
     for name in dict.fromkeys(recorder.ran):
         looks = looks_like_attention(modules[name]) or name in recorder.blind
-        if looks and not any(_is_related(one, owners) for one in _and_around(name, modules)):
+        if looks and not any(_is_related(one, owners) for one in _with_relatives(name, modules)):
             found[name] = notices.get(
                 name, "no softmax of a product of queries and keys was seen in it"
             )
@@ -115,7 +115,7 @@ def _is_in(name: str, module: str) -> bool:
     return not module or name == module or name.startswith(f"{module}.")
 
 
-def _and_around(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def _with_relatives(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """The module, and those around it that look like the attention which it is a part of."""
     yield name
     while name:
@@ -132,7 +132,7 @@ def _is_related(name: str, owners: Iterable[str]) -> bool:
     )
 
 
-def _some(names: Iterable[str]) -> str:
+def _sample(names: Iterable[str]) -> str:
     listed = list(names)
     shown = ", ".join(repr(name) for name in listed[:5])
     return shown if len(listed) <= 5 else f"{shown} and {len(listed) - 5} more"

@@ -13,12 +13,12 @@ from torch import nn
 from .._plugins.specs import OperationSpec
 from ..errors import CaptureError
 from . import operations
-from ._watch.kernels import Shown
+from ._watch.kernels import ShownFunctions
 from .diagnosis import check_recorded, warn_of_missing
 from .names import ModuleNames, module_at
 from .record import Record
 from .recorder import Chosen, Recorder
-from .shared import ignore, listen, padded
+from .shared import ignore, listen, run_padded
 from .watcher import Hooks, Watcher
 from .wrappers import unwrapped
 
@@ -136,7 +136,7 @@ class Scope:
         self.key = tuple(patterns), tuple(outputs), tuple(returns)
         self._keep_outputs = keep_outputs
         self._readers = operations.readers(also)
-        self._shown = Shown(self._readers)
+        self._shown = ShownFunctions(self._readers)
         self._lock = threading.Lock()
         self._idle: list[Watcher] = []
         self._running: list[Watcher] = []
@@ -231,7 +231,7 @@ class Scope:
         stack = ExitStack()
         with stack:
             for encoder in self._encoders:
-                stack.enter_context(padded(encoder))
+                stack.enter_context(run_padded(encoder))
             self._shown.open()
             stack.callback(self._shown.close)
             return stack.pop_all()

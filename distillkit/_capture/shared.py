@@ -71,7 +71,7 @@ _held: weakref.WeakKeyDictionary[nn.TransformerEncoder, int] = weakref.WeakKeyDi
 
 
 @contextmanager
-def padded(encoder: nn.TransformerEncoder) -> Iterator[None]:
+def run_padded(encoder: nn.TransformerEncoder) -> Iterator[None]:
     """Run without nested tensors, which go past the attention modules, or crash."""
     with _LOCK:
         _held[encoder] = _held.get(encoder, 0) + 1

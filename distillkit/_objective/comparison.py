@@ -81,7 +81,7 @@ def check_term(
         comparison = term.compare(student, teacher)
         sides = comparison.pairs[0]
         seen = TermCheck(
-            term.name, _described(sides.students[0]), _described(sides.teachers[0]), align
+            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align
         )
     except DistillKitError as error:
         return TermCheck(term.name, align=align, problems=(str(error),))
@@ -156,7 +156,7 @@ def counted_line(comparison: Comparison) -> str:
     return f"{count} of {shape.numel()} {what}"
 
 
-def _described(side: Any) -> str:
+def _describe(side: Any) -> str:
     if isinstance(side, Attention):
         shape = ", ".join(f"{k}={n}" for k, n in zip("bhqk", side.shape, strict=True))
         rows = side.valid_rows()[:, 0]
@@ -164,7 +164,7 @@ def _described(side: Any) -> str:
     return str(tuple(side.shape))
 
 
-def offered(side: str, signals: Signals, used: Sequence[str]) -> str:
+def list_offer(side: str, signals: Signals, used: Sequence[str]) -> str:
     """One line: what a side offers; and what it cannot have."""
     names = ", ".join(f"{name}*" if name in used else name for name in signals)
     absent = "".join(f"; not {name}: {why}" for name, why in signals.absent.items())

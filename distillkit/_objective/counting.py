@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention
+from .._attention.keep import both
 from .._backbone.axis import TokenAxis
 from .._backbone.tokens import tokens_at
 from .._transfer import trackable
@@ -16,7 +17,7 @@ from ..errors import ShapeError
 from ..losses import shared_rows
 
 
-class Step(NamedTuple):
+class TermInputs(NamedTuple):
     """The inputs that all layers of a term share in one step.
 
     Attributes:
@@ -67,7 +68,7 @@ class Counting:
             shared += 1
         return ndim - len(core) + shared
 
-    def kept(self, values: Tensor, sides: tuple[Any, Any], step: Step) -> Tensor | None:
+    def kept(self, values: Tensor, sides: tuple[Any, Any], step: TermInputs) -> Tensor | None:
         """Which values count, boolean of their shape; None: all do.
 
         Args:
@@ -84,7 +85,7 @@ class Counting:
             return self._rows_kept(values, sides, step)
         return self._positions_kept(values, sides[0], step)
 
-    def _rows_kept(self, values: Tensor, sides: tuple[Any, Any], step: Step) -> Tensor | None:
+    def _rows_kept(self, values: Tensor, sides: tuple[Any, Any], step: TermInputs) -> Tensor | None:
         """The rows that count, of the values ``(b, h, q)`` of a loss of attentions."""
         kept: Tensor | None = None
         if isinstance(sides[1], Attention):
@@ -107,18 +108,18 @@ class Counting:
             )
         return kept.all(1, keepdim=True)  # heads="mean" leaves one head, a relation has its own
 
-    def _rows_chosen(self, kept: Tensor | None, values: Tensor, step: Step) -> Tensor | None:
+    def _rows_chosen(self, kept: Tensor | None, values: Tensor, step: TermInputs) -> Tensor | None:
         """Of these rows, those that the term's ``mask`` and a relation's own ``where`` keep."""
         rows = values.shape[::2]
         where = step.arguments.get("where")
         if _is_mask(where) and where.shape == rows:
-            kept = _both(kept, where[:, None])
+            kept = both(kept, where[:, None])
         if step.entry is not None:
             fitted = self._fitted(step.entry, rows, step.axes).to(values.device)
-            kept = _both(kept, fitted[:, None])
+            kept = both(kept, fitted[:, None])
         return kept
 
-    def _positions_kept(self, values: Tensor, student: Tensor, step: Step) -> Tensor | None:
+    def _positions_kept(self, values: Tensor, student: Tensor, step: TermInputs) -> Tensor | None:
         """The positions that count, of the values of a loss of tensors ``(b, n, d)``."""
         positions = values.shape[: self.rank(student.ndim)]
         kept: Tensor | None = None
@@ -127,10 +128,10 @@ class Counting:
             kept = _spread(step.layout, values)
         if step.entry is not None:
             fitted = self._fitted(step.entry, positions, step.axes).to(values.device)
-            kept = _both(kept, _spread(fitted, values))
+            kept = both(kept, _spread(fitted, values))
         if step.arguments:
             for one in self._kept_by_arguments(values, student, step.arguments):
-                kept = _both(kept, one)
+                kept = both(kept, one)
         return kept
 
     def _check_layout(self, layout: Tensor, values: Tensor, positions: Sequence[int]) -> None:
@@ -232,10 +233,6 @@ def _spread(mask: Tensor, values: Tensor) -> Tensor:
     if mask.ndim == values.ndim:
         return mask
     return mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)).expand(values.shape)
-
-
-def _both(one: Tensor | None, other: Tensor) -> Tensor:
-    return other if one is None else one & other
 
 
 def _is_mask(x: Any) -> TypeGuard[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._attention import Attention
 from .._backbone.axis import TokenAxis
-from .._backbone.signals import Axes
+from .._backbone.signals import TokenAxes
 from ..errors import ShapeError
 from ..losses import shared_rows
 from .pairing import Comparison
@@ -40,7 +40,7 @@ def has_pairs(comparison: Comparison) -> bool:
     return True
 
 
-def _has_rows(attention: Attention, axes: Axes) -> bool:
+def _has_rows(attention: Attention, axes: TokenAxes) -> bool:
     """Whether some example has a real query and a real key."""
     examples, _, queries, keys = attention.shape
     if 0 in (examples, queries, keys):
@@ -86,7 +86,7 @@ def differences(term: Term, comparison: Comparison) -> list[str]:
 
 
 def _attention_differences(
-    term: Term, name: str, sides: tuple[Any, Any], axes: tuple[Axes, Axes]
+    term: Term, name: str, sides: tuple[Any, Any], axes: tuple[TokenAxes, TokenAxes]
 ) -> list[str]:
     ours, theirs = (side.shape for side in sides)
     shapes = f"student {ours}, teacher {theirs}, each (b, h, q, k)"

@@ -18,7 +18,7 @@ from .._backbone.signals import Signals
 from .._capture.anchor import anchor
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
-from .comparison import Check, TermCheck, check_term, counted_lines, offered
+from .comparison import Check, TermCheck, check_term, counted_lines, list_offer
 from .items import OwnLoss, TaskItems
 from .normalizer import Normalizer
 from .objective import Objective, wanted_layers
@@ -335,7 +335,7 @@ class Distiller(nn.Module):
                 problems.append(str(error))
         wanted = [name for term in terms for name in term.on]
         offers = [
-            offered(side, signals, wanted)
+            list_offer(side, signals, wanted)
             for side, signals in (("student", student_signals), ("teacher", teacher_signals))
         ]
         return Check(tuple(seen), tuple(problems), tuple(offers))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention, widen
-from .._backbone.signals import Axes, Signals
+from .._backbone.signals import Signals, TokenAxes
 from .._transfer import trackable
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 
-Layers = Literal["last", "all"] | Sequence[tuple[int, int]]
+LayerChoice = Literal["last", "all"] | Sequence[tuple[int, int]]
 Sides: TypeAlias = "tuple[list[Any], list[Any]]"
-Align: TypeAlias = "Callable[[Any, Any, tuple[Axes, Axes]], tuple[Any, Any]]"
+Align: TypeAlias = "Callable[[Any, Any, tuple[TokenAxes, TokenAxes]], tuple[Any, Any]]"
 
 
 _SINGLE = Tensor, Attention
@@ -79,7 +79,7 @@ class Comparison:
         self,
         term: str,
         on: Sequence[str],
-        layers: Layers,
+        layers: LayerChoice,
         align: Align | None,
         student: Signals,
         teacher: Signals,
@@ -92,7 +92,7 @@ class Comparison:
         self.counted: list[Counted] = []
         self._aligned: dict[int, Sides] = {}
 
-    def axes(self, index: int) -> tuple[Axes, Axes]:
+    def axes(self, index: int) -> tuple[TokenAxes, TokenAxes]:
         """The known facts about the tokens of one signal, on both sides."""
         name = self.on[index]
         return self._sides[0].axes(name), self._sides[1].axes(name)
@@ -189,13 +189,13 @@ def _signal(term: str, side: str, signals: Signals, name: str) -> Any:
     raise SignalError(f"term {term!r}: {message}; its adapter offers no other")
 
 
-def _known_mask(mask: Tensor | None, axes: Axes) -> Tensor | None:
+def _known_mask(mask: Tensor | None, axes: TokenAxes) -> Tensor | None:
     """A tensor signal's mask, or what its token axis says."""
     return axes[0].valid if mask is None and axes and axes[0] is not None else mask
 
 
 def _layer_pairs(
-    term: str, layers: Layers, students: list[Any], teachers: list[Any]
+    term: str, layers: LayerChoice, students: list[Any], teachers: list[Any]
 ) -> list[LayerPair]:
     """Student layer with teacher layer, as ``layers`` says."""
     if not [one for one in (*students, *teachers) if not isinstance(one, _SINGLE)]:
@@ -230,7 +230,7 @@ def _layer_of(signals: Sequence[Any], index: int) -> list[Any]:
 
 
 def _chosen_layers(
-    term: str, layers: Layers, student: int, teacher: int
+    term: str, layers: LayerChoice, student: int, teacher: int
 ) -> Sequence[tuple[int, int]]:
     if layers == "last":
         return [(-1, -1)]

@@ -108,22 +108,22 @@ class Teacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         state = _frozen.get(self.model)
         backbone = self.backbone.__deepcopy__(memo)
-        return _restored(backbone, state)
+        return _restore(backbone, state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = _frozen.get(self.model)
         learns = None if state is None else (frozenset(state.learns), frozenset(state.trains))
-        return _unpickled, (self.backbone, learns)
+        return _unpickle, (self.backbone, learns)
 
 
-def _unpickled(backbone: Backbone, before: tuple[frozenset[str], frozenset[str]] | None) -> Teacher:
+def _unpickle(backbone: Backbone, before: tuple[frozenset[str], frozenset[str]] | None) -> Teacher:
     state = _State(backbone.model)
     if before is not None:
         state.learns, state.trains = set(before[0]), set(before[1])
-    return _restored(backbone, state)
+    return _restore(backbone, state)
 
 
-def _restored(backbone: Backbone, state: _State | None) -> Teacher:
+def _restore(backbone: Backbone, state: _State | None) -> Teacher:
     """A teacher of a copied model, which is frozen already and knows what it was before."""
     made = Teacher.__new__(Teacher)
     made.backbone = backbone

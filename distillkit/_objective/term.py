@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention
-from .._backbone.signals import Axes, Signals
+from .._backbone.signals import Signals, TokenAxes
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align import make_aligner, takes_tokens
 from .averaging import Per, averaged
-from .counting import Counting, Step, entry_mask, says_labels
+from .counting import Counting, TermInputs, entry_mask, says_labels
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
 from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
-from .pairing import Comparison, Counted, Layers, widened
+from .pairing import Comparison, Counted, LayerChoice, widened
 from .schedule import Schedule
 
 Rows = Literal["valid", "all"]
@@ -66,7 +66,7 @@ class Term(nn.Module):
         loss: str | Callable[..., Tensor],
         *,
         on: str | Sequence[str] = (),
-        layers: Layers = "last",
+        layers: LayerChoice = "last",
         rows: Rows = "valid",
         per: Per = "example",
         mask: str | None = None,
@@ -162,22 +162,22 @@ class Term(nn.Module):
         values = [self._layer_value(comparison, i, step, shares) for i in range(pairs)]
         return values[0] if pairs == 1 else torch.stack(values).mean()
 
-    def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> Step:
+    def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> TermInputs:
         """The inputs that every layer of this step shares."""
         layout = comparison.layout_mask() if self.rows == "valid" else None
         if not self.entries:
-            return Step(layout, None, (), self.inputs)
+            return TermInputs(layout, None, (), self.inputs)
         arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
         if self.mask is None:
-            return Step(layout, None, (), arguments)
+            return TermInputs(layout, None, (), arguments)
         axes = [side[0] for side in comparison.axes(0) if side]
-        return Step(layout, self._mask_entry(self.mask, batch), axes, arguments)
+        return TermInputs(layout, self._mask_entry(self.mask, batch), axes, arguments)
 
     def _layer_value(
         self,
         comparison: Comparison,
         index: int,
-        step: Step,
+        step: TermInputs,
         shares: Sequence[Number] | None,
     ) -> Tensor:
         """One layer's value: align, compare, average."""
@@ -221,14 +221,16 @@ class Term(nn.Module):
                     build(one, other)
                 one, other = self._align(i, one, other, axes)
 
-    def aligned(self, student: Any, teacher: Any, axes: tuple[Axes, Axes]) -> tuple[Any, Any]:
+    def aligned(
+        self, student: Any, teacher: Any, axes: tuple[TokenAxes, TokenAxes]
+    ) -> tuple[Any, Any]:
         """One layer of both sides, after the term's aligners."""
         for i in range(len(self._takes_tokens)):
             student, teacher = self._align(i, student, teacher, axes)
         return student, teacher
 
     def _align(
-        self, index: int, student: Any, teacher: Any, axes: tuple[Axes, Axes]
+        self, index: int, student: Any, teacher: Any, axes: tuple[TokenAxes, TokenAxes]
     ) -> tuple[Any, Any]:
         known = {}
         if self._takes_tokens[index]:

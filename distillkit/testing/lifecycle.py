@@ -133,7 +133,7 @@ def a_copy_watches_its_own_models(case: DistillerCase) -> str:
     distiller, batch = case.make()
     early = _of_model("copy", distiller, copy.deepcopy)
     before = distiller(batch)
-    _stepped(distiller, batch)
+    _take_step(distiller, batch)
     late = copy.deepcopy(distiller)
     for twin, of, what in (
         (early, before, "a copy before a step"),
@@ -185,7 +185,7 @@ def an_interrupt_is_unwound(case: DistillerCase) -> str:
     for model in models:
         for module in model.modules():
             if not list(module.children()):  # inside of a module that is watched, and outside
-                stops += _interrupted(distiller, batch, module, hooks)
+                stops += _count_interrupts(distiller, batch, module, hooks)
     _same(expected, distiller(batch), "a call after interrupts")
     return f"{stops} interrupts in {len(models)} models"
 
@@ -213,7 +213,7 @@ def inference_mode_works(case: DistillerCase) -> str:
 
 def parts_add_up(case: DistillerCase) -> str:
     """With their normalizer, unequal parts of the batch add up to the whole."""
-    distiller, batch, parts = _made_in_parts(case)
+    distiller, batch, parts = _make_in_parts(case)
     whole = distiller(batch)
     whole.loss.backward()
     wanted = _gradients(distiller)
@@ -231,8 +231,8 @@ def parts_add_up(case: DistillerCase) -> str:
 
 def two_ranks_agree(case: DistillerCase) -> str:
     """Under DDP, two processes with unequal parts get the gradient of one with the whole."""
-    _made_in_parts(case)
-    first, second = in_two_processes(_made_in_parts, _gradients, case)
+    _make_in_parts(case)
+    first, second = in_two_processes(_make_in_parts, _gradients, case)
     _close(first.whole, second.whole, "what the factory makes in another process")
     _close(first.parts, second.parts, "the gradient of the other rank")
     _close(first.whole, first.parts, "the gradient of two ranks")
@@ -315,7 +315,7 @@ LIFE: Mapping[str, Callable[[DistillerCase], str]] = {
 }
 
 
-def _made_in_parts(case: DistillerCase) -> tuple[Distiller, dict[str, Any], list[dict[str, Any]]]:
+def _make_in_parts(case: DistillerCase) -> tuple[Distiller, dict[str, Any], list[dict[str, Any]]]:
     """A distiller, its batch, and the first example and the others of it."""
     distiller, batch = case.make()
     examples = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim}
@@ -328,19 +328,19 @@ def _made_in_parts(case: DistillerCase) -> tuple[Distiller, dict[str, Any], list
     return distiller, batch, parts
 
 
-def _interrupted(
+def _count_interrupts(
     distiller: Distiller, batch: Mapping[str, Any], module: nn.Module, hooks: int
 ) -> int:
     """How often a call could be stopped inside a module; each time nothing may be left."""
     kinds = (RuntimeError, KeyboardInterrupt)
     for kind in kinds:
-        if not _stopped(distiller, batch, module, kind):
+        if not _stop_inside(distiller, batch, module, kind):
             return 0
         _check_clean(distiller, hooks, f"a {kind.__name__} in {type(module).__name__}")
     return len(kinds)
 
 
-def _stopped(
+def _stop_inside(
     distiller: Distiller, batch: Mapping[str, Any], module: nn.Module, kind: type[BaseException]
 ) -> bool:
     """Whether a call reaches a module, where it is stopped by an exception."""
@@ -362,7 +362,7 @@ def _stopped(
     return False
 
 
-def _stepped(distiller: Distiller, batch: Mapping[str, Any]) -> None:
+def _take_step(distiller: Distiller, batch: Mapping[str, Any]) -> None:
     """One step of plain gradient descent."""
     distiller(batch).loss.backward()
     with torch.no_grad():

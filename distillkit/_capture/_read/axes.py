@@ -49,11 +49,11 @@ class Unreadable(Exception):  # noqa: N818 (a verdict on a model, turned into a 
     """Why an attention was seen but cannot be told in terms of batch, heads, queries and keys."""
 
 
-def whole(axis: Axis) -> Axis:
+def factors_of(axis: Axis) -> Axis:
     """The axis in factors that nobody has split further."""
     found: list[Factor] = []
     for factor in axis:
-        found.extend((factor,) if factor.parts is None else whole(factor.parts))
+        found.extend((factor,) if factor.parts is None else factors_of(factor.parts))
     return tuple(found)
 
 
@@ -61,7 +61,7 @@ def size_of(axis: Axis) -> int:
     return math.prod(factor.size for factor in axis)
 
 
-def start(shape: Sequence[int], origin: str = "position") -> Axes:
+def fresh_axes(shape: Sequence[int], origin: str = "position") -> Axes:
     """Fresh axes: a tensor whose history begins here. Its last axis is a width."""
     last = len(shape) - 1
     origins = ["width" if i == last else origin for i in range(len(shape))]
@@ -73,13 +73,13 @@ def start(shape: Sequence[int], origin: str = "position") -> Axes:
 def axes_of(node: Node) -> Axes:
     """The axes of the tensor that a node describes, from the beginning of its history."""
     if not node.parents:
-        return start(node.shape, "position" if node.name == "made" else "unknown")
+        return fresh_axes(node.shape, "position" if node.name == "made" else "unknown")
     axes = axes_of(node.parents[0])
     if node.name == "cat" and _pieces_of_one_width(node.parents):
         dim = int(node.args[0]) % len(axes) if node.args else 0
         heads = Factor(len(node.parents), "width")
         return (*axes[:dim], (heads, *axes[dim]), *axes[dim + 1 :])
-    return through(axes, node.name, node.args, node.shape)
+    return apply_operation(axes, node.name, node.args, node.shape)
 
 
 def _pieces_of_one_width(parents: Sequence[Node]) -> bool:
@@ -93,24 +93,24 @@ def _pieces_of_one_width(parents: Sequence[Node]) -> bool:
     )
 
 
-def through(axes: Axes, name: str, args: tuple[Any, ...], after: tuple[int, ...]) -> Axes:
+def apply_operation(axes: Axes, name: str, args: tuple[Any, ...], after: tuple[int, ...]) -> Axes:
     """The axes after one operation; of an operation that is not known, whatever keeps its size.
 
     Raises:
         Unreadable: the operation rearranges entries in a way that shapes do not tell.
     """
     if name in ORDER_KEEPING:
-        return regrouped(axes, after)
+        return regroup(axes, after)
     if name in _REORDERING:
         return _REORDERING[name](axes, args)
     if name == "__getitem__":
-        return _indexed(axes, args[0], after)
+        return _index(axes, args[0], after)
     if name in ("select", "unbind"):
         dim = int(args[0]) if args else 0
-        return _without(axes, dim)
+        return _drop(axes, dim)
     if name in ("stack", "expand", "expand_as", "broadcast_to") and len(after) > len(axes):
         axes = ((),) * (len(after) - len(axes)) + axes
-    return _resized(axes, after)
+    return _resize(axes, after)
 
 
 # groups: which factors make batch, heads, queries and keys
@@ -143,8 +143,8 @@ def groups_of(axes: Axes, softmax_axis: int, keys: str, examples: frozenset[int]
         Unreadable: the softmax does not run over the keys, or heads cannot be told from examples.
     """
     queries = "query" if keys == "key" else "key"
-    key_axis = whole(axes[softmax_axis])
-    others = [whole(axis) for i, axis in enumerate(axes) if i != softmax_axis % len(axes)]
+    key_axis = factors_of(axes[softmax_axis])
+    others = [factors_of(axis) for i, axis in enumerate(axes) if i != softmax_axis % len(axes)]
     if any(factor.role != keys for factor in key_axis):
         raise Unreadable("its softmax runs over something else than the keys of a product")
     rows, lead = _rows_and_lead(others, queries)
@@ -185,17 +185,17 @@ def _rows_and_lead(others: Sequence[Axis], queries: str) -> tuple[Axis, list[Axi
     ]
 
 
-def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
+def arrange(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
     """``x`` with one axis for each group of factors; 1 where it has none of them.
 
     Raises:
         Unreadable: ``x`` has an axis that belongs to no group.
     """
     axes = ((),) * (x.ndim - len(axes)) + axes[max(0, len(axes) - x.ndim) :]
-    split = [whole(axis) for axis in axes]
-    order = [factor for group in groups for factor in whole(group)]
+    split = [factors_of(axis) for axis in axes]
+    order = [factor for group in groups for factor in factors_of(group)]
     if len(groups) == x.ndim and all(
-        n == 1 or factors == whole(group)
+        n == 1 or factors == factors_of(group)
         for n, factors, group in zip(x.shape, split, groups, strict=True)
     ):
         return x
@@ -223,7 +223,7 @@ def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
     merged, place = list(x.shape), 0
     shape = []
     for group in groups:
-        factors = whole(group)
+        factors = factors_of(group)
         seen = [factor in held for factor in factors]
         if any(seen) and not all(seen):
             merged[place : place + len(factors)] = [factor.size for factor in factors]
@@ -235,7 +235,7 @@ def arranged(x: Tensor, axes: Axes, groups: Sequence[Axis]) -> Tensor:
 # one rule for each family of operations
 
 
-def regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
+def regroup(axes: Axes, shape: Sequence[int]) -> Axes:
     """The same entries in the same order, cut into axes of other sizes."""
     if 0 in shape:
         kept = [axis for axis in axes if size_of(axis) != 1]
@@ -244,7 +244,7 @@ def regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
             raise Unreadable("it reshapes an empty tensor")
         found = iter(kept)
         return tuple(() if n == 1 else next(found) for n in shape)
-    factors = [factor for axis in axes for factor in whole(axis)]
+    factors = [factor for axis in axes for factor in factors_of(axis)]
     grouped: list[Axis] = []
     for size in shape:
         axis: list[Factor] = []
@@ -264,19 +264,19 @@ def regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
     return tuple(grouped)
 
 
-def _swapped(axes: Axes, args: tuple[Any, ...]) -> Axes:
+def _swap(axes: Axes, args: tuple[Any, ...]) -> Axes:
     one, other = int(args[0]), int(args[1])
     found = list(axes)
     found[one], found[other] = found[other], found[one]
     return tuple(found)
 
 
-def _permuted(axes: Axes, args: tuple[Any, ...]) -> Axes:
+def _permute(axes: Axes, args: tuple[Any, ...]) -> Axes:
     dims = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
     return tuple(axes[int(dim)] for dim in dims)
 
 
-def _moved(axes: Axes, args: tuple[Any, ...]) -> Axes:
+def _move(axes: Axes, args: tuple[Any, ...]) -> Axes:
     source, target = (list(a) if isinstance(a, (tuple, list)) else [a] for a in args[:2])
     n = len(axes)
     rest = [i for i in range(n) if i not in [s % n for s in source]]
@@ -286,19 +286,19 @@ def _moved(axes: Axes, args: tuple[Any, ...]) -> Axes:
 
 
 _REORDERING: dict[str, Callable[[Axes, tuple[Any, ...]], Axes]] = {
-    "transpose": _swapped, "swapaxes": _swapped, "swapdims": _swapped, "transpose_": _swapped,
-    "permute": _permuted, "movedim": _moved, "moveaxis": _moved,
-    "mT": lambda axes, _: _swapped(axes, (-1, -2)),
+    "transpose": _swap, "swapaxes": _swap, "swapdims": _swap, "transpose_": _swap,
+    "permute": _permute, "movedim": _move, "moveaxis": _move,
+    "mT": lambda axes, _: _swap(axes, (-1, -2)),
     "t": lambda axes, _: axes[::-1],
     "T": lambda axes, _: axes[::-1],
 }  # fmt: skip
 
 
-def _without(axes: Axes, dim: int) -> Axes:
+def _drop(axes: Axes, dim: int) -> Axes:
     return tuple(axis for i, axis in enumerate(axes) if i != dim % len(axes))
 
 
-def _indexed(axes: Axes, index: Any, after: tuple[int, ...]) -> Axes:
+def _index(axes: Axes, index: Any, after: tuple[int, ...]) -> Axes:
     """After ``x[index]`` of numbers, slices, None and an ellipsis."""
     parts = list(index) if isinstance(index, tuple) else [index]
     taken = sum(part is not None and part is not Ellipsis for part in parts)
@@ -319,17 +319,17 @@ def _indexed(axes: Axes, index: Any, after: tuple[int, ...]) -> Axes:
             found.append(next(rest))
         else:
             raise Unreadable("it picks entries by a tensor of positions")
-    return _resized(tuple(found), after)
+    return _resize(tuple(found), after)
 
 
-def _resized(axes: Axes, after: tuple[int, ...]) -> Axes:
+def _resize(axes: Axes, after: tuple[int, ...]) -> Axes:
     """Axes that keep their sizes stay; one of another size stays what it was, in new factors."""
     if len(axes) != len(after):
         raise Unreadable("an operation on it changes its axes in a way that is not known")
     changed = [i for i, axis in enumerate(axes) if size_of(axis) != after[i]]
     found = list(axes)
     for i in changed:
-        old = whole(axes[i])
+        old = factors_of(axes[i])
         origin = old[-1].origin if old else "copy"
         role = old[-1].role if old else ""
         found[i] = () if after[i] == 1 else (Factor(after[i], origin, role),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .axes import Axes, Axis, regrouped, size_of, whole
+from .axes import Axes, Axis, factors_of, regroup, size_of
 
 
 class Labels(NamedTuple):
@@ -61,33 +61,33 @@ _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def sides_of(labels: Labels, left: Axes, right: Axes) -> Sides:
     """The axes of two tensors that were multiplied, told in factors that both share."""
-    axis_of = _met(labels, left, right, _agreed)
+    axis_of = _contract(labels, left, right, _merge)
     for label in labels.out:
         shared = label in labels.lead or (label in labels.left and label in labels.right)
         role = "lead" if shared else "query" if label in labels.left else "key"
-        _marked(axis_of[label], role)
+        _with_role(axis_of[label], role)
     width = tuple(f for label in labels.left if label not in labels.out for f in axis_of[label])
     return Sides(
         tuple(axis_of[label] for label in labels.out),
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(left, labels.left, strict=True)),
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(right, labels.right, strict=True)),
+        tuple(_free_part(axis, axis_of[n]) for axis, n in zip(left, labels.left, strict=True)),
+        tuple(_free_part(axis, axis_of[n]) for axis, n in zip(right, labels.right, strict=True)),
         width,
     )
 
 
-def weighed(labels: Labels, probabilities: Axes, values: Axes) -> Sides:
+def sides_of_values(labels: Labels, probabilities: Axes, values: Axes) -> Sides:
     """The same of probabilities and values, in the factors that the probabilities have already."""
-    axis_of = _met(labels, probabilities, values, lambda p, v: v if size_of(p) == 1 else p)
+    axis_of = _contract(labels, probabilities, values, lambda p, v: v if size_of(p) == 1 else p)
     own = tuple(f for label in labels.right if label not in labels.left for f in axis_of[label])
     return Sides(
         tuple(axis_of[label] for label in labels.out),
         probabilities,
-        tuple(_own(axis, axis_of[n]) for axis, n in zip(values, labels.right, strict=True)),
+        tuple(_free_part(axis, axis_of[n]) for axis, n in zip(values, labels.right, strict=True)),
         own,
     )
 
 
-def _met(
+def _contract(
     labels: Labels, left: Axes, right: Axes, agree: Callable[[Axis, Axis], Axis]
 ) -> dict[str, Axis]:
     axis_of = dict(zip(labels.left, left, strict=True))
@@ -96,33 +96,33 @@ def _met(
     return axis_of
 
 
-def _agreed(one: Axis, other: Axis) -> Axis:
+def _merge(one: Axis, other: Axis) -> Axis:
     """The factors of two axes that met: the side that knows more of it."""
     if size_of(one) != size_of(other):
         return one if size_of(one) > size_of(other) else other
     if _numbers_heads(one):
         return one
-    unsure = any(factor.origin == "unknown" for factor in whole(one))
+    unsure = any(factor.origin == "unknown" for factor in factors_of(one))
     return other if unsure or _numbers_heads(other) else one
 
 
-def _own(axis: Axis, shared: Axis) -> Axis:
+def _free_part(axis: Axis, shared: Axis) -> Axis:
     """One side's axis in the factors of the product; () where it broadcast.
 
     A side with fewer heads (grouped queries) keeps the slow part of the shared factors.
     """
     if size_of(axis) in (1, size_of(shared)):
         return () if size_of(axis) == 1 else shared
-    return regrouped((shared,), (size_of(axis), size_of(shared) // size_of(axis)))[0]
+    return regroup((shared,), (size_of(axis), size_of(shared) // size_of(axis)))[0]
 
 
 def _numbers_heads(axis: Axis) -> bool:
-    return any(factor.origin == "width" for factor in whole(axis))
+    return any(factor.origin == "width" for factor in factors_of(axis))
 
 
-def _marked(axis: Axis, role: str) -> Axis:
+def _with_role(axis: Axis, role: str) -> Axis:
     for factor in axis:
         factor.role = role
         if factor.parts is not None:
-            _marked(factor.parts, role)
+            _with_role(factor.parts, role)
     return axis

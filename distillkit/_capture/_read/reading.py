@@ -17,13 +17,13 @@ from .axes import (
     Axes,
     Axis,
     Unreadable,
-    arranged,
+    arrange,
     axes_of,
+    factors_of,
     groups_of,
     size_of,
-    whole,
 )
-from .products import Labels, einsum_labels, matmul_labels, sides_of, weighed
+from .products import Labels, einsum_labels, matmul_labels, sides_of, sides_of_values
 from .steps import axes_after, fold, keeps_entries, replay
 
 
@@ -66,7 +66,7 @@ def read(sighting: Sighting, examples: frozenset[int]) -> Reading | None:
 def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
     """The attention of a function that computes a whole one, and what it returned."""
     try:
-        args, kwargs = _unfolded(call, examples) if call.nodes else (call.args, call.kwargs)
+        args, kwargs = _unfold(call, examples) if call.nodes else (call.args, call.kwargs)
         attention = resolve(call.read)(*args, **kwargs)
     except (Unreadable, ShapeError) as reason:
         raise CaptureError(f"the arguments of its fused attention do not tell: {reason}") from None
@@ -74,7 +74,7 @@ def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
     return Reading(attention, output if isinstance(output, Tensor) else None)
 
 
-def _unfolded(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _unfold(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Queries, keys, values and mask with four axes, from as many as the model gave them."""
     query, key, value, *rest = call.args
     of_query, of_key, of_value = map(axes_of, call.nodes)
@@ -85,13 +85,13 @@ def _unfolded(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...
     batch, heads, queries, keys = groups
     b, h, *_ = groups.shape
     few = _held_heads(heads, sides.right)
-    query = arranged(query, sides.left, (batch, heads, queries, sides.width)).expand(b, h, -1, -1)
-    key = arranged(key, sides.right, (batch, few, keys, sides.width)).expand(b, -1, -1, -1)
-    weighing = weighed(_labels("", len(out), value.ndim), sides.out, of_value)
-    value = arranged(value, weighing.right, (batch, few, keys, weighing.width))
+    query = arrange(query, sides.left, (batch, heads, queries, sides.width)).expand(b, h, -1, -1)
+    key = arrange(key, sides.right, (batch, few, keys, sides.width)).expand(b, -1, -1, -1)
+    weighing = sides_of_values(_labels("", len(out), value.ndim), sides.out, of_value)
+    value = arrange(value, weighing.right, (batch, few, keys, weighing.width))
 
     def fitted(mask: Any) -> Any:
-        return arranged(mask, sides.out, groups) if isinstance(mask, Tensor) else mask
+        return arrange(mask, sides.out, groups) if isinstance(mask, Tensor) else mask
 
     kwargs = {name: fitted(a) for name, a in call.kwargs.items()}
     return (query, key, value.expand(b, -1, -1, -1), *map(fitted, rest)), kwargs
@@ -116,7 +116,7 @@ class _Seen:
         self.axes = axes_after(sides.out, sighting.steps)
         self.key_role = _key_role(self.axes, sighting.axis)
         groups = groups_of(self.axes, sighting.axis, self.key_role, examples)
-        keys = tuple(f for axis in sides.out for f in whole(axis) if f.role == self.key_role)
+        keys = tuple(f for axis in sides.out for f in factors_of(axis) if f.role == self.key_role)
         # sinks: the softmax runs over more than the product's keys; they are what counts
         self.has_sinks = groups.keys != keys
         self.groups = groups._replace(keys=keys)
@@ -124,9 +124,9 @@ class _Seen:
         both = [(product.left, sides.left), (product.right, sides.right)]
         (query, query_axes), (key, key_axes) = both if self.key_role == "key" else both[::-1]
         batch, heads, queries, keys = self.groups
-        query = arranged(query, query_axes, (batch, heads, queries, sides.width))
+        query = arrange(query, query_axes, (batch, heads, queries, sides.width))
         few = _held_heads(heads, key_axes)
-        key = arranged(key, key_axes, (batch, few, keys, sides.width))
+        key = arrange(key, key_axes, (batch, few, keys, sides.width))
         self.query, self.key = query.expand(b, h, -1, -1), key.expand(b, -1, -1, -1)
         self.values = sighting.values if self._weighs_keys() else None
 
@@ -167,7 +167,7 @@ class _Seen:
     def _scores(self) -> Tensor:
         with torch.autocast(self.query.device.type, enabled=False):
             raw = self._raw_scores()
-        return arranged(raw, self.axes, self.groups).expand(self.groups.shape)
+        return arrange(raw, self.axes, self.groups).expand(self.groups.shape)
 
     @property
     def _post(self) -> tuple[Step, ...]:
@@ -179,7 +179,7 @@ class _Seen:
         """The probabilities that the values were weighed with, after what was done to them."""
         with torch.autocast(self.query.device.type, enabled=False):
             used = replay(self._post, self._raw_scores().softmax(self.sighting.axis))
-        return arranged(used, self._used_axes(), self.groups).expand(self.groups.shape)
+        return arrange(used, self._used_axes(), self.groups).expand(self.groups.shape)
 
     def _used_axes(self) -> Axes:
         keys = self.groups.keys
@@ -202,23 +202,23 @@ class _Seen:
         values = self.values
         if values is None:
             return None, None
-        sides = weighed(self._value_labels(), self._used_axes(), axes_of(values.node))
+        sides = sides_of_values(self._value_labels(), self._used_axes(), axes_of(values.node))
         batch, heads, queries, keys = self.groups
         b, h, q, _ = self.groups.shape
         few = _held_heads(heads, sides.right)
-        value = arranged(values.tensor, sides.right, (batch, few, keys, sides.width))
+        value = arrange(values.tensor, sides.right, (batch, few, keys, sides.width))
         output = self.sighting.output
         if output is not None:
-            output = arranged(output, sides.out, (batch, heads, queries, sides.width))
+            output = arrange(output, sides.out, (batch, heads, queries, sides.width))
             output = output.expand(b, h, q, -1)
         return value.expand(b, -1, -1, -1), output
 
 
 def _key_role(axes: Axes, softmax_axis: int) -> str:
     """Which side of the product the softmax runs over: that is the keys'."""
-    over = {factor.role for factor in whole(axes[softmax_axis])}
+    over = {factor.role for factor in factors_of(axes[softmax_axis])}
     if not over:  # a single key has no factor to tell; what the other axes are tells
-        rest = {factor.role for axis in axes for factor in whole(axis)}
+        rest = {factor.role for axis in axes for factor in factors_of(axis)}
         if not rest & {"query", "key"}:
             return "key" if softmax_axis % len(axes) == len(axes) - 1 else "query"
         return "query" if "query" not in rest else "key"
@@ -230,12 +230,12 @@ def _labels(equation: str, left: int, right: int) -> Labels:
 
 
 def _has_role(axis: Axis, role: str) -> bool:
-    return bool(axis) and all(factor.role == role for factor in whole(axis))
+    return bool(axis) and all(factor.role == role for factor in factors_of(axis))
 
 
 def _held_heads(heads: Axis, axes: Axes) -> Axis:
     """The heads that a tensor has: all, the slow part where queries are grouped, or one."""
-    held = {factor for axis in axes for factor in whole(axis)}
+    held = {factor for axis in axes for factor in factors_of(axis)}
     present = [factor in held for factor in heads]
     count = sum(present)
     return heads[:count] if all(present[:count]) else heads

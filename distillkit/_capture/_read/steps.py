@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._watch.history import ORDER_KEEPING, REORDERING, positional
 from .._watch.sighting import PLACE, Step
-from .axes import Axes, Factor, Groups, Unreadable, arranged, size_of, through, whole
+from .axes import Axes, Factor, Groups, Unreadable, apply_operation, arrange, factors_of, size_of
 
 # changes precision or memory layout, and nothing that a float32 recomputation sees
 _SAME = {"float", "to", "type_as", "contiguous", "double", "half", "bfloat16", "clone", "type"}
@@ -30,13 +30,13 @@ def axes_after(axes: Axes, steps: Sequence[Step]) -> Axes:
 
 def _after_one(axes: Axes, step: Step) -> Axes:
     if step.name == "einsum":
-        return _mixed(axes, step)
+        return _mix_heads(axes, step)
     rest = tuple(a for a in step.args if a is not PLACE)
     args = positional(step.name, rest, step.kwargs)
-    return through(axes, step.name, args, step.shape)
+    return apply_operation(axes, step.name, args, step.shape)
 
 
-def _mixed(axes: Axes, step: Step) -> Axes:
+def _mix_heads(axes: Axes, step: Step) -> Axes:
     """After an einsum with weights: a label that takes another's place is of its kind."""
     equation, *operands = step.args
     given = operands[0] if isinstance(operands[0], (tuple, list)) else operands
@@ -53,7 +53,7 @@ def _mixed(axes: Axes, step: Step) -> Axes:
         raise Unreadable("an einsum changes it in a way that is not known")
     for label, old in zip(new, gone, strict=True):
         n = step.shape[out.index(label)]
-        first = whole(axis_of[old])
+        first = factors_of(axis_of[old])
         axis_of[label] = (
             first if n == size_of(first) else (Factor(n, first[-1].origin, first[-1].role),)
         )
@@ -62,13 +62,13 @@ def _mixed(axes: Axes, step: Step) -> Axes:
 
 def replay(steps: Sequence[Step], x: Tensor) -> Tensor:
     for step in steps:
-        args = [_put(a, x) for a in step.args]
-        kwargs = {name: _put(a, x) for name, a in step.kwargs.items()}
+        args = [_substitute(a, x) for a in step.args]
+        kwargs = {name: _substitute(a, x) for name, a in step.kwargs.items()}
         x = step.function(*args, **kwargs)
     return x
 
 
-def _put(a: Any, x: Tensor) -> Any:
+def _substitute(a: Any, x: Tensor) -> Any:
     if isinstance(a, tuple) and any(part is PLACE for part in a):
         return [x if part is PLACE else part for part in a]
     return x if a is PLACE else a
@@ -90,14 +90,14 @@ def fold(steps: Sequence[Step], axes: Axes, groups: Groups) -> Fields | None:
     for step in steps:
         after = _after_one(axes, step)
         if not keeps_entries(step):
-            factor, added, dropped = _factor(step), _added(step), _dropped(step)
+            factor, added, dropped = _scale_of(step), _bias_of(step), _mask_of(step)
             if factor is not None and bias is None:
                 scale *= factor
             elif added is not None:
-                term = _fitted(added, axes, step, groups)
+                term = _fit(added, axes, step, groups)
                 bias = term if bias is None else bias + term
             elif dropped is not None:
-                kept = ~_fitted(dropped, axes, step, groups)
+                kept = ~_fit(dropped, axes, step, groups)
                 mask = kept if mask is None else mask & kept
             else:
                 return None
@@ -105,11 +105,11 @@ def fold(steps: Sequence[Step], axes: Axes, groups: Groups) -> Fields | None:
     return Fields(scale, mask, bias)
 
 
-def _fitted(x: Tensor, axes: Axes, step: Step, groups: Groups) -> Tensor:
+def _fit(x: Tensor, axes: Axes, step: Step, groups: Groups) -> Tensor:
     """A mask or bias of the scores as they lay at its step, for ``(b, h, q, k)``."""
     if x.ndim > len(axes):
         raise Unreadable(f"a term of shape {tuple(x.shape)} widens them at {step.name!r}")
-    return arranged(x, axes, groups)
+    return arrange(x, axes, groups)
 
 
 def keeps_entries(step: Step) -> bool:
@@ -117,7 +117,7 @@ def keeps_entries(step: Step) -> bool:
     return step.name in _SAME or step.name in ORDER_KEEPING or step.name in REORDERING
 
 
-def _factor(step: Step) -> float | None:
+def _scale_of(step: Step) -> float | None:
     """The number that a step multiplies the scores with; None: it does something else."""
     if len(step.args) != 2 or step.kwargs:
         return None
@@ -134,7 +134,7 @@ def _factor(step: Step) -> float | None:
     return None
 
 
-def _added(step: Step) -> Tensor | None:
+def _bias_of(step: Step) -> Tensor | None:
     """The tensor that a step adds to the scores; None: it does something else."""
     if len(step.args) != 2 or step.kwargs:
         return None
@@ -147,7 +147,7 @@ def _added(step: Step) -> Tensor | None:
     return -other if step.name in minus and step.args[0] is PLACE else None
 
 
-def _dropped(step: Step) -> Tensor | None:
+def _mask_of(step: Step) -> Tensor | None:
     """The entries that a step fills with the lowest number; None: it does something else."""
     args = (*step.args, *step.kwargs.values())
     if step.name in {"masked_fill", "masked_fill_"} and len(args) == 3 and args[0] is PLACE:

@@ -88,7 +88,7 @@ def operands(call: Call) -> Operands | None:
             return None
         return Operands(given[0], given[1], args[0])
     if call.name == "baddbmm" or (call.name == "baddbmm_" and kwargs.get("beta", 1) == 0):
-        return _summed(call)  # in place, a summand that counts would be gone by now
+        return _operands_of_sum(call)  # in place, a summand that counts would be gone by now
     if call.name == "baddbmm_":
         return None
     left = args[0] if args else kwargs.get("input")
@@ -100,7 +100,7 @@ def operands(call: Call) -> Operands | None:
     return Operands(left, right, "")
 
 
-def _summed(call: Call) -> Operands:
+def _operands_of_sum(call: Call) -> Operands:
     """``beta * input + alpha * batch1 @ batch2``."""
     names = ("input", "batch1", "batch2")[len(call.args) :]
     added, left, right = [*call.args, *(call.kwargs[name] for name in names)][:3]
@@ -156,24 +156,24 @@ def is_view_of(view: Tensor, whole: Tensor) -> bool:
 # writes, done again on a copy
 
 
-def written(tensor: Tensor, index: Any, value: Any) -> Step:
+def write_step(tensor: Tensor, index: Any, value: Any) -> Step:
     """``tensor[index] = value``."""
-    return Step(_written, "__setitem__", (PLACE, index, value), {}, tuple(tensor.shape))
+    return Step(_write, "__setitem__", (PLACE, index, value), {}, tuple(tensor.shape))
 
 
-def written_through(path: tuple[Step, ...], write: Step, whole: Tensor) -> Step:
+def view_write_step(path: tuple[Step, ...], write: Step, whole: Tensor) -> Step:
     """A write into the view of ``whole`` that ``path`` leads to."""
-    function = functools.partial(_written_through, path, write)
+    function = functools.partial(_write_into_view, path, write)
     return Step(function, "__setitem__", (PLACE,), {}, tuple(whole.shape))
 
 
-def _written(tensor: Tensor, index: Any, value: Any) -> Tensor:
+def _write(tensor: Tensor, index: Any, value: Any) -> Tensor:
     changed = tensor.clone()
     changed[index] = value
     return changed
 
 
-def _written_through(path: tuple[Step, ...], write: Step, whole: Tensor) -> Tensor:
+def _write_into_view(path: tuple[Step, ...], write: Step, whole: Tensor) -> Tensor:
     changed = whole.clone()
     view = changed
     for step in path:

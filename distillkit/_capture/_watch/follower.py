@@ -26,8 +26,8 @@ from .calls import (
     is_view_of,
     is_weight,
     operands,
-    written,
-    written_through,
+    view_write_step,
+    write_step,
 )
 from .history import PIECES, REORDERING, History, same_source, tensors_among
 from .memory import Memory
@@ -109,38 +109,38 @@ class Follower:
         """Take note of one call, which makes something new, and of its result."""
         if isinstance(result, Tensor):
             if name in PRODUCTS:
-                self._multiply(Call(function, name, args, kwargs, result))
+                self._note_product(Call(function, name, args, kwargs, result))
             elif self._follows or name in SOFTMAXES:
-                self._take(Call(function, name, args, kwargs, result))
+                self._follow_call(Call(function, name, args, kwargs, result))
             else:  # most calls, most of the time
                 self.history.note(name, args, kwargs, result)
         elif name in PIECES and isinstance(result, (tuple, list)):
             self.history.note_pieces(name, args, kwargs, result)
         elif name == "__setitem__":
-            self._write(args[0], written(*args))
+            self._write(args[0], write_step(*args))
 
-    def _take(self, call: Call) -> None:
+    def _follow_call(self, call: Call) -> None:
         """Any call but a product, which scores or probabilities may take part in."""
-        if self._weights and self._go_on(self._weights, call):
+        if self._weights and self._extend(self._weights, call):
             return
         if call.name in SOFTMAXES:
-            self._normalize(call)
+            self._note_softmax(call)
         elif self._scores:
-            self._go_on(self._scores, call)
+            self._extend(self._scores, call)
         self.history.note(call.name, call.args, call.kwargs, call.result)
 
     # a product: of queries and keys, of probabilities and values, or with a weight
 
-    def _multiply(self, call: Call) -> None:
+    def _note_product(self, call: Call) -> None:
         product = operands(call)
-        if product is not None and self._weigh(call, product):
+        if product is not None and self._note_values(call, product):
             return
         self.history.note("made", call.args, call.kwargs, call.result)
         if product is None:
             return
         left, right = product.left, product.right
         if self._mixes_heads(left, right) or self._mixes_heads(right, left):
-            self._go_on(self._scores, call)
+            self._extend(self._scores, call)
         elif not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(left):
             self._notice("it runs inside torch.vmap, whose tensors end with it")
         elif left.ndim >= 2 and right.ndim >= 2:
@@ -159,7 +159,7 @@ class Follower:
             return False
         return is_weight(weight) or weight.ndim <= 2
 
-    def _weigh(self, call: Call, product: Operands) -> bool:
+    def _note_values(self, call: Call, product: Operands) -> bool:
         """A product in which probabilities take part; False where none do."""
         one, other = self._weights.get(product.left), self._weights.get(product.right)
         if one is not None and other is not None:  # probabilities with each other
@@ -172,10 +172,10 @@ class Follower:
             return False
         sighting: Sighting = followed.source
         values = product.left if turned else product.right
-        equation = _turned(product.equation) if turned else product.equation
+        equation = _swap_operands(product.equation) if turned else product.equation
         same_ndim = call.result.ndim == len(sighting.shape)
-        if same_ndim and not _weighs(followed, equation, values, turned=turned):
-            return self._go_on(self._weights, call)
+        if same_ndim and not _sums_over_softmax(followed, equation, values, turned=turned):
+            return self._extend(self._weights, call)
         attended = self._attended.get(values)
         if followed.mixed or attended is not None:
             _refuse(sighting, *followed.mixed, *([] if attended is None else [attended]))
@@ -192,7 +192,7 @@ class Follower:
 
     # from product to softmax, from softmax to values
 
-    def _normalize(self, call: Call) -> None:
+    def _note_softmax(self, call: Call) -> None:
         scores = call.args[0] if call.args else call.kwargs.get("input")
         axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
         followed = self._scores.get(scores)
@@ -205,12 +205,12 @@ class Follower:
             sighting = Sighting(product, followed.steps, int(axis), tuple(call.result.shape))
             if self._keep_outputs:
                 sighting.same_source = same_source(product.left_node, product.right_node)
-            self._found(_common(product.owner, tuple(self._running)), sighting)
+            self._found(_common_owner(product.owner, tuple(self._running)), sighting)
             self._follow(self._weights, call.result, _Followed(sighting, (), self._order))
 
-    def _go_on(self, live: _Live, call: Call) -> bool:
+    def _extend(self, live: _Live, call: Call) -> bool:
         """Follow the result of a call that took a followed tensor; False where none took part."""
-        tensor, followed = _chosen(live, call)
+        tensor, followed = _choose_source(live, call)
         if tensor is None or followed is None:
             return False
         if call.name in ALONG_THE_WIDTH and _ends_with_keys(followed):
@@ -224,7 +224,7 @@ class Follower:
         if call.name not in DROPOUTS and not (live is self._weights and call.name in CASTS):
             steps = (*steps, call.step(tensor))
             if call.result is tensor:
-                self._write_through(live, tensor, followed.steps, steps[-1])
+                self._note_write_into_view(live, tensor, followed.steps, steps[-1])
         self._follow(live, call.result, followed._replace(steps=steps, mixed=mixed))
         return True
 
@@ -240,9 +240,9 @@ class Follower:
         for live in (self._scores, self._weights):
             followed = live.get(target)
             if followed is not None:
-                live.put(target, _rewritten(target, followed, step))
+                live.put(target, _with_write(target, followed, step))
 
-    def _write_through(
+    def _note_write_into_view(
         self, live: _Live, view: Tensor, of_view: tuple[Step, ...], write: Step
     ) -> None:
         """``scores[0].masked_fill_(...)``: what is written into a view is in the whole."""
@@ -250,14 +250,14 @@ class Follower:
             n = len(followed.steps)
             shared = zip(of_view, followed.steps, strict=False)
             if is_view_of(view, whole) and n <= len(of_view) and all(a is b for a, b in shared):
-                step = written_through(of_view[n:], write, whole)
-                live.put(whole, _rewritten(whole, followed, step))
+                step = view_write_step(of_view[n:], write, whole)
+                live.put(whole, _with_write(whole, followed, step))
 
     def _notice(self, reason: str) -> None:
         self._noticed(tuple(self._running), reason)
 
 
-def _chosen(live: _Live, call: Call) -> tuple[Tensor | None, _Followed | None]:
+def _choose_source(live: _Live, call: Call) -> tuple[Tensor | None, _Followed | None]:
     """Which of the followed arguments the result goes on from.
 
     One as large as the result comes first (a mask may itself be a product), then one whose entries
@@ -279,7 +279,7 @@ def _chosen(live: _Live, call: Call) -> tuple[Tensor | None, _Followed | None]:
     return tensor, best
 
 
-def _weighs(followed: _Followed, equation: str, values: Tensor, *, turned: bool) -> bool:
+def _sums_over_softmax(followed: _Followed, equation: str, values: Tensor, *, turned: bool) -> bool:
     """Whether a product contracts the axis of the softmax, as weighing values does."""
     sighting: Sighting = followed.source
     n = len(sighting.shape)
@@ -293,7 +293,7 @@ def _weighs(followed: _Followed, equation: str, values: Tensor, *, turned: bool)
     return axis == (n - 2 if turned else n - 1)
 
 
-def _turned(equation: str) -> str:
+def _swap_operands(equation: str) -> str:
     """The same einsum with its operands in the other order."""
     inputs, arrow, out = equation.partition("->")
     first, comma, second = inputs.partition(",")
@@ -313,11 +313,11 @@ def _refuse(*several: Sighting) -> None:
         )
 
 
-def _rewritten(tensor: Tensor, followed: _Followed, step: Step) -> _Followed:
+def _with_write(tensor: Tensor, followed: _Followed, step: Step) -> _Followed:
     return followed._replace(steps=(*followed.steps, step), version=version_of(tensor))
 
 
-def _common(one: Owner, other: Owner) -> Owner:
+def _common_owner(one: Owner, other: Owner) -> Owner:
     """The modules that were running both times."""
     common = 0
     while common < min(len(one), len(other)) and one[common] == other[common]:

@@ -75,7 +75,7 @@ class History:
             source = self._source(args, kwargs) if self._with_sources else ()
             self._nodes.put(result, Node("made", result.shape, source))
         elif name in _ARRANGING:
-            self._nodes.put(result, self._arranged(name, args, kwargs, result))
+            self._nodes.put(result, self._arrange(name, args, kwargs, result))
         else:
             self._inherit(args, kwargs, result)
 
@@ -93,12 +93,12 @@ class History:
         """The tensor that was projected, held weakly, only to compare it with another."""
         return tuple(weakref.ref(tensor) for tensor in tensors_among(args, kwargs)[:1])
 
-    def _arranged(
+    def _arrange(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> Node:
         """The same entries, or some of them, in other places."""
         rest = args[1:]
-        parts = _parts(name, args, kwargs, result)
+        parts = _arranged_tensors(name, args, kwargs, result)
         if not parts or tensors_among(rest, {}):
             return Node("given", result.shape)  # picked by positions: nothing tells
         parents = tuple([self.node(part) for part in parts])
@@ -152,7 +152,7 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _parts(
+def _arranged_tensors(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[Tensor]:
     if name in ("cat", "stack"):

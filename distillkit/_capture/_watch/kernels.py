@@ -18,12 +18,12 @@ from torch.overrides import handle_torch_function
 _HERE = 0x5EE  # the place in the code below where the function that answers goes
 
 
-def _answered(*args: Any, **kwargs: Any) -> Any:
+def _template(*args: Any, **kwargs: Any) -> Any:
     answer: Any = 0x5EE
     return answer(*args, **kwargs)
 
 
-class Shown:
+class ShownFunctions:
     """Functions that show their calls while this is open; several may be open at once.
 
     Args:
@@ -55,7 +55,7 @@ class Shown:
                 if count == 0:
                     known = self._codes.get(function)
                     if known is None or known[0] is not code:
-                        known = self._codes[function] = code, _showing(function)
+                        known = self._codes[function] = code, _showing_code(function)
                     function.__code__ = known[1]
                 self._open[function] = code, count + 1
 
@@ -73,7 +73,7 @@ class Shown:
 _OVERRIDABLE = "torch.nn.functional"  # these ask the modes by themselves
 
 
-def _showing(function: types.FunctionType) -> types.CodeType:
+def _showing_code(function: types.FunctionType) -> types.CodeType:
     """Code that asks the modes that are on first, then does what the function does."""
     plain = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__,
@@ -86,7 +86,7 @@ def _showing(function: types.FunctionType) -> types.CodeType:
             return handle_torch_function(function, (), *args, **kwargs)
         return plain(*args, **kwargs)
 
-    code = _answered.__code__
+    code = _template.__code__
     constants = tuple(answer if one == _HERE else one for one in code.co_consts)
     return code.replace(
         co_consts=constants,

@@ -121,7 +121,7 @@ class Sighting:
         self.detached = True
         left, right = self.product.left.detach(), self.product.right.detach()
         self.product = self.product._replace(left=left, right=right)
-        self.steps = tuple(_detached_step(step) for step in self.steps)
+        self.steps = tuple(_detach_step(step) for step in self.steps)
 
 
 class FusedCall:
@@ -151,19 +151,20 @@ class FusedCall:
 
     def detach(self) -> None:
         """Keep the numbers, let go of the graph."""
-        self.args = tuple(detached(a) for a in self.args)
-        self.kwargs = {name: detached(a) for name, a in self.kwargs.items()}
+        self.args = tuple(detach_value(a) for a in self.args)
+        self.kwargs = {name: detach_value(a) for name, a in self.kwargs.items()}
 
 
-def detached(x: Any) -> Any:
+def detach_value(x: Any) -> Any:
+    """A tensor, or those of a tuple, without gradient; anything else as it is."""
+    if isinstance(x, tuple):
+        return tuple(map(detach_value, x))
     return x.detach() if isinstance(x, Tensor) else x
 
 
-def _detached_step(step: Step) -> Step:
-    args = tuple(
-        tuple(detached(b) for b in a) if isinstance(a, tuple) else detached(a) for a in step.args
-    )
-    return step._replace(args=args, kwargs={n: detached(a) for n, a in step.kwargs.items()})
+def _detach_step(step: Step) -> Step:
+    kwargs = {name: detach_value(a) for name, a in step.kwargs.items()}
+    return step._replace(args=tuple(map(detach_value, step.args)), kwargs=kwargs)
 
 
 def version_of(tensor: Tensor) -> int:

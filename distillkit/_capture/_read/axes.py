@@ -5,6 +5,18 @@ Shapes alone cannot tell: ``(8, 5, 5)`` scores may be eight examples, eight head
 four heads. What can tell is how they were made. An *axis* is therefore a tuple of *factors*, the
 indivisible pieces that a tensor's operations shuffled around, slowest first; every factor knows
 whether it comes from the width of a hidden state (then it numbers heads) or from its positions.
+
+An example: two heads of width 4, five tokens, heads folded into the batch. Brackets are axes, ``w``
+marks a factor that comes from a width::
+
+    linear           (b, 5, 24)        [b] [5] [w24]
+    view             (b, 5, 3, 2, 4)   [b] [5] [w3] [w2] [w4]     w24 is split, for everybody
+    permute, unbind  (b, 2, 5, 4)      [b] [w2] [5] [w4]          queries; keys likewise
+    reshape          (2 b, 5, 4)       [b w2] [5] [w4]
+    q @ k.mT         (2 b, 5, 5)       [b w2] [5 query] [5 key]   w4 is summed over
+
+The first axis of the scores has two factors. ``w2`` comes from a width, so it numbers heads:
+``groups_of`` takes it out, and ``arrange`` lays the scores out as ``(b, 2, 5, 5)``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,22 @@
 """Follows tensors from a product of queries and keys, through a softmax, to the values.
 
 It is shown every torch call that the chosen modules make and writes down what it sees, as it
-stands. The code below also runs while ``torch.compile`` traces a model, so it keeps to plain
-tuples, lists and ``is``.
+stands::
+
+    q @ k.mT ──► * scale ──► + mask ──► softmax ──► dropout ──► @ v
+    Product      Step        Step       Sighting    (no step)   Values
+
+Three memories say what a tensor is at the moment: ``_scores`` (it goes on from a product),
+``_weights`` (it goes on from a softmax) and ``_attended`` (it is made of values). A call that takes
+a followed tensor either adds a step to it or ends it:
+
+- a product of two tensors that nobody follows begins scores;
+- a softmax of scores is a sighting, and begins weights;
+- a product of weights with anything that sums over the softmax's axis weighs values: the end;
+- any other call that takes scores or weights is a step, to be replayed if it proves to matter.
+
+The code below also runs while ``torch.compile`` traces a model, so it keeps to plain tuples, lists
+and ``is``.
 """
 
 from __future__ import annotations

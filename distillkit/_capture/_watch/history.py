@@ -1,4 +1,14 @@
-"""How tensors were made, as far as their axes are concerned."""
+"""How tensors were made, as far as their axes are concerned.
+
+Every tensor that a chosen module makes gets a node; a node points to those of the tensors that it
+was made of, so that the last view of a query tells all the way back to its projection::
+
+    linear ──► view ──► permute ──► unbind ──► q
+    "made"     (3, h, e)  (2, 0, 3, 1, 4)  0
+
+A linear layer, an embedding or a product begins a new history, since its last axis is a new width.
+An operation entry by entry changes no axis: its result has the node of the tensor that it took.
+"""
 
 from __future__ import annotations
 

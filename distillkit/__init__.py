@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._objective.comparison import TermCheck as TermCheck
     from ._objective.distiller import Distilled as Distilled
     from ._objective.distiller import Distiller as Distiller
+    from ._objective.meter import Meter as Meter
     from ._objective.objective import Objective as Objective
     from ._objective.objective import Result as Result
     from ._objective.overlap import overlap as overlap
@@ -72,6 +73,7 @@ _HOMES = {
     "Distiller": "_objective.distiller",
     "FoundAttention": "_capture.find",
     "LossSpec": "_plugins.specs",
+    "Meter": "_objective.meter",
     "ModalityTokens": "_backbone.layout",
     "Objective": "_objective.objective",
     "OfferedSignal": "_backbone.offer",

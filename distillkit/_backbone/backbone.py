@@ -143,7 +143,7 @@ class Backbone:
         view = batch if isinstance(batch, SideOfBatch) else SideOfBatch(checked_batch(batch))
         held = self._current(wanted)
         given: set[str] = set()
-        arguments = self._arguments(view.noting(given))
+        arguments = self.arguments(view.noting(given))
         with self.scope.recording(held.attentions, held.outputs) as recorder:
             output = self._called(arguments)
         watched = recorder.chosen.classes if recorder.held is None else recorder.held
@@ -179,7 +179,7 @@ class Backbone:
                 f"run on none ({type(error).__name__}: {error}); leave such batches out"
             ) from error
 
-    def _arguments(self, view: SideOfBatch) -> dict[str, Any]:
+    def arguments(self, view: SideOfBatch) -> dict[str, Any]:
         """The keyword arguments of the model's call."""
         asked = self._adapter.inputs(view)
         arguments = {name: value for name, value in asked.items() if value is not None}

@@ -19,12 +19,12 @@ from .._capture.anchor import anchor
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .comparison import Check, TermCheck, check_term, counted_lines, list_offer
-from .items import OwnLoss, TaskItems
+from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
-from .objective import Objective, wanted_layers
+from .objective import Objective, Result, wanted_layers
 from .pairing import Comparison
 from .recipe import Recipe, load_recipe
-from .surroundings import check_apart, dry_run, one_batch, over_ranks
+from .surroundings import any_rank_lacks, check_apart, dry_run, one_batch, over_ranks
 from .teacher import Teacher
 from .tied import drop_aliases, fill_aliases
 
@@ -248,6 +248,20 @@ class Distiller(nn.Module):
         self._check_open()
         return self._run_teacher(checked_batch(batch), set())
 
+    def run_student(self, batch: Mapping[str, Any]) -> tuple[Any, Signals]:
+        """The student's output and signals for a batch, without the teacher: for evaluation.
+
+        The student is called with what it takes of the batch, as in a call of the distiller.
+        """
+        self._check_open()
+        own = SideOfBatch(checked_batch(batch), "student")
+        return self._student.run(own, wanted=self._wanted[0])
+
+    def student_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that the student would be called with for a batch."""
+        self._check_open()
+        return self._student.arguments(SideOfBatch(checked_batch(batch), "student"))
+
     def _run_teacher(self, batch: Mapping[str, Any], used: set[str]) -> Signals:
         if self._teacher is None:
             raise SignalError(
@@ -261,11 +275,11 @@ class Distiller(nn.Module):
         """How much counts in several batches together, on every rank: for ``normalizer=``.
 
         For accumulation over micro-batches, or ranks, of unequal size: pass the same to the call of
-        each, and their losses add up to the loss of one big batch. Both models run once on each
-        batch, without gradient; a recipe in which every term is ``per = "example"`` needs no more
-        than the number of examples, ``normalizer=32``, and costs nothing. Where several processes
-        work together, all of them call this, and the counts are divided by their number, since DDP
-        averages gradients.
+        each, and their losses add up to the loss of one big batch. It costs nothing where the
+        batches alone tell: every term is ``per = "example"``, reads no entry of the batch, and all
+        entries have one first axis. Otherwise both models run once on each batch, without gradient.
+        Where several processes work together, all of them call this, and the counts are divided by
+        their number, since DDP averages gradients.
 
         Args:
             batches: the micro-batches of one step on this rank.
@@ -275,25 +289,35 @@ class Distiller(nn.Module):
             Term -> count.
         """
         self._check_open()
-        totals: dict[str, Tensor] = {}
-        with dry_run(self), torch.no_grad():
-            for batch in batches:
-                batch = checked_batch(batch)
-                own = SideOfBatch(batch, "student", set())
-                teacher = Signals({})
-                if self.objective.compares(progress):
-                    teacher = self._run_teacher(batch, set())
-                output, student = self._student.run(own, wanted=self._wanted[0])
-                task = self._task(output, own, progress)
-                items = None if task is None else self._task_items.count(own, output, task)
-                result = self.objective(
-                    student, teacher, batch=own, task=task, progress=progress, task_items=items
-                )
-                for name, count in result.counts.items():
-                    totals[name] = totals[name] + count if name in totals else count.double()
-        if not totals:
+        batches = [checked_batch(batch) for batch in batches]
+        if not batches:
             raise SignalError("there is no batch to count in: pass the micro-batches of a step")
+        active = self.objective.active(progress)
+        terms = [term for term in self.objective.each() if term.name in active]
+        counts = [counts_without_models(terms, batch, self._task_items) for batch in batches]
+        # what one batch does not tell, models are run for, on every rank alike
+        if any_rank_lacks(counts):
+            with dry_run(self), torch.no_grad():
+                counts = [self._counts(batch, progress) for batch in batches]
+        totals: dict[str, Tensor] = {}
+        for one in counts:
+            for name, count in (one or {}).items():
+                totals[name] = totals[name] + count if name in totals else count.double()
         return over_ranks(totals)
+
+    def _counts(self, batch: Mapping[str, Any], progress: float | None) -> dict[str, Tensor]:
+        """How much counts in one batch, by running both models."""
+        own = SideOfBatch(batch, "student", set())
+        teacher = Signals({})
+        if self.objective.compares(progress):
+            teacher = self._run_teacher(batch, set())
+        output, student = self._student.run(own, wanted=self._wanted[0])
+        task = self._task(output, own, progress)
+        items = None if task is None else self._task_items.count(own, output, task)
+        result: Result = self.objective(
+            student, teacher, batch=own, task=task, progress=progress, task_items=items
+        )
+        return result.counts
 
     def check(self, batch: Mapping[str, Any], *, teacher_signals: Signals | None = None) -> Check:
         """A dry run on one batch, before any training: what each term will compare.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from .._backbone.backbone import ITEMS
 from .._backbone.batch import SideOfBatch
 from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import SignalError
+from .term import Term
 
 _IGNORED = -100  # a label that no loss of torch or transformers counts
 
@@ -41,15 +42,52 @@ class TaskItems:
         """
         if ITEMS in batch:
             return None
+        if self._shifts is None and self.are_tokens(batch):
+            labels = _labels(batch)
+            assert labels is not None
+            self._shifts = _shifts(labels, _logits(output), value.detach())
+        return self.known(batch)
+
+    def known(self, batch: SideOfBatch) -> Tensor | None:
+        """The number of items as far as the batch alone tells; None: it does not."""
         labels = _labels(batch)
         if labels is None or labels.is_floating_point() or labels.ndim == 0:
-            return torch.tensor(float(_examples(batch)), device=value.device)
+            device = None if labels is None else labels.device
+            return torch.tensor(float(_examples(batch)), device=device)
         if labels.ndim == 1:
             return (labels != _IGNORED).sum()
         if self._shifts is None:
-            self._shifts = _shifts(labels, _logits(output), value.detach())
+            return None
         counted = labels[:, 1:] if self._shifts else labels
         return (counted != _IGNORED).sum()
+
+
+def counts_without_models(
+    terms: Iterable[Term], batch: Mapping[str, Any], items: TaskItems
+) -> dict[str, Tensor] | None:
+    """How much counts in a batch for each term, as far as the batch alone tells; None: it does not.
+
+    A term over examples counts them all, unless an entry of the batch says which count. Where
+    entries have other numbers of examples, such as texts and images that are paired later, what an
+    example is depends on the models.
+    """
+    lengths = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0}
+    if len(lengths) != 1:
+        return None
+    own, counts = SideOfBatch(batch, "student"), {}
+    for term in terms:
+        if term.is_task:
+            if ITEMS in own:  # the caller divides, and nothing is to be counted
+                continue
+            found = items.known(own)
+            if found is None:
+                return None
+            counts[term.name] = found
+        elif term.per == "example" and not term.entries:
+            counts[term.name] = torch.tensor(float(min(lengths)))
+        else:
+            return None
+    return counts
 
 
 class OwnLoss:

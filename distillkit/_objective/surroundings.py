@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,26 @@ def over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = (joined / dist.get_world_size()).float()
     parts = torch.split(joined, [totals[name].numel() for name in names])
     return {n: part.reshape(totals[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
+def any_rank_lacks(counts: Sequence[object | None]) -> bool:
+    """Whether a count is missing on this rank or on another: all of them then do the same."""
+    lacks = any(one is None for one in counts)
+    if not (dist.is_available() and dist.is_initialized()):
+        return lacks
+    missing = torch.tensor(int(lacks), device=device_of_collectives())
+    dist.all_reduce(missing)
+    return bool(missing)
+
+
+def device_of_collectives() -> torch.device:
+    """Where the process group takes tensors from."""
+    backend = dist.get_backend()
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if backend == "nccl"
+        else torch.device("cpu")
+    )
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:

@@ -30,6 +30,8 @@ class Adapter(Protocol):
       last of every stream, which ``layout`` may ask for its shape; without it, all are.
     - ``unmasked``: names of masks that ``layout`` reads and the model is not called with, since it
       attends to padding. Any other mask that does not reach the model is an error.
+    - ``entries``: names of the batch entries that ``inputs`` and ``layout`` read, for loops that
+      drop columns which nobody names.
     - ``for_model(model)``: this adapter for another model of the family.
     """
 

@@ -146,6 +146,14 @@ class DeclarativeAdapter:
         return frozenset(run.mask for run in self._runs() if run.mask and run.unmasked)
 
     @property
+    def entries(self) -> frozenset[str]:
+        """The batch entries that the file names."""
+        named: list[object] = [*self._file.pairs.values(), *(self._file.inputs or {}).values()]
+        for run in self._runs():
+            named += [run.length, run.mask, run.where, run.extents]
+        return frozenset(name for name in named if isinstance(name, str))
+
+    @property
     def masks(self) -> frozenset[str]:
         """The batch entries that say which tokens are real."""
         return frozenset(run.mask for run in self._runs() if run.mask)

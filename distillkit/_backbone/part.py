@@ -134,6 +134,11 @@ class _Part:
         """The batch entries that say which tokens are real, as the part says."""
         return self._entries("masks")
 
+    @property
+    def entries(self) -> frozenset[str]:
+        """The batch entries that are read, as far as the part and ``inputs`` name them."""
+        return self._entries("entries").union(self._inputs.values())
+
     def _entries(self, what: str) -> frozenset[str]:
         names: frozenset[str] = getattr(self._adapter, what, frozenset())
         return frozenset(self._inputs.get(name, name) for name in names)

@@ -132,6 +132,16 @@ class Distiller(nn.Module):
         return None if self._teacher is None else self._teacher.model
 
     @property
+    def entries(self) -> frozenset[str]:
+        """The batch entries that terms and token layouts are known to read, beside the models.
+
+        An adapter that does not say which it reads (``entries``) adds none.
+        """
+        found = frozenset[str]().union(*(term.entries for term in self.objective.each()))
+        backbones = [self._student, *([self._teacher.backbone] if self._teacher else [])]
+        return found.union(*(getattr(one.adapter, "entries", ()) for one in backbones))
+
+    @property
     def _student(self) -> Backbone:
         """The student's backbone, which follows ``self.student``."""
         if self._watched is None or self._watched.model is not self.student:

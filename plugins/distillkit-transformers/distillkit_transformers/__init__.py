@@ -5,17 +5,23 @@ Nothing heavy is imported before it is used: distillkit lists this plugin's adap
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .collate import Collator as Collator
+    from .trainer import DistillationMixin as DistillationMixin
+    from .trainer import DistillationTrainer as DistillationTrainer
 
-__all__ = ["Collator"]
+_HOMES = {
+    "Collator": "collate",
+    "DistillationMixin": "trainer",
+    "DistillationTrainer": "trainer",
+}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    if name == "Collator":
-        from .collate import Collator
-
-        return Collator
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

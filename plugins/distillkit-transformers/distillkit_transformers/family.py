@@ -10,6 +10,8 @@ from torch import Tensor
 
 import distillkit as dk
 
+_OF_LAYOUTS = ("offset_mapping", "image_boxes", "region_boxes")  # where tokens lie in the raw input
+
 Lay = Callable[[Mapping[str, Any], dk.Record], dk.TokenLayout]
 
 
@@ -41,6 +43,11 @@ class Family:
     def sources(self) -> Mapping[str, tuple[str, ...]]:
         """The modules that the layers of every signal are made of."""
         return dk.layer_sources(self.streams)
+
+    @property
+    def entries(self) -> frozenset[str]:
+        """The batch entries that inputs and layout may read."""
+        return frozenset([*self.arguments, *_OF_LAYOUTS])
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.arguments if name in batch}

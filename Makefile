@@ -46,9 +46,10 @@ documents: $(VENV)/.test
 # Liger's chunked losses need torch alone, its package wants triton
 benchmarks: $(VENV)/.benchmarks
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
-	$(RUN) benchmarks/attention_kl.py --write docs/performance.md
-	$(RUN) benchmarks/linear_kl.py --write docs/performance.md
-	$(RUN) benchmarks/distiller.py --write docs/performance.md
+	$(RUN) benchmarks/attention_kl.py --json build/attention_kl.json
+	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
+	$(RUN) benchmarks/distiller.py --json build/distiller.json
+	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

@@ -11,7 +11,7 @@ import pytest
 
 from distillkit import LossSpec
 from distillkit._plugins.registry import provided
-from tools import document_tables
+from tools import document_tables, performance_tables
 
 ROOT = Path(__file__).parents[1]
 PROVE = ROOT / "docs/how-to/prove-your-loss.md"
@@ -37,3 +37,33 @@ def test_what_was_compared_with_other_libraries_is_a_loss():
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert "kl_divergence" in listed
     assert set(listed) <= set(provided(LossSpec))
+
+
+MEASURED = {
+    "benchmark": "distiller",
+    "device": "cpu",
+    "machine": "a machine",
+    "tables": {"One": "| a |", "Two": "| b |"},
+}
+
+
+def test_measured_tables_replace_those_of_their_benchmark():
+    text = "before\n\n<!-- distiller -->\n\nold\n\n<!-- end distiller -->\n\nafter\n"
+    expected = (
+        "before\n\n<!-- distiller -->\n\nMeasured on: a machine.\n\nOne\n\n| a |\n\n"
+        "Two\n\n| b |\n\n<!-- end distiller -->\n\nafter\n"
+    )
+    assert performance_tables.with_tables(text, MEASURED) == expected
+    assert performance_tables.with_tables(expected, MEASURED) == expected
+
+
+@pytest.mark.parametrize("text", ["", "<!-- distiller -->"])
+def test_measured_tables_without_a_place(text):
+    with pytest.raises(ValueError, match="no place for these tables: <!-- distiller -->"):
+        performance_tables.with_tables(text, MEASURED)
+
+
+@pytest.mark.parametrize("name", ["attention_kl", "linear_kl", "distiller"])
+def test_there_is_a_place_for_every_benchmark(name):
+    text = performance_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert performance_tables.with_tables(text, {**MEASURED, "benchmark": name}) != text

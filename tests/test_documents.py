@@ -67,3 +67,19 @@ def test_measured_tables_without_a_place(text):
 def test_there_is_a_place_for_every_benchmark(name):
     text = performance_tables.DOCUMENT.read_text(encoding="utf-8")
     assert performance_tables.with_tables(text, {**MEASURED, "benchmark": name}) != text
+
+
+LINES_OF_A_LOSS = (
+    "distillkit/losses/_feature.py",
+    "distillkit/losses/catalogue.toml",
+    "distillkit/losses/references.bib",
+    "tests/losses/test_values.py",
+)
+
+
+def test_the_lines_that_a_loss_needs_are_those_of_the_repository():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\n```\w+\n(.*?)\n```\n", text, re.DOTALL)
+    for file, lines in zip(LINES_OF_A_LOSS, shown, strict=True):
+        assert f"`{file}`" in text
+        assert lines in (ROOT / file).read_text(encoding="utf-8"), file

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
-.PHONY: help demo reproduce test check loops oracles benchmarks format clean
+.PHONY: help demo reproduce test check loops oracles benchmarks documents format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
@@ -14,6 +14,7 @@ help:
 	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make benchmarks  measure, and write the tables of docs/performance.md (an hour)"
+	@echo "make documents  write the tables of the docs and the list of the public API"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment and every output"
 
@@ -36,14 +37,19 @@ loops: .venv-loops/.loops
 	.venv-loops/bin/python -m pytest tests/loops
 
 oracles: .venv-oracles/.oracles
-	.venv-oracles/bin/python tests/oracles/compare.py
+	.venv-oracles/bin/python -m tools.compare_libraries
+
+documents: $(VENV)/.test
+	$(RUN) -m tools.document_tables
+	$(RUN) -m tools.public_api --write
 
 # Liger's chunked losses need torch alone, its package wants triton
 benchmarks: $(VENV)/.benchmarks
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
-	$(RUN) benchmarks/attention_kl.py --write docs/performance.md
-	$(RUN) benchmarks/linear_kl.py --write docs/performance.md
-	$(RUN) benchmarks/distiller.py --write docs/performance.md
+	$(RUN) benchmarks/attention_kl.py --json build/attention_kl.json
+	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
+	$(RUN) benchmarks/distiller.py --json build/distiller.json
+	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

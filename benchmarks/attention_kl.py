@@ -1,6 +1,6 @@
 """Attention distillation: the textbook version, a well-written one, compiled, and ours.
 
-    python benchmarks/attention_kl.py --write docs/performance.md --json attention_kl.json
+    python benchmarks/attention_kl.py --json attention_kl.json
 
 Every implementation takes queries and keys and returns the mean over the rows that count, of which
 the backward is part of the step. One value for each row is reduced by ``masked_mean``.

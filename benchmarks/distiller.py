@@ -1,6 +1,6 @@
 """What the whole library costs: a DiDE step through ``Distiller`` against the same step by hand.
 
-    python benchmarks/distiller.py --write docs/performance.md --json distiller.json
+    python benchmarks/distiller.py --json distiller.json
 
 By hand means: the models put their queries and keys aside, and the loop slices them, calls the
 same losses and adds them up. The second table is the peak memory of a step at growing lengths.

@@ -1,6 +1,6 @@
 """Logit distillation through the output projection: naive, compiled, Liger's, TRL's and ours.
 
-    python benchmarks/linear_kl.py --write docs/performance.md --json linear_kl.json
+    python benchmarks/linear_kl.py --json linear_kl.json
 
 All start from hidden states and projections and end in the gradients of the student's. Liger's has
 the Jensen-Shannon divergence, as "ours, JSD" does; TRL's is given the forward KL (its beta of 0).

@@ -32,8 +32,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=0, help="0: by the size of the work")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--write", type=Path, help="replace the tables in this document")
+    parser.add_argument("--json", type=Path, help="write tables and figures here")
     parser.add_argument("--quick", action="store_true", help="few rounds, no second allocator")
     parser.add_argument("--in-kept-pages", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -134,7 +133,7 @@ def in_kept_pages(options: argparse.Namespace) -> dict[str, dict[str, dict[str, 
 def report(
     options: argparse.Namespace, name: str, tables: Mapping[str, str], figures: object
 ) -> None:
-    """Print the tables, write the figures, and put the tables between a document's markers."""
+    """Print the tables; write them, and all figures, where ``--json`` says."""
     if options.in_kept_pages:
         print(json.dumps({"cases": figures}))
         return
@@ -142,20 +141,15 @@ def report(
     for title, table in tables.items():
         print(f"\n{title}\n\n{table}")
     if options.json:
-        content = {"machine": where, "benchmark": name, "cases": figures}
+        content = {
+            "machine": where,
+            "benchmark": name,
+            "device": options.device,
+            "tables": dict(tables),
+            "cases": figures,
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n")
-    if options.write:
-        text = options.write.read_text()
-        key = name if options.device == "cpu" else f"{name}-{options.device}"
-        start, stop = f"<!-- {key} -->", f"<!-- end {key} -->"
-        head, _, rest = text.partition(start)
-        if not rest:
-            sys.exit(f"{options.write} has no place for these tables: {start} ... {stop}")
-        body = "\n\n".join(f"{title}\n\n{table}" for title, table in tables.items())
-        tail = rest.partition(stop)[2]
-        options.write.write_text(
-            f"{head}{start}\n\nMeasured on: {where}.\n\n{body}\n\n{stop}{tail}"
-        )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import document_tables
 import pytest
 
 from distillkit import LossSpec
 from distillkit._plugins.registry import provided
+from tools import document_tables, performance_tables
 
 ROOT = Path(__file__).parents[1]
 PROVE = ROOT / "docs/how-to/prove-your-loss.md"
@@ -21,7 +21,7 @@ PROVE = ROOT / "docs/how-to/prove-your-loss.md"
 def test_tables_are_those_of_the_data(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- begin" in text
-    assert document_tables.written(text) == text, "run python tests/document_tables.py"
+    assert document_tables.written(text) == text, "run make documents"
 
 
 def test_the_example_prints_what_the_document_shows():
@@ -32,9 +32,54 @@ def test_the_example_prints_what_the_document_shows():
     assert shown == printed
 
 
-@pytest.mark.parametrize("page", ["how-to/choose-a-loss.md", "reference/losses-oracles.md"])
-def test_every_loss_is_in_the_table(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+def test_what_was_compared_with_other_libraries_is_a_loss():
+    text = (ROOT / "docs/reference/losses-oracles.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    ours = [name for name, by in provided(LossSpec).items() if "distillkit" in by]
-    assert sorted(set(listed)) == sorted(ours)
+    assert "kl_divergence" in listed
+    assert set(listed) <= set(provided(LossSpec))
+
+
+MEASURED = {
+    "benchmark": "distiller",
+    "device": "cpu",
+    "machine": "a machine",
+    "tables": {"One": "| a |", "Two": "| b |"},
+}
+
+
+def test_measured_tables_replace_those_of_their_benchmark():
+    text = "before\n\n<!-- distiller -->\n\nold\n\n<!-- end distiller -->\n\nafter\n"
+    expected = (
+        "before\n\n<!-- distiller -->\n\nMeasured on: a machine.\n\nOne\n\n| a |\n\n"
+        "Two\n\n| b |\n\n<!-- end distiller -->\n\nafter\n"
+    )
+    assert performance_tables.with_tables(text, MEASURED) == expected
+    assert performance_tables.with_tables(expected, MEASURED) == expected
+
+
+@pytest.mark.parametrize("text", ["", "<!-- distiller -->"])
+def test_measured_tables_without_a_place(text):
+    with pytest.raises(ValueError, match="no place for these tables: <!-- distiller -->"):
+        performance_tables.with_tables(text, MEASURED)
+
+
+@pytest.mark.parametrize("name", ["attention_kl", "linear_kl", "distiller"])
+def test_there_is_a_place_for_every_benchmark(name):
+    text = performance_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert performance_tables.with_tables(text, {**MEASURED, "benchmark": name}) != text
+
+
+LINES_OF_A_LOSS = (
+    "distillkit/losses/_feature.py",
+    "distillkit/losses/catalogue.toml",
+    "distillkit/losses/references.bib",
+    "tests/losses/test_values.py",
+)
+
+
+def test_the_lines_that_a_loss_needs_are_those_of_the_repository():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\n```\w+\n(.*?)\n```\n", text, re.DOTALL)
+    for file, lines in zip(LINES_OF_A_LOSS, shown, strict=True):
+        assert f"`{file}`" in text
+        assert lines in (ROOT / file).read_text(encoding="utf-8"), file

@@ -17,6 +17,15 @@ from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
 from ._signature import check_positive
 
+__all__ = [
+    "attention_cosine",
+    "attention_jsd",
+    "attention_kl",
+    "attention_mse",
+    "attention_reverse_kl",
+    "shared_rows",
+]
+
 Method = Literal["auto", "dense", "saved", "recompute"]
 
 # measured: below, a handful of large operations beats many small ones

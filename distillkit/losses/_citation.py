@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from importlib.resources import files
-
+from .._plugins.catalogue import bibliography
 from .._plugins.registry import lookup, provided
 from .._plugins.specs import LossSpec
 from ..errors import unknown_name
@@ -32,7 +30,7 @@ def citation(*names: str) -> str:
 
 
 def _entry(name: str) -> str:
-    entries, known = _bibliography(), provided(LossSpec)
+    entries, known = bibliography(), provided(LossSpec)
     if name in entries:
         return entries[name]
     if name.rpartition(":")[2] not in known:
@@ -40,10 +38,3 @@ def _entry(name: str) -> str:
     reference = lookup(LossSpec, name).reference
     # a plugin's loss brings its own entry
     return entries.get(reference, reference)
-
-
-@functools.cache
-def _bibliography() -> dict[str, str]:
-    text = files(__package__).joinpath("references.bib").read_text(encoding="utf-8")
-    entries = [entry.strip() for entry in text.split("\n\n") if entry.strip()]
-    return {entry.partition("{")[2].partition(",")[0]: entry for entry in entries}

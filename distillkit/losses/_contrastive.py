@@ -15,6 +15,8 @@ from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import check_positive, checked_pair
 
+__all__ = ["contrastive_relational", "gather", "info_nce", "interactive_contrastive"]
+
 ContrastiveTemperature = Annotated[float, Field(gt=0)]
 
 

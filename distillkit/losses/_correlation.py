@@ -13,6 +13,8 @@ from ._divergence import Temperature, check_classes, log_softmax
 from ._feature import unit
 from ._signature import check_positive, checked_pair, checked_where
 
+__all__ = ["intra_class_pearson_distance", "pearson_distance", "standardize_logits"]
+
 
 def pearson_distance(
     student: Tensor,

@@ -13,6 +13,16 @@ from torch.nn import functional as F
 from ..errors import ShapeError
 from ._signature import check_between, check_positive, checked_pair, checked_where
 
+__all__ = [
+    "jensen_shannon_divergence",
+    "kl_divergence",
+    "reverse_kl_divergence",
+    "soft_binary_cross_entropy",
+    "soft_cross_entropy",
+    "total_variation",
+    "universal_logit_distance",
+]
+
 Temperature = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from ._signature import check_positive, checked_pair
 
+__all__ = ["attention_transfer", "cosine_distance", "mse", "normalized_mse", "smooth_l1"]
+
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Mean squared difference over the width.

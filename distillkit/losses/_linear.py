@@ -17,6 +17,8 @@ from ._linear_chunks import Head, Task
 from ._linear_function import linear_divergence
 from ._signature import check_positive
 
+__all__ = ["linear_jensen_shannon_divergence", "linear_kl_divergence"]
+
 Softcap = Annotated[float, Field(gt=0)] | None
 
 

@@ -15,6 +15,17 @@ from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import checked_pair
 
+__all__ = [
+    "cka_distance",
+    "distinct_pairs",
+    "distinct_triplets",
+    "pkt",
+    "relation_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
+]
+
 _LEAST_SIMILARITY = 2.0**-21
 
 

@@ -12,6 +12,8 @@ from ..errors import ShapeError
 from ._divergence import Temperature, check_classes, cross_entropy, forward_kl, log_softmax
 from ._signature import check_not_negative, check_positive, checked_pair, checked_where
 
+__all__ = ["decoupled_kl_divergence", "nkd"]
+
 Weight = Annotated[float, Field(ge=0)]
 
 

@@ -19,6 +19,8 @@ from ._divergence import (
 )
 from ._signature import check_positive
 
+__all__ = ["top_k_jensen_shannon_divergence", "top_k_kl_divergence"]
+
 
 def top_k_kl_divergence(
     student_logits: Tensor,

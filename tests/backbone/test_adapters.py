@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
 import distillkit as dk
 from distillkit import errors
+from tests.support import tiny
 
 
 def layout_of(tables, batch):

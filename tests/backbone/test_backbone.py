@@ -8,13 +8,13 @@ import pickle
 import threading
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import distillkit as dk
 from distillkit import errors
+from tests.support import tiny
 
 
 def adapter(**changes):

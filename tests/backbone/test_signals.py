@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
@@ -30,6 +29,7 @@ from distillkit import (
     losses,
 )
 from distillkit._backbone.layers import Layers
+from tests.support import tiny
 
 FUSION = {**tiny.FUSION_TABLES, "hidden": {"joint": "encoder.blocks.*"}}
 FUSION["absent"] = {"embedding.text": "a fusion encoder has none"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import distillkit as dk
 from distillkit import errors
 from distillkit._capture.names import pattern_regex
+from tests.support import tiny
 
 
 def inputs():

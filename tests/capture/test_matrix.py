@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import reference
 import torch
-import zoo
-from reference import TOLERANCE
 from torch import Tensor
 
 import distillkit as dk
 from distillkit.errors import CaptureWarning
+from tests.support import witnesses, zoo
+from tests.support.witnesses import TOLERANCE
 
 IMPLEMENTATIONS = ["default", "eager"]
 
@@ -44,11 +43,11 @@ class Run(NamedTuple):
 
 def run(name, implementation) -> Run:
     model, batch = build(name, implementation)
-    with reference.Products() as products:
-        plain = reference.tensors_in(model(**batch))
+    with witnesses.Products() as products:
+        plain = witnesses.tensors_in(model(**batch))
     with warnings.catch_warnings(record=True) as caught, dk.capture(model) as record:
         warnings.simplefilter("always", CaptureWarning)
-        watched = reference.tensors_in(model(**batch))
+        watched = witnesses.tensors_in(model(**batch))
     records = {module: record.calls(module) for module in record.names}
     named = [str(one.message) for one in caught if issubclass(one.category, CaptureWarning)]
     return Run(name, implementation, model, batch, plain, watched, products.results, records, named)
@@ -57,7 +56,7 @@ def run(name, implementation) -> Run:
 @functools.lru_cache(maxsize=1)
 def official(name):
     model, batch = zoo.build(name, "eager")
-    return model, reference.own_maps(model, batch)
+    return model, witnesses.own_maps(model, batch)
 
 
 CASES = [
@@ -96,7 +95,7 @@ class TestFamily:
         off = [
             (one.module or "in the output", tuple(one.probabilities.shape), distance)
             for one in maps
-            if (distance := reference.distance_to_a_map(one, found.records)) > TOLERANCE
+            if (distance := witnesses.distance_to_a_map(one, found.records)) > TOLERANCE
         ]
         assert len(off) <= zoo.FAMILIES[found.name].other_maps, off
 
@@ -106,8 +105,8 @@ class TestFamily:
             for call, attention in enumerate(attentions):
                 if attention.value is None and found.name == "groupvit" and "assign" in module:
                     continue  # a hard assignment: nothing is multiplied with these probabilities
-                distance = reference.distance_to_a_product(
-                    reference.mixed(attention), attention.valid_rows(), found.products
+                distance = witnesses.distance_to_a_product(
+                    witnesses.mixed(attention), attention.valid_rows(), found.products
                 )
                 if distance > TOLERANCE:
                     off[f"{module}#{call}"] = distance

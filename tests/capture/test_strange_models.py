@@ -6,14 +6,14 @@ import contextlib
 import warnings
 
 import pytest
-import strange
 import torch
-from strange import BATCH, DEPTH, HEADS, TOKENS, WIDTH
 from torch import nn
 from torch.nn import functional as F
 
 import distillkit as dk
 from distillkit import errors
+from tests.support import strange
+from tests.support.strange import BATCH, DEPTH, HEADS, TOKENS, WIDTH
 
 TOLERANCE = 1e-5
 cases = pytest.mark.parametrize("name", list(strange.CASES))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
-import zoo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,6 +11,7 @@ import distillkit as dk
 from distillkit import errors
 from distillkit._capture.record import Record
 from distillkit._capture.scope import Scope
+from tests.support import tiny, zoo
 
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
 kinds = pytest.mark.parametrize("kind", list(KINDS))

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distillkit import Attention, losses
+from tests.distributed.leave import save_and_leave
 
 
 class Projections(nn.Module):
@@ -40,8 +41,6 @@ def projections() -> Projections:
 
 
 if __name__ == "__main__":
-    from leave import save_and_leave
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()

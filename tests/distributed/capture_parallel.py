@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,9 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import distillkit as dk
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import tiny
+from tests.distributed.leave import save_and_leave
+from tests.support import tiny
 
 EXAMPLES, STEPS = 4, 2
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
@@ -181,8 +179,6 @@ def alone(name: str) -> Gradients:
 
 
 if __name__ == "__main__":
-    from leave import save_and_leave
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from distillkit import losses
+from tests.distributed.leave import save_and_leave
 
 
 def gradient(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,8 +23,6 @@ def gradient(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    from leave import save_and_leave
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import capture_parallel
-from test_ddp import run_in_two_processes
+from tests.distributed import capture_parallel
+from tests.distributed.two_processes import run_in_two_processes
 
 NAMES = list(capture_parallel.scenarios(slice(0, 2)))
 

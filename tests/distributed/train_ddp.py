@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import distillkit as dk
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import tiny
+from tests.distributed.leave import save_and_leave
+from tests.support import tiny
 
 TERMS = [
     {"loss": "attention_kl", "on": f"attention.{direction}"}
@@ -43,8 +41,6 @@ def train(model: torch.nn.Module, student: torch.nn.Module, part: slice) -> dict
 
 
 if __name__ == "__main__":
-    from leave import save_and_leave
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,9 +10,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import distillkit as dk
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import tiny
+from tests.distributed.leave import save_and_leave
+from tests.support import tiny
 
 TERMS = [
     {"loss": "attention_kl", "on": "attention.text_to_image", "per": "row"},
@@ -66,8 +64,6 @@ def around_the_student(rank: int) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    from leave import save_and_leave
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()

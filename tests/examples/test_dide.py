@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data
-import models
 import numpy as np
 import pytest
 import torch
+
+from tests.support.scripts import load_scripts
+
+DIDE = load_scripts("dide")
+data = DIDE.data
+models = DIDE.models
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import struct
 
-import data
-import figures
-import models
 import numpy as np
 import pytest
-import timing
 import torch
+
+from tests.support.scripts import load_scripts
+
+DIDE = load_scripts("dide")
+data = DIDE.data
+figures = DIDE.figures
+models = DIDE.models
+timing = DIDE.timing
 
 
 def size_of(png):

@@ -10,14 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-import data
-import models
 import pytest
-import reproduce
-import results
-import study_plan
 import torch
-import training
+
+from tests.support.scripts import load_scripts
+
+DIDE = load_scripts("dide")
+data = DIDE.data
+models = DIDE.models
+reproduce = DIDE.reproduce
+results = DIDE.results
+study_plan = DIDE.study_plan
+training = DIDE.training
 
 ROOT = Path(__file__).parents[2]
 STUDY = """

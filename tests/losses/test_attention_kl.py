@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distillkit import Attention, errors, losses
+from tests.support import loss_oracle as oracle
 
 
 @dataclass

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from peer_defects import DEFECTS
 from torch.nn import functional as F
 
 from distillkit import Attention, LossSpec, Projector, Term, errors, losses, testing
 from distillkit._plugins.registry import provided
+from tests.support.peer_defects import DEFECTS
 
 IMPLEMENTED = {}
 

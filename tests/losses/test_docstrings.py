@@ -8,6 +8,7 @@ import re
 import pytest
 
 from distillkit import LossSpec, errors, load_recipe, losses, register
+from distillkit._plugins.catalogue import bibliography
 from distillkit._plugins.registry import provided
 from distillkit._plugins.specs import RecipeSpec, resolve
 
@@ -69,10 +70,8 @@ def test_every_source_is_in_the_bibliography(name):
 
 
 def test_everything_in_the_bibliography_is_used():
-    from distillkit.losses._citation import _bibliography
-
     recipes = [load_recipe(name).reference for name in provided(RecipeSpec)]
-    assert set(_bibliography()) == {spec.reference for spec in SPECS.values()} | set(recipes)
+    assert set(bibliography()) == {spec.reference for spec in SPECS.values()} | set(recipes)
 
 
 def test_several_losses_are_cited_once_each():

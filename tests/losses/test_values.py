@@ -6,7 +6,6 @@ import itertools
 import math
 
 import numpy as np
-import oracle
 import pytest
 import scipy.spatial.distance
 import scipy.stats
@@ -15,6 +14,7 @@ from scipy.special import expit, rel_entr, softmax, xlogy
 from torch.nn import functional as F
 
 from distillkit import Attention, errors, losses
+from tests.support import loss_oracle as oracle
 
 T = 1.7
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import distillkit as dk
 from distillkit import errors, losses
+from tests.support import tiny
 
 
 def distiller_of(term, *, example=None, classes=(3, 5)):

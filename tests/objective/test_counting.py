@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
 import distillkit as dk
 from distillkit import errors, losses
+from tests.support import tiny
 
 T, F = True, False
 PADDING = torch.tensor([[T, T, T, F], [T, F, F, F]])

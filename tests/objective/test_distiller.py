@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import distillkit as dk
 from distillkit import errors, losses
+from tests.support import tiny
 
 
 def distiller_of(recipe="dide", student=None, teacher=None, **changes):

@@ -9,7 +9,6 @@ import pickle
 import threading
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import distillkit as dk
 from distillkit import errors
+from tests.support import tiny
 
 ATTENTION = {"loss": "attention_kl", "on": "attention.text_to_image"}
 SOFT = {"loss": "kl_divergence", "on": "logits"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import distillkit as dk
 from distillkit import errors, losses
+from tests.support import tiny
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
 import torch
 
 import distillkit as dk
 from distillkit import errors
+from tests.support import tiny
 
 ATTENTION = {"loss": "attention_kl", "on": "attention.text_to_image"}
 

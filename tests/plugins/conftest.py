@@ -14,7 +14,7 @@ import pytest
 from distillkit import errors
 from distillkit._plugins import loading, registry
 
-FAKES = Path(__file__).parents[1] / "fake_plugins"
+FAKES = Path(__file__).parents[1] / "support" / "fake_plugins"
 
 
 def paths_of(names):

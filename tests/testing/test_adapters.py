@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 import distillkit as dk
 from distillkit import testing
 from distillkit.testing.adapter_checks import CHECKS
+from tests.support import tiny
 
 
 def batch():

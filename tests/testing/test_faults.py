@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from planted_faults import FAULTS
 
 from distillkit import testing
+from tests.support.planted_faults import FAULTS
 
 CHECKS = {check.name: check for check in testing.CHECKS}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 import distillkit as dk
 from distillkit import testing
+from tests.support import tiny
 
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -231,12 +231,12 @@ class TestRanks:
         found = testing.check_distiller(factory, ranks=2)
         return {result.name: result for result in found}["two_ranks_agree"]
 
-    def test_two_ranks_agree_with_one(self, importable):
-        result = self.results(importable.by_files)
+    def test_two_ranks_agree_with_one(self):
+        result = self.results(by_files)
         assert result.passed, str(result)
 
-    def test_a_normalizer_that_is_ignored_is_caught(self, importable):
-        result = self.results(importable.ignores_the_normalizer)
+    def test_a_normalizer_that_is_ignored_is_caught(self):
+        result = self.results(ignores_the_normalizer)
         assert not result.passed
         assert "the gradient of two ranks is off by" in result.seen
 
@@ -253,18 +253,3 @@ class TestRanks:
 def ignores_the_normalizer():
     recipe = dk.Recipe(name="fault", terms=TERMS)
     return IgnoresTheNormalizer(tiny.Dual(), tiny.Fusion(), recipe, **files()), tiny.batch(4)
-
-
-@pytest.fixture
-def importable(monkeypatch):
-    """This file as a module that a spawned process finds."""
-    import importlib
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(sys, "path", [*paths, *sys.path])
-    return importlib.import_module("test_lifecycle")

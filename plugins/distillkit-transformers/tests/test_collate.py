@@ -138,7 +138,7 @@ def test_a_crop_larger_than_the_image_reaches_beyond_it():
 
 def test_a_text_longer_than_the_students_maximum_is_cut_and_carried(wordpiece, byte_pairs):
     """Only the characters that both sides have are compared."""
-    import families
+    from . import families
 
     collate = Collator(
         Processor(byte_pairs, cropped()), Processor(wordpiece, squares(32)), max_length=7

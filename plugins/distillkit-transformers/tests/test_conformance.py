@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import families
 import pytest
 import torch
 
 import distillkit as dk
 from distillkit import testing
 from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
+
+from . import families
 
 
 def spread(build):

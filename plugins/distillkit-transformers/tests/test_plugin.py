@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import families
 import pytest
 import transformers
 from distillkit_transformers import plugin
@@ -13,6 +12,8 @@ from distillkit_transformers.structure import attention_pattern, first_part, par
 from torch import nn
 
 import distillkit as dk
+
+from . import families
 
 SPECS = {spec.name: spec for spec in plugin.distillkit_adapters()}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 import torch
 import transformers as hf
 
 import distillkit as dk
+
+from . import families
 
 TEXTS = ("which cell is red", "is it top")
 TEACHERS = {

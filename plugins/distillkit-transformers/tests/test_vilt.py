@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 import torch
 
 import distillkit as dk
+
+from . import families
 
 
 def run(model, batch, seed):

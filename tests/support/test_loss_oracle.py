@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
-from oracle import Attention
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
+
+from tests.support import loss_oracle as oracle
+from tests.support.loss_oracle import Attention
 
 NAN, INF = math.nan, math.inf
 LOG2, LOG3 = math.log(2), math.log(3)

@@ -1,6 +1,6 @@
 """Writes the table of what capture reads in which architecture.
 
-python tests/capture/matrix.py --write docs/reference/capture-matrix.md
+python -m tools.capture_matrix --write docs/reference/capture-matrix.md
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from torch import Tensor, nn
 
 import distillkit as dk
 from distillkit.errors import CaptureError
-
-sys.path.insert(0, str(Path(__file__).parent))
-import reference
-import zoo
+from tests.support import witnesses, zoo
 
 COLUMNS = (
     "architecture", "implementation", "attentions", "maps", "off by", "probabilities @ value off by",
@@ -35,7 +32,7 @@ What `dk.capture` reads in real architectures, and how far it is from what the m
 model is the real class of transformers {zoo.T.__version__} (torch {torch.__version__.split("+")[0]}), built from a tiny config with random
 weights, its queries and keys made large so that no map is near-uniform, run on a padded batch.
 
-This page is written by `python tests/capture/matrix.py --write docs/reference/capture-matrix.md`; the
+This page is written by `python -m tools.capture_matrix --write docs/reference/capture-matrix.md`; the
 same comparisons are tests, `tests/capture/test_matrix.py`.
 
 - *implementation*: what transformers chose for the model and its parts.
@@ -69,7 +66,7 @@ def row(name: str, *, compiled: bool) -> dict[str, str]:
         "implementation": implementation_of(model),
         "notes": family.note,
     }
-    with reference.Products() as products:
+    with witnesses.Products() as products:
         model(**batch)
     try:
         with dk.capture(model) as record:
@@ -84,8 +81,8 @@ def row(name: str, *, compiled: bool) -> dict[str, str]:
     found |= compared(name, records)
     found["probabilities @ value off by"] = number(
         [
-            reference.distance_to_a_product(
-                reference.mixed(attention), attention.valid_rows(), products.results
+            witnesses.distance_to_a_product(
+                witnesses.mixed(attention), attention.valid_rows(), products.results
             )
             for attention in every
             if attention.value is not None
@@ -111,10 +108,10 @@ def compared(name: str, records: dict[str, tuple[Any, ...]]) -> dict[str, str]:
     family = zoo.FAMILIES[name]
     if family.eager_differs:
         return {"maps": "eager computes otherwise"}
-    maps = reference.own_maps(*zoo.build(name, "eager"))
-    off = sorted(reference.distance_to_a_map(one, records) for one in maps)
+    maps = witnesses.own_maps(*zoo.build(name, "eager"))
+    off = sorted(witnesses.distance_to_a_map(one, records) for one in maps)
     count = len(maps) - family.other_maps
-    matched = [distance for distance in off[:count] if distance <= reference.TOLERANCE]
+    matched = [distance for distance in off[:count] if distance <= witnesses.TOLERANCE]
     return {"maps": f"{len(matched)} of {count}", "off by": number(matched)}
 
 

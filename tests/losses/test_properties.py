@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from distillkit import errors, losses
+from tests.support import loss_oracle as oracle
 
 FLOATS = st.floats(-20, 20, allow_subnormal=False)
 TEMPERATURES = st.floats(0.1, 10)

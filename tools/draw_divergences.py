@@ -1,4 +1,4 @@
-"""Draw the documentation's pictures: python docs/figures.py."""
+"""Draw the picture of docs/how-to/choose-a-loss.md: python -m tools.draw_divergences."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ def divergences(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    divergences(Path(__file__).parent / "images" / "divergences.png")
+    divergences(Path(__file__).parents[1] / "docs" / "images" / "divergences.png")

@@ -1,0 +1,108 @@
+"""Write the tables of the documentation from the data of code and tests.
+
+    python -m tools.document_tables
+
+A table lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; a test holds the documents
+to what is written here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from distillkit import LossSpec, testing
+from distillkit._plugins.catalogue import catalogue
+from tests.support.peer_defects import DEFECTS
+from tests.support.planted_faults import FAULTS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (
+    "docs/how-to/choose-a-loss.md",
+    "docs/how-to/prove-your-loss.md",
+    "docs/explanation/losses.md",
+    "docs/reference/losses.md",
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def checks() -> str:
+    rows = [(f"`{check.name}`", check.summary, chosen_by(check)) for check in testing.CHECKS]
+    return table(["check", "what it asks", "chosen by"], rows)
+
+
+def chosen_by(check: testing.Check) -> str:
+    """What a loss declares for a check to apply to it."""
+
+    def applies(tags: tuple[str, ...] = (), bound: float | None = None) -> bool:
+        loss = LossSpec("x", lambda s, t: s - t, signature="(v),(v)->()", tags=tags, bound=bound)
+        return check in testing.checks_for(loss)
+
+    if applies():
+        return "every loss"
+    choosing = [f"tag `{tag}`" for tag in testing.TAGS if applies(tags=(tag,))]
+    if applies(bound=1.0):
+        return "`bound=`"
+    arguments = {"where": "an argument `where`", "option_bounds": "options with bounds"}
+    return choosing[0] if choosing else arguments[check.name]
+
+
+def faults() -> str:
+    rows = [(fault.what, f"`{fault.caught_by}`") for fault in FAULTS]
+    return table(["planted fault", "caught by"], rows)
+
+
+def defects() -> str:
+    return table(["number", "what went wrong"], DEFECTS.items())
+
+
+def losses() -> str:
+    specs = sorted((entry.spec for entry in catalogue()), key=lambda spec: spec.name)
+    rows = [
+        (
+            f"`{spec.name}`",
+            f"`{spec.signature}`",
+            spec.summary,
+            ", ".join(spec.tags) + (f", at most {spec.bound:.4g}" if spec.bound else ""),
+        )
+        for spec in specs
+    ]
+    return table(["loss", "shapes", "what it compares", "what the kit holds it to"], rows)
+
+
+def guide() -> str:
+    rows = [
+        (f"`{entry.spec.name}`", entry.compares, entry.use_when, entry.cost, entry.needs)
+        for entry in catalogue()
+    ]
+    return table(["loss", "compares", "use it when", "cost", "needs"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "checks": checks,
+    "faults": faults,
+    "defects": defects,
+    "losses": losses,
+    "guide": guide,
+}
+
+
+def written(text: str) -> str:
+    """A document with its tables as they should be."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- begin {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end {match[1]} -->"
+
+    return re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->", block, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")

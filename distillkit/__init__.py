@@ -38,15 +38,15 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._capture.record import Record as Record
     from ._capture.scope import capture as capture
     from ._capture.wrappers import accepted_arguments as accepted_arguments
-    from ._objective.align import Projector as Projector
-    from ._objective.comparison import Check as Check
-    from ._objective.comparison import TermCheck as TermCheck
+    from ._objective.align.overlap import overlap as overlap
+    from ._objective.align.projector import Projector as Projector
+    from ._objective.checks import Check as Check
+    from ._objective.checks import TermCheck as TermCheck
     from ._objective.distiller import Distilled as Distilled
     from ._objective.distiller import Distiller as Distiller
     from ._objective.meter import Meter as Meter
     from ._objective.objective import Objective as Objective
     from ._objective.objective import Result as Result
-    from ._objective.overlap import overlap as overlap
     from ._objective.recipe import Recipe as Recipe
     from ._objective.recipe import load_recipe as load_recipe
     from ._objective.schedule import Schedule as Schedule
@@ -67,7 +67,7 @@ _HOMES = {
     "AttentionTable": "_capture.find",
     "Backbone": "_backbone.backbone",
     "BackboneCheck": "_backbone.offer",
-    "Check": "_objective.comparison",
+    "Check": "_objective.checks",
     "DeclarativeAdapter": "_backbone.declarative",
     "Distilled": "_objective.distiller",
     "Distiller": "_objective.distiller",
@@ -78,7 +78,7 @@ _HOMES = {
     "Objective": "_objective.objective",
     "OfferedSignal": "_backbone.offer",
     "OperationSpec": "_plugins.specs",
-    "Projector": "_objective.align",
+    "Projector": "_objective.align.projector",
     "Recipe": "_objective.recipe",
     "RecipeSpec": "_plugins.specs",
     "Record": "_capture.record",
@@ -88,7 +88,7 @@ _HOMES = {
     "Signals": "_backbone.signals",
     "StreamTokens": "_backbone.layout",
     "Term": "_objective.term",
-    "TermCheck": "_objective.comparison",
+    "TermCheck": "_objective.checks",
     "TokenAxis": "_backbone.axis",
     "TokenLayout": "_backbone.layout",
     "accepted_arguments": "_capture.wrappers",
@@ -101,7 +101,7 @@ _HOMES = {
     "hookimpl": "_plugins.hookspecs",
     "layer_sources": "_backbone.directions",
     "load_recipe": "_objective.recipe",
-    "overlap": "_objective.overlap",
+    "overlap": "_objective.align.overlap",
     "register": "_plugins.registry",
     "signals_of": "_backbone.directions",
     "tokens_at": "_backbone.tokens",

@@ -10,10 +10,10 @@ from torch import nn
 from .._backbone.batch import check_all_used
 from .._backbone.signals import Signals
 from ..errors import OptionError, SignalError
-from .comparison import check_first_batch
+from .checks import check_first_batch
+from .comparison import Comparison
 from .learning import AlignerWatch
 from .objective import Objective, autocast_off
-from .pairing import Comparison
 
 
 class BatchChecks:

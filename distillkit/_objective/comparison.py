@@ -1,171 +1,254 @@
-"""What a look at both sides of every term says before any training."""
+"""Both sides of a term in one step: looked up, paired layer by layer and aligned, each once."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .._attention import Attention
-from .._backbone.signals import Signals
-from ..errors import DistillKitError, ShapeError
-from .differences import differences, has_pairs
-from .objective import Objective, autocast_off
-from .pairing import Comparison
-from .term import Term
+import torch
+from torch import Tensor
 
+from .._attention import Attention, widen
+from .._backbone.signals import Signals, TokenAxes
+from .._transfer import trackable
+from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 
-@dataclass(frozen=True)
-class TermCheck:
-    """The findings of a dry run about one term.
-
-    Attributes:
-        term: its name.
-        student: the student's side: shape of the layer that is compared, and what counts.
-        teacher: the teacher's.
-        align: the term's aligners.
-        counts: how much of what is compared counts, after padding, ``mask`` and ``where``.
-        value: the unweighted value; None where it could not be computed.
-        problems: what differs or is missing, each with its fix.
-    """
-
-    term: str
-    student: str = ""
-    teacher: str = ""
-    align: str = ""
-    counts: str = "-"
-    value: float | None = None
-    problems: tuple[str, ...] = ()
+LayerChoice = Literal["last", "all"] | Sequence[tuple[int, int]]
+Sides: TypeAlias = "tuple[list[Any], list[Any]]"
+Align: TypeAlias = "Callable[[Any, Any, tuple[TokenAxes, TokenAxes]], tuple[Any, Any]]"
 
 
-@dataclass(frozen=True)
-class Check:
-    """The table of :meth:`Distiller.check`.
+_SINGLE = Tensor, Attention
+"""What has no layers."""
+
+
+class LayerPair(NamedTuple):
+    """One layer of every signal that a term compares, before its aligners.
 
     Attributes:
-        terms: one entry for each term.
-        problems: what is wrong apart from the terms, such as a batch entry that nothing uses.
-        signals: what each side offers and what it cannot have.
+        students: the student's signals at that layer, in the order of ``on``.
+        teachers: the teacher's.
+        place: the student's layer and how many it has; None for signals without layers.
     """
 
-    terms: tuple[TermCheck, ...]
-    problems: tuple[str, ...] = ()
-    signals: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether training on such batches would start."""
-        return not self.problems and not any(one.problems for one in self.terms)
-
-    def __str__(self) -> str:
-        rows = [("term", "student", "teacher", "align", "counts", "value")]
-        for one in self.terms:
-            value = "-" if one.value is None else f"{one.value:.4f}"
-            rows.append((one.term, one.student, one.teacher, one.align, one.counts, value))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        problems = [f"! {p}" for one in self.terms for p in one.problems]
-        problems += [f"! {p}" for p in self.problems]
-        return "\n".join([*lines, *self.signals, *(problems or ["ready to train"])])
+    students: list[Any]
+    teachers: list[Any]
+    place: tuple[int, int] | None = None
 
 
-def check_term(
-    term: Term, student: Signals, teacher: Signals, batch: Mapping[str, Any] | None
-) -> TermCheck:
-    """A dry run of one term: shapes, what counts, what differs, its value."""
-    align = ", ".join(term.aligner_names) or "-"
-    try:
-        comparison = term.compare(student, teacher)
-        sides = comparison.pairs[0]
-        seen = TermCheck(
-            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align
-        )
-    except DistillKitError as error:
-        return TermCheck(term.name, align=align, problems=(str(error),))
-    found = differences(term, comparison) if has_pairs(comparison) else []
-    try:
-        comparison.check_gradient()
-    except DistillKitError as error:
-        found.append(str(error))
-    try:
-        with autocast_off():
-            value = term(student, teacher, batch, comparison=comparison).item()
-    except (DistillKitError, RuntimeError) as error:
-        return replace(seen, problems=tuple(found or [str(error)]))
-    return replace(seen, counts=counted_line(comparison), value=value, problems=tuple(found))
+class Counted(NamedTuple):
+    """How much of one layer's values went into a term's mean.
+
+    Attributes:
+        amount: what the sum is divided by where no normalizer is given, detached.
+        kept: which values count, of the values' shape; None: all do.
+        shape: the shape of the loss's values.
+    """
+
+    amount: Tensor
+    kept: Tensor | None
+    shape: torch.Size
 
 
-def check_first_batch(
-    objective: Objective,
-    active: Collection[str],
-    student: Signals,
-    teacher: Signals,
-    comparisons: Mapping[str, Comparison] | None = None,
-) -> frozenset[str]:
-    """Compare the structure of both sides, before the first step and whenever one likes.
+class Comparison:
+    """Both sides of a term in one step.
+
+    It is made once per step. The first look at a batch, ``check`` and the term's value share it,
+    so that nothing is looked up, replayed or aligned twice.
 
     Args:
-        objective: the terms.
-        active: the names of those that are computed.
+        term: what errors call the term.
+        on: the signals that it compares.
+        layers: which of their layers, as :class:`Term` says.
+        align: makes one signal of both sides comparable; None: they are as they are.
         student: the student's signals.
         teacher: the teacher's.
-        comparisons: what :meth:`Objective.compare` made of them, to share it with the loss.
 
-    Returns:
-        The names of the terms that were compared. Left out are the task, and terms of which this
-        batch has no pairs on either side, as a batch of words alone has none of words and patches.
+    Attributes:
+        pairs: the layers that are compared.
+        counted: one entry for each pair, once the term's value has been computed.
 
     Raises:
-        ShapeError: every difference of every active term, each with the aligner that fixes it.
+        SignalError: a signal that one side does not have.
+        RecipeError: layers that are not there.
     """
-    compared, found = set(), []
-    with autocast_off():
-        if comparisons is None:
-            comparisons = objective.compare(student, teacher, active)
-        for term in objective.each():
-            comparison = comparisons.get(term.name)
-            if comparison is None or not has_pairs(comparison):
-                continue
-            compared.add(term.name)
-            found += [f"term {term.name!r}: {one}" for one in differences(term, comparison)]
-    if found:
-        raise ShapeError("\n".join(found))
-    return frozenset(compared)
+
+    __slots__ = ("_align", "_aligned", "_sides", "counted", "on", "pairs", "term")
+
+    def __init__(
+        self,
+        term: str,
+        on: Sequence[str],
+        layers: LayerChoice,
+        align: Align | None,
+        student: Signals,
+        teacher: Signals,
+    ) -> None:
+        self.term, self.on, self._align = term, on, align
+        self._sides = student, teacher
+        students = [_signal(term, "student", student, name) for name in on]
+        teachers = [_signal(term, "teacher", teacher, name) for name in on]
+        self.pairs = _layer_pairs(term, layers, students, teachers)
+        self.counted: list[Counted] = []
+        self._aligned: dict[int, Sides] = {}
+
+    def axes(self, index: int) -> tuple[TokenAxes, TokenAxes]:
+        """The known facts about the tokens of one signal, on both sides."""
+        name = self.on[index]
+        return self._sides[0].axes(name), self._sides[1].axes(name)
+
+    def masks(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """The positions of one signal that its layout calls real, on both sides; None: all."""
+        name = self.on[index]
+        masks = self._sides[0].mask(name), self._sides[1].mask(name)
+        if isinstance(self.pairs[0].students[index], Attention):
+            return masks
+        axes = self.axes(index)  # of a tensor that was computed late, they alone know it
+        return _known_mask(masks[0], axes[0]), _known_mask(masks[1], axes[1])
+
+    def aligned(self, index: int, *, keep: bool = True) -> Sides:
+        """One pair of layers after the term's aligners, in float32 at least.
+
+        Args:
+            index: which of the pairs.
+            keep: whether to remember it for whoever asks next; the last one does not.
+
+        Raises:
+            ShapeError: what an aligner says; unequal numbers of examples.
+        """
+        found = self._aligned.pop(index, None) or self._made(self.pairs[index])
+        if keep:
+            self._aligned[index] = found
+        return found
+
+    def _made(self, pair: LayerPair) -> Sides:
+        students, teachers = [], []
+        for i, name in enumerate(self.on):
+            one, other = widened(pair.students[i]), widened(pair.teachers[i])
+            if self._align is not None:
+                one, other = self._align(one, other, self.axes(i))
+            if one.shape[:1] != other.shape[:1]:  # a loss of one's own might broadcast them
+                raise ShapeError(
+                    f"term {self.term!r}: {name} is of different numbers of examples: student "
+                    f"{tuple(one.shape)}, teacher {tuple(other.shape)}"
+                )
+            students.append(one)
+            teachers.append(other)
+        return students, teachers
+
+    def layout_mask(self) -> Tensor | None:
+        """The positions that both sides' layouts call real; None: all are.
+
+        Raises:
+            ShapeError: masks of different shapes.
+        """
+        kept: Tensor | None = None
+        for i, name in enumerate(self.on):
+            for mask in self.masks(i):
+                if mask is None:
+                    continue
+                if kept is not None and kept.shape != mask.shape:
+                    raise ShapeError(
+                        f"term {self.term!r}: the masks of {name} do not fit: one is "
+                        f"{tuple(kept.shape)}, another {tuple(mask.shape)}; student and teacher "
+                        "must see the same examples and tokens"
+                    )
+                kept = trackable(mask) if kept is None else kept & mask
+        return kept
+
+    def check_gradient(self) -> None:
+        """Refuse layers of the student that can teach it nothing.
+
+        Raises:
+            SignalError: a signal, and its layer, without gradient.
+        """
+        for pair in self.pairs:
+            for name, layer in zip(self.on, pair.students, strict=True):
+                if not layer.requires_grad:
+                    raise SignalError(_no_gradient(self.term, name, pair.place))
+
+    @property
+    def counts(self) -> Tensor:
+        """How much counted: one number, or one for each of several pairs of layers."""
+        found = [one.amount for one in self.counted]
+        return found[0] if len(found) == 1 else torch.stack(found)
 
 
-def counted_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
-    """One line for each term: how much of it counted, once its value has been computed.
-
-    It looks at the masks: on an accelerator, the host waits.
-    """
-    return [f"{term}: {counted_line(one)}" for term, one in comparisons.items() if one.counted]
+def widened(signal: Any) -> Any:
+    """At least float32; an attention sees to it when it computes its scores."""
+    return signal if isinstance(signal, Attention) else widen(signal)
 
 
-def counted_line(comparison: Comparison) -> str:
-    """How many rows, positions or examples of the first pair of layers count: "17 of 21 rows"."""
-    kept, shape = comparison.counted[0].kept, comparison.counted[0].shape
-    signal = comparison.pairs[0].students[0]
-    what = "examples" if len(shape) < 2 else "positions"
-    if isinstance(signal, Attention):
-        what, shape = "rows", shape[::2]
-        kept = None if kept is None else kept.any(1)
-    count = shape.numel() if kept is None else int(kept.sum())
-    return f"{count} of {shape.numel()} {what}"
+def _signal(term: str, side: str, signals: Signals, name: str) -> Any:
+    """One side's signal, or an error that says why there is none."""
+    if name in signals:
+        return signals[name]
+    if name in signals.absent:
+        raise SignalError(f"term {term!r} needs {name!r} of the {side}: {signals.absent[name]}")
+    message = unknown_name(f"signal of the {side}", name, signals)
+    raise SignalError(f"term {term!r}: {message}; its adapter offers no other")
 
 
-def _describe(side: Any) -> str:
-    if isinstance(side, Attention):
-        shape = ", ".join(f"{k}={n}" for k, n in zip("bhqk", side.shape, strict=True))
-        rows = side.valid_rows()[:, 0]
-        return f"({shape}), {int(rows.sum())} of {rows.numel()} rows"
-    return str(tuple(side.shape))
+def _known_mask(mask: Tensor | None, axes: TokenAxes) -> Tensor | None:
+    """A tensor signal's mask, or what its token axis says."""
+    return axes[0].valid if mask is None and axes and axes[0] is not None else mask
 
 
-def list_offer(side: str, signals: Signals, used: Sequence[str]) -> str:
-    """One line: what a side offers; and what it cannot have."""
-    names = ", ".join(f"{name}*" if name in used else name for name in signals)
-    absent = "".join(f"; not {name}: {why}" for name, why in signals.absent.items())
-    return f"{side} offers {names or 'nothing'}{absent}"
+def _layer_pairs(
+    term: str, layers: LayerChoice, students: list[Any], teachers: list[Any]
+) -> list[LayerPair]:
+    """Student layer with teacher layer, as ``layers`` says."""
+    if not [one for one in (*students, *teachers) if not isinstance(one, _SINGLE)]:
+        if layers != "last":
+            raise RecipeError(
+                f"term {term!r}: layers = {layers!r} has no meaning for a signal without layers"
+            )
+        return [LayerPair(students, teachers)]
+    depths = _depth(students), _depth(teachers)
+    pairs = _chosen_layers(term, layers, *depths)
+    student, teacher = depths
+    there = [-student <= i < student and -teacher <= j < teacher for i, j in pairs]
+    if not pairs or not all(there):
+        raise RecipeError(
+            f"term {term!r}: layers = {layers!r} names a layer that is not there; the student has "
+            f"{depths[0]}, the teacher {depths[1]}"
+        )
+    return [
+        LayerPair(_layer_of(students, i), _layer_of(teachers, j), (i % student, student))
+        for i, j in pairs
+    ]
+
+
+def _depth(signals: Sequence[Any]) -> int:
+    """The number of layers of one side; one, where none of its signals has layers."""
+    return min([len(one) for one in signals if not isinstance(one, _SINGLE)], default=1)
+
+
+def _layer_of(signals: Sequence[Any], index: int) -> list[Any]:
+    """One layer of every signal; a signal without layers belongs to every layer."""
+    return [one if isinstance(one, _SINGLE) else one[index] for one in signals]
+
+
+def _chosen_layers(
+    term: str, layers: LayerChoice, student: int, teacher: int
+) -> Sequence[tuple[int, int]]:
+    if layers == "last":
+        return [(-1, -1)]
+    if layers != "all":
+        return [(i, j) for i, j in layers]
+    if student != teacher:
+        raise RecipeError(
+            f'term {term!r}: layers = "all" needs equal depths; the student has {student} layers '
+            f"and the teacher {teacher}; name pairs: layers = [[0, 1], ...]"
+        )
+    return [(i, i) for i in range(student)]
+
+
+def _no_gradient(term: str, name: str, place: tuple[int, int] | None) -> str:
+    where = "" if place is None else f", layer {place[0]} of {place[1]},"
+    return (
+        f"term {term!r}: the student's signal {name!r}{where} carries no gradient, so nothing "
+        "would be learned from it: the student ran under no_grad, detached it, has every parameter "
+        "below it frozen, or was checkpointed with use_reentrant=True (use_reentrant=False keeps "
+        "the gradient)"
+    )

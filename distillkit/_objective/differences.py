@@ -12,7 +12,7 @@ from .._backbone.axis import TokenAxis
 from .._backbone.signals import TokenAxes
 from ..errors import ShapeError
 from ..losses import shared_rows
-from .pairing import Comparison
+from .comparison import Comparison
 from .term import Term
 
 _EXTENTS = (

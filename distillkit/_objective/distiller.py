@@ -18,11 +18,11 @@ from .._backbone.signals import Signals
 from .._capture.anchor import anchor
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
-from .comparison import Check, TermCheck, check_term, counted_lines, list_offer
+from .checks import Check, TermCheck, check_term, counted_lines, list_offer
+from .comparison import Comparison
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
-from .pairing import Comparison
 from .recipe import Recipe, load_recipe
 from .surroundings import any_rank_lacks, check_apart, dry_run, one_batch, over_ranks
 from .teacher import Teacher

@@ -13,8 +13,8 @@ from .._attention import widen
 from .._backbone.backbone import LayerIndices, Wanted
 from .._backbone.signals import Signals
 from ..errors import RecipeError, SignalError
+from .comparison import Comparison
 from .normalizer import Normalizer, Number, normalizer_of_terms, share_of_task
-from .pairing import Comparison
 from .term import Term
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from .._attention import Attention
 from .._backbone.signals import Signals, TokenAxes
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
-from .align import make_aligner, takes_tokens
+from .align.making import make_aligner, takes_tokens
 from .averaging import Per, averaged
+from .comparison import Comparison, Counted, LayerChoice, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
 from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
-from .pairing import Comparison, Counted, LayerChoice, widened
 from .schedule import Schedule
 
 Rows = Literal["valid", "all"]

@@ -17,22 +17,22 @@ def distillkit_aligners() -> list[AlignerSpec]:
     return [
         AlignerSpec(
             "overlap",
-            factory="distillkit._objective.overlap:aligner",
+            factory="distillkit._objective.align.overlap:aligner",
             summary="The teacher's attention on the student's tokens, by where both lie.",
         ),
         AlignerSpec(
             "projector",
-            factory="distillkit._objective.align:Projector",
+            factory="distillkit._objective.align.projector:Projector",
             summary="A trained linear map from the student's width to the teacher's.",
         ),
         AlignerSpec(
             "truncate",
-            factory="distillkit._objective.align:truncate",
+            factory="distillkit._objective.align.vocabulary:truncate",
             summary="The classes that both vocabularies have.",
         ),
         AlignerSpec(
             "mask",
-            factory="distillkit._objective.align:mask",
+            factory="distillkit._objective.align.vocabulary:mask",
             summary="The larger vocabulary, classes of one side alone banned on both.",
         ),
     ]

@@ -8,7 +8,7 @@ from torch import nn
 
 import distillkit as dk
 from distillkit import errors, losses
-from distillkit._objective.comparison import check_first_batch, check_term, counted_lines
+from distillkit._objective.checks import check_first_batch, check_term, counted_lines
 
 NAME = "attention.text_to_image"
 

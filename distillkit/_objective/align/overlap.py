@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._attention import Attention
-from .._backbone.axis import TokenAxis
-from ..errors import ShapeError
+from ..._attention import Attention
+from ..._backbone.axis import TokenAxis
+from ...errors import ShapeError
 
 _ROUNDING = 1e-4  # of the smaller token: below it, an overlap is what rounding made of touching
 

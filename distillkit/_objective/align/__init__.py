@@ -1,0 +1,1 @@
+"""Reconcile what student and teacher expose, by name and never in silence."""

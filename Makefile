@@ -2,15 +2,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-PINS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test check loops oracles benchmarks documents format clean
+.PHONY: help demo reproduce test test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (own environment)"
+	@echo "make test-newest  the tests with the newest versions (own environment)"
+	@echo "make dist    build sdist and wheel of both distributions"
+	@echo "make smoke   install the wheels in a fresh environment and run them from there"
 	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make benchmarks  measure, and write the tables of docs/performance.md (an hour)"
@@ -33,6 +39,27 @@ check: $(VENV)/.test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+test-lowest: .venv-lowest/.test
+	.venv-lowest/bin/python -m pytest $(PYTEST_ARGS)
+
+test-newest: .venv-newest/.test
+	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
+
+# a wheel is built from its sdist: what the sdist lacks is seen here
+dist: $(VENV)/.test
+	rm -rf dist
+	for folder in $(dir $(PROJECTS)); do \
+	  (cd $$folder && $(CURDIR)/$(VENV)/bin/hatchling build -t sdist -d $(CURDIR)/dist) || exit 1; \
+	done
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
+
+# -I keeps this folder off the path, so that the installed files are the ones that run
+smoke: dist
+	rm -rf .venv-wheels
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python $(INSTALL) -c constraints.txt dist/*.whl
+	.venv-wheels/bin/python -I tools/smoke.py
+
 loops: .venv-loops/.loops
 	.venv-loops/bin/python -m pytest tests/loops
 
@@ -45,7 +72,7 @@ documents: $(VENV)/.test
 
 # Liger's chunked losses need torch alone, its package wants triton
 benchmarks: $(VENV)/.benchmarks
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
+	$(RUN) $(INSTALL) --no-deps liger-kernel==0.8.5
 	$(RUN) benchmarks/attention_kl.py --json build/attention_kl.json
 	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
 	$(RUN) benchmarks/distiller.py --json build/distiller.json
@@ -56,23 +83,34 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-loops .venv-oracles build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	$(RUN) $(INSTALL) -r $<
+	@touch $@
+
+.venv-lowest/.test: tools/lowest.py $(PINS)
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python tools/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python $(INSTALL) -c .venv-lowest/constraints.txt -r requirements/unpinned.txt
+	@touch $@
+
+.venv-newest/.test: $(PINS)
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -r requirements/unpinned.txt
 	@touch $@
 
 .venv-loops/.loops: requirements/loops.txt $(PINS)
 	test -x .venv-loops/bin/python || $(PYTHON) -m venv .venv-loops
-	.venv-loops/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-loops/bin/python $(INSTALL) -r $<
 	@touch $@
 
 # their own requirements ask for GPU packages and torchvision; their losses need neither
 .venv-oracles/.oracles: requirements/oracles.txt requirements/oracles-no-deps.txt $(PINS)
 	test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/oracles.txt
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/oracles-no-deps.txt
+	.venv-oracles/bin/python $(INSTALL) -r requirements/oracles.txt
+	.venv-oracles/bin/python $(INSTALL) --no-deps -r requirements/oracles-no-deps.txt
 	@touch $@

@@ -26,6 +26,7 @@ from ._plugins.specs import (
     Spec,
     resolve,
 )
+from ._version import NOT_INSTALLED, installed_version
 from .errors import DistillKitError, PluginLoadWarning, RecipeError, did_you_mean
 
 Arguments = argparse.Namespace
@@ -90,10 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="DISTILLKIT_PLUGINS=a,b loads these plugins alone (empty: none); "
         "DISTILLKIT_TRACE=1 prints every import and hook call of a plugin.",
     )
+    parser.add_argument("--version", action="version", version=_version_line())
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, command in COMMANDS.items():
         command.declare(commands.add_parser(name, help=command.help, description=command.help))
     return parser
+
+
+def _version_line() -> str:
+    version = installed_version()
+    if version == NOT_INSTALLED:
+        return f"distillkit {version} (not installed; imported from {Path(__file__).parent})"
+    return f"distillkit {version}"
 
 
 def _takes_names(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import distillkit as dk
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "pydantic", "numpy")
 
 
@@ -28,6 +31,7 @@ def loaded_by(code):
         "import distillkit",
         "import distillkit; dir(distillkit); distillkit.errors.UnknownNameError",
         "import distillkit; distillkit.LossSpec('x', 'm:f', signature='(v),(v)->()'); distillkit.register",
+        "import distillkit, distillkit_transformers as more; distillkit.__version__, more.__version__",
         *(
             f"from distillkit.__main__ import main; main(['{kind}'])"
             for kind in ("losses", "recipes", "adapters", "aligners", "operations", "plugins")
@@ -59,3 +63,22 @@ def test_the_table_for_editors_is_the_table_that_runs():
     listed = {alias.asname: node.module for node in block.body for alias in node.names}
     assert set(listed) == set(dk.__all__)
     assert {n: m for n, m in listed.items() if m} == dk._HOMES
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution"),
+    [("distillkit", "distillkit"), ("distillkit_transformers", "distillkit-transformers")],
+)
+def test_a_package_says_the_version_of_its_distribution(package, distribution):
+    assert __import__(package).__version__ == version(distribution)
+
+
+@pytest.mark.parametrize(
+    ("folder", "package"),
+    [(ROOT, "distillkit"), (ROOT / "plugins/distillkit-transformers", "distillkit_transformers")],
+)
+def test_a_checkout_that_is_not_installed_has_a_version_below_every_release(folder, package):
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import {package} as p; print(p.__version__)"
+    command = [sys.executable, "-I", "-S", "-c", code]  # without site-packages
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0+unknown"

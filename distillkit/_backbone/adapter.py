@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -80,14 +80,15 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
     for_model = getattr(adapter, "for_model", None)
     if for_model is not None:
         adapter = for_model(model)
-    if not isinstance(adapter, Adapter):
-        members = ("streams", "outputs", "returns", "inputs", "layout", "signals")
-        missing = [member for member in members if not hasattr(adapter, member)]
+    # not isinstance: from Python 3.12 on, it does not see what an adapter's __getattr__ forwards
+    members = ("streams", "outputs", "returns", "inputs", "layout", "signals")
+    missing = [member for member in members if not hasattr(adapter, member)]
+    if missing:
         raise TypeError(
             f"an adapter has {', '.join(f'`{one}`' for one in members)}; "
             f"{type(adapter).__name__} lacks {', '.join(f'`{one}`' for one in missing)}"
         )
-    return adapter
+    return cast("Adapter", adapter)
 
 
 def _matching_adapter(model: nn.Module) -> Any:

@@ -152,9 +152,13 @@ class Hooks:
             return None
         return watcher
 
-    def start(self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def start(
+        self, running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        # Without kwargs, torch calls a hook that another thread is putting on or taking off at this
+        # moment; such a hook belongs to that thread, and there is nothing to do here.
         watcher = self._watcher_of(running)
-        if watcher is not None and not in_backward():
+        if watcher is not None and kwargs is not None and not in_backward():
             watcher.start(args, kwargs)
 
     def enter(self, running: nn.Module, _: object) -> None:

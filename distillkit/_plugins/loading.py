@@ -13,13 +13,13 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, entry_points
-from importlib.metadata import version as version_of
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
 
+from .._version import installed_version
 from ..errors import DistillKitError, PluginLoadWarning, SpecError, unknown_name
 from . import builtins, hookspecs
 from .specs import SPEC_TYPES, Spec
@@ -133,16 +133,8 @@ def canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def core_version() -> str:
-    """The installed version of distillkit."""
-    try:
-        return version_of(CORE)
-    except PackageNotFoundError:  # a checkout on the path
-        return "(not installed)"
-
-
 def _all_plugins() -> Iterator[Plugin]:
-    yield Plugin(Source(CORE, "", core_version()), tuple(_provided_by(builtins, CORE)))
+    yield Plugin(Source(CORE, "", installed_version()), tuple(_provided_by(builtins, CORE)))
     found = installed()
     chosen = _chosen(found)
     loaded: dict[str, str] = {}  # target -> name; one module, and one name, is one plugin
@@ -218,7 +210,7 @@ def _check_api(plugin: Any) -> None:
         raise SpecError(f"DISTILLKIT_API is a whole number from 1 up; got {api!r}")
     if api > hookspecs.API:
         raise SpecError(
-            f"it is written for plugin API {api}, and distillkit {core_version()} has "
+            f"it is written for plugin API {api}, and distillkit {installed_version()} has "
             f"{hookspecs.API}: upgrade distillkit, or install an older release of the plugin"
         )
 
@@ -284,7 +276,7 @@ def _reason(error: BaseException) -> str:
     own = isinstance(error, DistillKitError)
     said = str(error) if own else f"{type(error).__name__}: {error}"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == CORE:
-        said += f" (does it need a newer distillkit than {core_version()}?)"
+        said += f" (does it need a newer distillkit than {installed_version()}?)"
     here = str(Path(__file__).parent)
     frames = [
         frame

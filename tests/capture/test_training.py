@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -510,3 +512,16 @@ class TestDistiller:
         torch.testing.assert_close(losses, plain_losses, rtol=1e-4, atol=1e-6)
         for name, gradient in plain.items():
             torch.testing.assert_close(given[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_thread_may_call_the_model_while_another_takes_its_hooks_off():
+    model, (x, mask) = encoder("fused"), tokens()
+    expected = model(x, mask)
+    with dk.capture(model, "blocks.*"):
+        model(x, mask)
+        # what torch does first when it removes a hook, and last when it registers one; in between
+        # it calls the hook without kwargs
+        model._forward_pre_hooks_with_kwargs.clear()
+        with ThreadPoolExecutor() as other_thread:
+            output = other_thread.submit(model, x, mask).result()
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)

@@ -108,13 +108,29 @@ def test_bad_usage_is_exit_code_2(capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
+def test_version_is_that_of_the_distribution(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"distillkit {dk.__version__}\n"
+
+
+def test_version_of_a_checkout_says_where_it_was_imported_from(monkeypatch, capsys):
+    monkeypatch.setattr("distillkit.__main__.installed_version", lambda: "0+unknown")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    folder = Path(dk.__file__).parent
+    said = f"distillkit 0+unknown (not installed; imported from {folder})"
+    assert capsys.readouterr().out.split() == said.split()  # argparse wraps lines
+
+
 def test_plugins_are_listed_with_what_they_provide_or_why_they_were_left_out(install, capsys):
     install("good", "newer", "broken", "exiting")
     assert main(["plugins"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     rows = columns(out)
-    assert rows[0][:3] == ["distillkit", dk._plugins.loading.core_version(), "loaded"]
+    assert rows[0][:3] == ["distillkit", dk.__version__, "loaded"]
     good = "1 loss, 1 adapter, 1 aligner, 1 recipe, 1 operation"
     assert ["fake-good:good", "1.2", "loaded", good] in rows
     after = dict(zip([row[0] for row in rows], [row[-1] for row in rows[1:]], strict=False))

@@ -1,0 +1,17 @@
+"""The version of distillkit, from the metadata of the installed distribution alone."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+# A checkout on the path has no metadata. This is a valid version that sorts below every release,
+# so that whoever compares versions gets an answer.
+NOT_INSTALLED = "0+unknown"
+
+
+def installed_version() -> str:
+    """The installed version; ``"0+unknown"`` where distillkit runs from a checkout on the path."""
+    try:
+        return version("distillkit")
+    except PackageNotFoundError:
+        return NOT_INSTALLED

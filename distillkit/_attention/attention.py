@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -451,7 +452,7 @@ class Attention:
         source = kept._source
         if not isinstance(source, Products):
             with torch.no_grad():
-                source = source._replace(replay=Replay(source.replay.tensor()))
+                source = replace(source, replay=Replay(source.replay.tensor()))
         return {"source": source, "keep": kept._keep, "value": kept.value}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -117,14 +118,9 @@ class Replay:
         return Replay(lambda: function(self.tensor()))
 
 
-class Scores(NamedTuple):
-    """Scores of the model's own, such as soft-capped ones; -inf marks dropped keys.
-
-    Attributes:
-        replay: the map.
-        query: the queries, where they are known.
-        key: the keys, where they are known.
-    """
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """A map of queries x keys of the model's own, and the queries and keys where they are known."""
 
     replay: Replay
     query: Tensor | None = None
@@ -143,7 +139,15 @@ class Scores(NamedTuple):
     @property
     def requires_grad(self) -> bool:
         """Whether it has a gradient; the map is computed where nothing else tells."""
-        return _requires_grad(self)
+        known = [x for x in (self.query, self.key) if x is not None]
+        if known:
+            return any(x.requires_grad for x in known)
+        return self.replay.looked_at().requires_grad
+
+
+@dataclass(frozen=True, slots=True)
+class Scores(_Map):
+    """Scores of the model's own, such as soft-capped ones; -inf marks dropped keys."""
 
     def scores(self) -> Tensor:
         """The scores ``(b, h, q, k)``."""
@@ -155,45 +159,24 @@ class Scores(NamedTuple):
 
     def map(self, function: OfTensor, of_scores: OfTensor) -> Scores:
         """The same, the scores through the second function."""
-        return Scores(
-            self.replay.map(of_scores), _of(function, self.query), _of(function, self.key)
-        )
+        query, key = _of(function, self.query), _of(function, self.key)
+        return Scores(self.replay.map(of_scores), query, key)
 
     def between(self, rows: Selection, keys: Selection) -> Scores:
         """Some rows and keys."""
         return _scores_between(self, rows, keys)
 
 
-class Weights(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Weights(_Map):
     """Probabilities, of which the logarithms are the scores; 0 marks dropped keys.
 
     Attributes:
-        replay: the map.
         as_used: the model weighed its values with them as they are, whatever they add up to: what
             is dropped is not made up for by the others.
-        query: the queries, where they are known.
-        key: the keys, where they are known.
     """
 
-    replay: Replay
     as_used: bool = False
-    query: Tensor | None = None
-    key: Tensor | None = None
-
-    @property
-    def scale(self) -> float:
-        """The factor that products of its queries would have."""
-        return default_scale(self.query)
-
-    @property
-    def held(self) -> tuple[Tensor | None, ...]:
-        """The tensors that are held."""
-        return self.query, self.key, self.replay.held
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether it has a gradient; the map is computed where nothing else tells."""
-        return _requires_grad(self)
 
     def scores(self) -> Tensor:
         """The scores ``(b, h, q, k)`` whose softmax they are."""
@@ -208,7 +191,7 @@ class Weights(NamedTuple):
         """The same through the first function."""
         del of_scores
         query, key = _of(function, self.query), _of(function, self.key)
-        return Weights(self.replay.map(function), self.as_used, query, key)
+        return Weights(self.replay.map(function), query, key, self.as_used)
 
     def between(self, rows: Selection, keys: Selection) -> Scores:
         """Some rows and keys, renormalised over them: scores."""
@@ -216,13 +199,6 @@ class Weights(NamedTuple):
 
 
 Source: TypeAlias = "Products | Scores | Weights"
-
-
-def _requires_grad(source: Scores | Weights) -> bool:
-    known = [x for x in (source.query, source.key) if x is not None]
-    if known:
-        return any(x.requires_grad for x in known)
-    return source.replay.looked_at().requires_grad
 
 
 def _scores_between(source: Scores | Weights, rows: Selection, keys: Selection) -> Scores:
@@ -264,7 +240,7 @@ def concatenate_sources(parts: Sequence[Source]) -> Source:
     replay = Replay(lambda: torch.cat([one.tensor() for one in replays]))
     if all(one.held is not None for one in replays):
         replay = Replay(replay.tensor())
-    return maps[0]._replace(replay=replay, query=query, key=key)
+    return replace(maps[0], replay=replay, query=query, key=key)
 
 
 def _kind(source: Source) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from .._transfer import is_inference, trackable
 from ..errors import ShapeError
 from .axis import TokenAxis, joined_entries, valid_everywhere
 from .layers import Refusal, attempt
-
-if TYPE_CHECKING:
-    from .signals import Signals
 
 TokenAxes: TypeAlias = "tuple[TokenAxis | None, ...]"
 
@@ -99,13 +96,13 @@ class Name(str):
 
     absent: Mapping[str, str]
     beside: Beside | None
-    source: weakref.ref[Signals]
+    source: weakref.ref[Any]
 
     @classmethod
-    def of(cls, name: str, signals: Signals, beside: Beside | None) -> Name:
+    def of(cls, name: str, source: Any, absent: Mapping[str, str], beside: Beside | None) -> Name:
         """One name of some signals."""
         made = cls(name)
-        made.absent, made.beside, made.source = signals.absent, beside, weakref.ref(signals)
+        made.absent, made.beside, made.source = absent, beside, weakref.ref(source)
         return made
 
     def __copy__(self) -> Name:

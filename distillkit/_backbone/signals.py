@@ -92,7 +92,8 @@ class Signals(Mapping[str, Signal]):
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return (Name.of(name, self, self._beside.get(name)) for name in self._values)
+        beside = self._beside
+        return (Name.of(name, self, self._absent, beside.get(name)) for name in self._values)
 
     def __len__(self) -> int:
         return len(self._values)

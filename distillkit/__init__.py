@@ -32,11 +32,11 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.tokens import grid_extents as grid_extents
     from ._backbone.tokens import tokens_at as tokens_at
     from ._capture.anchor import anchor as anchor
+    from ._capture.capture import capture as capture
     from ._capture.find import AttentionTable as AttentionTable
     from ._capture.find import FoundAttention as FoundAttention
     from ._capture.find import find_attention as find_attention
     from ._capture.record import Record as Record
-    from ._capture.scope import capture as capture
     from ._capture.wrappers import accepted_arguments as accepted_arguments
     from ._objective.align.overlap import overlap as overlap
     from ._objective.align.projector import Projector as Projector
@@ -95,7 +95,7 @@ _HOMES = {
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
     "anchor": "_capture.anchor",
-    "capture": "_capture.scope",
+    "capture": "_capture.capture",
     "find_attention": "_capture.find",
     "grid_extents": "_backbone.tokens",
     "hookimpl": "_plugins.hookspecs",

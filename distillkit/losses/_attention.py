@@ -9,12 +9,13 @@ from torch import Tensor
 
 from .._attention import Attention
 from ..errors import OptionError, ShapeError
-from ._blocks import Pair, Side, may_look
-from ._blockwise import Kind, divergence, mean_over_heads
-from ._blockwise_function import Keep, blockwise
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
 from ._signature import check_positive
+from ._tiled.autograd import compare_in_tiles
+from ._tiled.comparison import Keep, Kind, Pair, Side
+from ._tiled.divergences import divergence, mean_over_heads
+from ._tiled.tiling import can_sync
 
 Method = Literal["auto", "dense", "saved", "recompute"]
 
@@ -249,8 +250,8 @@ def _divergence(
     else:
         keep: dict[str, Keep] = {"saved": "maps", "guess": "guess", "recompute": ""}
         one, other = (_side(x, temperature) for x in (student, teacher))
-        pair = Pair(one, other, _shared(student, teacher), mean=heads == "mean")
-        value = blockwise(pair, kind, keep[way])
+        rows = _shared(student, teacher)
+        value = compare_in_tiles(Pair(one, other, rows, kind, mean=heads == "mean"), keep[way])
     return temperature**2 * value
 
 
@@ -277,7 +278,7 @@ def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
     scores = b * max(h, teacher.shape[1]) * q * k
     if scores <= DENSE_SCORES:
         return "dense"
-    if may_look(student.query.device) and not _requires_grad(teacher):
+    if can_sync(student.query.device) and not _requires_grad(teacher):
         return "guess"
     return "saved" if 4 * scores <= SAVED_BYTES else "recompute"
 
@@ -297,9 +298,14 @@ def _only_dense(attention: Attention) -> str:
 
 def _side(attention: Attention, temperature: float) -> Side:
     return Side(
-        attention.query, attention.key, attention.mask, attention.bias,
-        attention.causal, attention.scale, temperature,
-    )  # fmt: skip
+        attention.query,
+        attention.key,
+        attention.bias,
+        attention.mask,
+        temperature,
+        scale=attention.scale,
+        causal=attention.causal,
+    )
 
 
 def _shared(student: Attention, teacher: Attention) -> Tensor | None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distillkit import Attention, errors, losses
-from distillkit.losses import _attention, _blocks
+from distillkit.losses import _attention
+from distillkit.losses._tiled import tiling
 
 WAYS = ["saved", "recompute", "guess"]
 FUNCTIONS = [losses.attention_kl, losses.attention_reverse_kl, losses.attention_jsd]
@@ -88,11 +89,11 @@ def cases(draw, *, dtype=torch.float64):
 def value_and_gradients(way, monkey, function, case, weights, asked, **options):
     leaves = [x.clone().requires_grad_(some) for x, some in zip(case.leaves, asked, strict=True)]
     with monkey.context() as patch:
-        patch.setattr(_blocks, "CACHE_BYTES", options.pop("cache", 2 << 20))
-        patch.setattr(_blocks, "LONG_BYTES", 600)
-        patch.setattr(_blocks, "MIN_ROWS", 2)
+        patch.setattr(tiling, "CACHE_BYTES", options.pop("cache", 2 << 20))
+        patch.setattr(tiling, "LONG_BYTES", 600)
+        patch.setattr(tiling, "MIN_ROWS", 2)
         if way == "accelerator":  # where no mask is looked at
-            patch.setattr(_blocks, "may_look", lambda _: False)
+            patch.setattr(tiling, "can_sync", lambda _: False)
         patch.setattr(_attention, "DENSE_SCORES", -1)
         method = {"guess": "auto", "accelerator": "recompute"}.get(way, way)
         value = function(*case.sides(leaves), method=method, **options)
@@ -178,7 +179,7 @@ def test_gradcheck_both_sides(way, function, heads):
 @pytest.mark.parametrize("look", [True, False])
 def test_what_is_dropped_may_hold_anything(way, look, monkeypatch):
     """NaN in padded keys and rows reaches neither value nor gradient, however they are dropped."""
-    monkeypatch.setattr(_blocks, "may_look", lambda _: look)  # False: as on an accelerator
+    monkeypatch.setattr(tiling, "can_sync", lambda _: look)  # False: as on an accelerator
     keep = torch.tensor([True, False, True, True, False])
     rows = torch.tensor([False, True, True, False])
     full = keep[None, :] & torch.ones(4, 1, dtype=torch.bool)

@@ -12,5 +12,5 @@ Read it in this order:
 - ``divergences``: the value of a row and its slopes, from scores that are at hand.
 - ``scores``: one side's scores of a tile. ``gradients``: the sums that the slopes go into.
 - ``attention`` and ``logits``: the two loops over tiles.
-- ``autograd``: the loops as one differentiable function, in every mode of torch.
+- ``operators`` and ``autograd``: the loops as one differentiable function, in every mode of torch.
 """

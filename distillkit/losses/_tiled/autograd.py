@@ -21,8 +21,8 @@ from . import tiling
 from .comparison import Keep, Pair, Wanted
 from .operators import (
     LEAVES,
+    TENSORS,
     Settings,
-    Tensors,
     by_side,
     loop_for,
     pack_settings,
@@ -32,7 +32,7 @@ from .operators import (
     settle_guess,
 )
 
-WITHOUT_GRADIENT = (None,) * (len(Tensors._fields) - LEAVES + 1)  # the settings are the last
+WITHOUT_GRADIENT = (None,) * (TENSORS - LEAVES + 1)  # the settings are the last
 
 
 def compare_in_tiles(pair: Pair, keep: Keep) -> Tensor:
@@ -86,7 +86,10 @@ class _Divergence(torch.autograd.Function):
         sm: Tensor | None, tm: Tensor | None, rows: Tensor | None, keys: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        return tuple(run_forward([sq, sk, sb, tq, tk, tb, sm, tm, rows, keys], *settings))
+        found: tuple[Tensor, ...] = run_forward(
+            sq, sk, sb, tq, tk, tb, sm, tm, rows, keys, *settings
+        )
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -110,13 +113,13 @@ class _Divergence(torch.autograd.Function):
         if ctx.guess is not None and not torch.is_grad_enabled():
             guess = ctx.guess
             ctx.guess = None
-            settle_guess(upstream, tensors, guess, *settings)
+            settle_guess(upstream, *guess, *tensors, *settings)
             # nobody else holds the aliases, so that autograd need not copy them
             leaves = zip(guess, tensors, strict=False)
             found = [x if like is None else x.detach().to(like.dtype) for x, like in leaves]
             found += [None] * (LEAVES - len(guess))  # no guess is made for a teacher that trains
         else:
-            found = _Gradient.apply(upstream, *tensors, student_map, teacher_map, settings)  # type: ignore[no-untyped-call]
+            found = _Gradient.apply(upstream, student_map, teacher_map, *tensors, settings)  # type: ignore[no-untyped-call]
         asked = [x if some else None for x, some in zip(found, wanted, strict=True)]
         return (*asked, *WITHOUT_GRADIENT)
 
@@ -124,11 +127,9 @@ class _Divergence(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         *tensors, settings = inputs
         settings = settings._replace(keep="")
-        found = [
-            _Divergence.apply(*_element(tensors, in_dims, i), settings)  # type: ignore[no-untyped-call]
-            for i in range(info.batch_size)
-        ]
-        value = torch.stack([one[0] for one in found])
+        elements = _elements(tensors, in_dims, info.batch_size)
+        found = [_Divergence.apply(*element, settings) for element in elements]  # type: ignore[no-untyped-call]
+        value = _stack([one[0] for one in found], info.batch_size)
         rest = found[0][1:]
         return (value, *rest), (0, *[None] * len(rest))
 
@@ -138,17 +139,20 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0913
-        upstream: Tensor,
+        upstream: Tensor, student_map: Tensor, teacher_map: Tensor,
         sq: Tensor, sk: Tensor, sb: Tensor | None, tq: Tensor, tk: Tensor, tb: Tensor | None,
         sm: Tensor | None, tm: Tensor | None, rows: Tensor | None, keys: Tensor | None,
-        student_map: Tensor, teacher_map: Tensor, settings: Settings,
+        settings: Settings,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        tensors = [sq, sk, sb, tq, tk, tb, sm, tm, rows, keys]
-        return tuple(run_backward(upstream, tensors, [student_map, teacher_map], *settings))
+        found: tuple[Tensor, ...] = run_backward(
+            upstream, student_map, teacher_map,
+            sq, sk, sb, tq, tk, tb, sm, tm, rows, keys, *settings,
+        )  # fmt: skip
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004 (torch calls it)
-        _, query, *_ = inputs
+        _, _, _, query, *_ = inputs
         ctx.message = loop_for(query).NO_SECOND_DERIVATIVE
 
     @staticmethod
@@ -158,19 +162,29 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         *tensors, settings = inputs
-        found = [
-            _Gradient.apply(*_element(tensors, in_dims, i), settings)  # type: ignore[no-untyped-call]
-            for i in range(info.batch_size)
-        ]
-        return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * LEAVES
+        elements = _elements(tensors, in_dims, info.batch_size)
+        found = [_Gradient.apply(*element, settings) for element in elements]  # type: ignore[no-untyped-call]
+        back = [_stack(x, info.batch_size) for x in zip(*found, strict=True)]
+        return tuple(back), (0,) * len(back)
 
 
-def _element(
-    tensors: Sequence[Tensor | None], in_dims: Sequence[int | None], i: int
-) -> list[Tensor | None]:
-    """One element of the mapped axis."""
+def _elements(
+    tensors: Sequence[Tensor | None], in_dims: Sequence[int | None], size: int
+) -> list[list[Tensor | None]]:
+    """The tensors for each element of the mapped axis, and once if it is empty, for the shapes."""
     dims = in_dims[: len(tensors)]
+    pairs = list(zip(tensors, dims, strict=True))
     return [
-        x if x is None or axis is None else x.select(axis, i)
-        for x, axis in zip(tensors, dims, strict=True)
+        [x if x is None or axis is None else _element(x, axis, i) for x, axis in pairs]
+        for i in range(max(1, size))
     ]
+
+
+def _element(x: Tensor, axis: int, i: int) -> Tensor:
+    if x.shape[axis]:
+        return x.select(axis, i)
+    return x.new_zeros(x.movedim(axis, 0).shape[1:])
+
+
+def _stack(elements: Sequence[Tensor], size: int) -> Tensor:
+    return torch.stack(list(elements))[:size]

@@ -43,7 +43,8 @@ class Tensors(NamedTuple):
     keys: Any
 
 
-LEAVES = 6  # of the tensors may ask for a gradient: half of them the student's
+TENSORS = len(Tensors._fields)
+LEAVES = 6  # of them may ask for a gradient: half of these are the student's
 
 
 class Numbers(NamedTuple):
@@ -130,10 +131,12 @@ def by_side(leaves: Sequence[Any]) -> Sides[Leaves[Any]]:
     return Sides(Leaves(*leaves[:half]), Leaves(*leaves[half:]))
 
 
-def _unpack(tensors: Sequence[Any], settings: Sequence[Any]) -> tuple[Pair, Wanted]:
-    """What an operator was given, under its names again."""
-    x, given = Tensors(*tensors), Settings(*settings)
-    numbers, flags = Numbers(*given.numbers), Flags(*given.flags)
+def _unpack(packed: Sequence[Any]) -> tuple[Pair, Wanted, Settings]:
+    """Tensors and settings of an operator's call, under their names again."""
+    x = Tensors(*packed[:TENSORS])
+    given = Settings(*packed[TENSORS:])
+    numbers = Numbers(*given.numbers)
+    flags = Flags(*given.flags)
     student = Side(
         x.student_query, x.student_key, x.student_bias, x.student_mask, numbers.temperature,
         numbers.student_scale, numbers.student_softcap, flags.student_causal,
@@ -143,7 +146,8 @@ def _unpack(tensors: Sequence[Any], settings: Sequence[Any]) -> tuple[Pair, Want
         numbers.teacher_scale, numbers.teacher_softcap, flags.teacher_causal,
     )  # fmt: skip
     kind = Kind(given.kind, numbers.beta)
-    return Pair(student, teacher, x.rows, kind, x.keys, flags.mean), by_side(given.wanted)
+    pair = Pair(student, teacher, x.rows, kind, x.keys, flags.mean)
+    return pair, by_side(given.wanted), given
 
 
 def loop_for(query: Tensor) -> Loop:
@@ -153,89 +157,81 @@ def loop_for(query: Tensor) -> Loop:
     return logits
 
 
-def _or_empty(found: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """Empty tensors in place of None: an operator returns tensors only."""
-    return [like.new_empty(0) if x is None else x for x in found]
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
-
-
-_INPUTS = "Tensor?[] tensors"
-_SETTINGS = "float[] numbers, bool[] flags, bool[] wanted, str kind, str keep"
+# flat tensors: what torch does by itself for a mapped operator knows no lists of them
+_PACKED = (
+    "Tensor student_query, Tensor student_key, Tensor? student_bias, "
+    "Tensor teacher_query, Tensor teacher_key, Tensor? teacher_bias, "
+    "Tensor? student_mask, Tensor? teacher_mask, Tensor? rows, Tensor? keys, "
+    "float[] numbers, bool[] flags, bool[] wanted, str kind, str keep"
+)
+_SIX = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 
 @torch.library.custom_op(
-    "distillkit::tiled_divergence", mutates_args=(), schema=f"({_INPUTS}, {_SETTINGS}) -> Tensor[]"
+    "distillkit::tiled_divergence", mutates_args=(), schema=f"({_PACKED}) -> {_SIX}"
 )
-def run_forward(tensors: Sequence[Any], *settings: Any) -> list[Tensor]:
+def run_forward(*packed: Any) -> tuple[Tensor, ...]:
     """The value, both maps, and the guessed gradients of the student's leaves."""
-    pair, wanted = _unpack(tensors, settings)
+    pair, wanted, settings = _unpack(packed)
     with _full_precision(pair.student.query):
-        made = loop_for(pair.student.query).forward(pair, wanted, Settings(*settings).keep)
-    return [made.value, *made.maps, *_or_empty(made.guess, made.value)]
+        made = loop_for(pair.student.query).forward(pair, wanted, settings.keep)
+    return (made.value, *made.maps, *_or_empty(made.guess, made.value))
 
 
 @run_forward.register_fake
-def _(tensors: Sequence[Any], *settings: Any) -> list[Tensor]:
-    pair, wanted = _unpack(tensors, settings)
-    keep = Settings(*settings).keep
+def _(*packed: Any) -> tuple[Tensor, ...]:
+    pair, wanted, settings = _unpack(packed)
     value = pair.student.query.new_empty(pair.value_shape, dtype=pair.dtype)
     maps = []
     for side, asked in zip(pair.sides, wanted, strict=True):
-        kept = keep == "maps" and any(asked)
+        kept = settings.keep == "maps" and any(asked)
         scores = side.query.shape[:-1].numel() * side.key.shape[-2]
         maps.append(value.new_empty(scores if kept else 0))
-    guess = [
-        value.new_empty(x.shape) if x is not None and asked and keep == "guess" else None
-        for x, asked in zip(pair.student.leaves, wanted.student, strict=True)
-    ]
-    return [value, *maps, *_or_empty(guess, value)]
+    asked = wanted.student if settings.keep == "guess" else NONE_WANTED
+    guess = _empty_gradients(pair.student.leaves, asked, pair.dtype)
+    return (value, *maps, *_or_empty(guess, value))
 
 
 @torch.library.custom_op(
     "distillkit::tiled_divergence_backward",
     mutates_args=(),
-    schema=f"(Tensor upstream, {_INPUTS}, Tensor[] maps, {_SETTINGS}) -> Tensor[]",
+    schema=f"(Tensor upstream, Tensor student_map, Tensor teacher_map, {_PACKED}) -> {_SIX}",
 )
 def run_backward(
-    upstream: Tensor, tensors: Sequence[Any], maps: Sequence[Tensor], *settings: Any
-) -> list[Tensor]:
+    upstream: Tensor, student_map: Tensor, teacher_map: Tensor, *packed: Any
+) -> tuple[Tensor, ...]:
     """The gradients of all leaves."""
-    pair, wanted = _unpack(tensors, settings)
+    pair, wanted, _ = _unpack(packed)
+    maps = Sides(student_map, teacher_map)
     with _full_precision(upstream):
-        found = loop_for(pair.student.query).backward(upstream, pair, wanted, Sides(*maps))
+        found = loop_for(pair.student.query).backward(upstream, pair, wanted, maps)
     return _or_empty([*found.student, *found.teacher], upstream)
 
 
 @run_backward.register_fake
-def _(
-    upstream: Tensor, tensors: Sequence[Any], maps: Sequence[Tensor], *settings: Any
-) -> list[Tensor]:
-    del maps
-    found = [
-        x.new_empty(x.shape) if asked else None
-        for x, asked in zip(tensors, Settings(*settings).wanted, strict=False)
-    ]
+def _(upstream: Tensor, _: Tensor, __: Tensor, *packed: Any) -> tuple[Tensor, ...]:
+    pair, wanted, _settings = _unpack(packed)
+    sides = zip(pair.leaves, wanted, strict=True)
+    found = [x for leaves, asked in sides for x in _empty_gradients(leaves, asked)]
     return _or_empty(found, upstream)
 
 
 @torch.library.custom_op(
     "distillkit::tiled_divergence_settle",
-    mutates_args=("guess",),
-    schema=f"(Tensor upstream, {_INPUTS}, Tensor(a!)[] guess, {_SETTINGS}) -> ()",
+    mutates_args=("query", "key", "bias"),
+    schema=(
+        f"(Tensor upstream, Tensor(a!) query, Tensor(b!) key, Tensor(c!) bias, {_PACKED}) -> ()"
+    ),
 )
-def settle_guess(
-    upstream: Tensor, tensors: Sequence[Any], guess: Sequence[Tensor], *settings: Any
-) -> None:
+def settle_guess(upstream: Tensor, query: Tensor, key: Tensor, bias: Tensor, *packed: Any) -> None:
     """Make the guessed gradients right, in place.
 
     They are right for a weight of 1 in every row. What can be scaled is scaled. If row weights
     differ, the rest of the guess is discarded and computed again.
     """
-    pair, wanted = _unpack(tensors, settings)
-    held = Leaves(*(x if asked else None for x, asked in zip(guess, wanted.student, strict=True)))
+    pair, wanted, _ = _unpack(packed)
+    guess = zip((query, key, bias), wanted.student, strict=True)
+    held = Leaves(*(x if asked else None for x, asked in guess))
     loop = loop_for(pair.student.query)
     with _full_precision(upstream):
         wrong = loop.scale_guess(upstream, pair, held)
@@ -246,3 +242,25 @@ def settle_guess(
 @settle_guess.register_fake
 def _(*_: Any) -> None:
     return None
+
+
+def _empty_gradients(
+    leaves: Leaves[Tensor | None], wanted: Leaves[bool], dtype: torch.dtype | None = None
+) -> Gradients:
+    """Gradients without numbers, of a ``dtype`` or that of the leaves."""
+    pairs = zip(leaves, wanted, strict=True)
+    return Leaves(
+        *(
+            x.new_empty(x.shape, dtype=dtype) if x is not None and asked else None
+            for x, asked in pairs
+        )
+    )
+
+
+def _or_empty(found: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Empty tensors in place of None: an operator returns tensors only."""
+    return tuple(like.new_empty(0) if x is None else x for x in found)
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from . import tiling
 from .comparison import Keep, Pair, Wanted
@@ -69,6 +70,11 @@ def _is_transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (torch has no other)
 
 
+def _can_settle(upstream: Tensor) -> bool:
+    """Whether the guess may be made right in place: for one backward that is not differentiated."""
+    return not torch.is_grad_enabled() and not is_legacy_batchedtensor(upstream)
+
+
 def _without_aliases(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Replace aliased tensors by views while compiling: dynamo refuses one argument twice.
 
@@ -110,7 +116,7 @@ class _Divergence(torch.autograd.Function):
         wanted = tuple(ctx.needs_input_grad[:LEAVES])
         settings = ctx.settings._replace(wanted=wanted)
         found: list[Tensor | None]
-        if ctx.guess is not None and not torch.is_grad_enabled():
+        if ctx.guess is not None and _can_settle(upstream):
             guess = ctx.guess
             ctx.guess = None
             settle_guess(upstream, *guess, *tensors, *settings)

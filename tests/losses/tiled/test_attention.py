@@ -332,6 +332,25 @@ def test_torch_func(way):
     torch.testing.assert_close(gradients[0], leaf.grad)
 
 
+def test_a_batch_of_backwards(way):
+    case = small()
+    query, *others = case.leaves
+    value = loss_of(case, way)(query.requires_grad_(), *others).sum((1, 2))
+    batched = torch.autograd.grad(
+        value, query, torch.eye(2, dtype=value.dtype), is_grads_batched=True, retain_graph=True
+    )[0]
+    each = [torch.autograd.grad(x, query, retain_graph=True)[0] for x in value]
+    torch.testing.assert_close(batched, torch.stack(each))
+
+
+def test_vmap_over_nothing(way):
+    case = small()
+    query, *others = case.leaves
+    loss = loss_of(case, way)
+    nothing = query.new_empty((0, *query.shape))
+    assert torch.func.vmap(lambda q: loss(q, *others))(nothing).shape == (0, 2, 4, 5)
+
+
 def test_shapes_alone(way):
     from torch._subclasses.fake_tensor import FakeTensorMode
 

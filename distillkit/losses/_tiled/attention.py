@@ -59,8 +59,9 @@ def forward(pair: Pair, wanted: Wanted, keep: Keep) -> Forward:
     comparer = _Comparer(pair, wanted, work.tiles)
     for tile, scores, room in work.walk(maps):
         compared = comparer.compare(tile, scores, room, slopes=bool(keep))
-        rows, counted = compared.rows, tile.counted
+        rows = compared.rows
         weights: Tensor | float = pair.student.factor
+        counted = tile.counted
         if counted is not None:
             rows = torch.where(counted, rows, 0)
             weights = torch.where(counted, weights, rows.new_zeros(()))
@@ -94,6 +95,7 @@ def backward(
     comparer = _Comparer(pair, wanted, [] if maps else work.tiles)
     weights = upstream.to(pair.dtype)[..., None]
     for tile, scores, kept in work.walk(maps):
+        # the pullback needs the slopes alone: those that were kept, or the tile once more
         slopes = kept if maps else comparer.compare(tile, scores, kept, slopes=True).slopes
         weight = of_heads(of_part(weights, tile.part.number), tile.heads)[:, tile.row_span]
         if tile.counted is not None:

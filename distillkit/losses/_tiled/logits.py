@@ -36,7 +36,7 @@ from .divergences import (
     lacking_rows,
 )
 from .gradients import common_weights
-from .tiling import Span, kept_span, span_length, subspan
+from .tiling import Span, even_size, kept_span, span_length, subspan
 
 MOST_TOKENS, FEWEST_TOKENS = 256, 64
 TILE = 8192  # rows of a half precision weight that are widened at a time
@@ -85,7 +85,8 @@ def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:
     The gradient by hidden states sums over no tokens and is always made right. Returns which of
     the others have to be computed again, because tokens weigh differently.
     """
-    weights, mask = upstream.to(pair.dtype), pair.rows
+    weights = upstream.to(pair.dtype)
+    mask = pair.rows
     if guess.query is not None:
         kept = weights if mask is None else torch.where(mask, weights, 0)
         guess.query.mul_(kept[:, None])
@@ -104,30 +105,28 @@ class _Chunks:
     """Both projections, the chunks of tokens, and the buffers that every chunk is computed in."""
 
     def __init__(self, pair: Pair, wanted: Wanted, into: Gradients | None = None) -> None:
-        self._pair, self._wanted = pair, Sides(*map(any, wanted))
-        self._device, self._dtype = pair.student.query.device, pair.dtype
+        self._pair = pair
+        self._wanted = Sides(*map(any, wanted))
+        self._device = pair.student.query.device
+        self._dtype = pair.dtype
         self._reads = tiling.can_sync(self._device)
+        self._classes, self._keeps = self._cut_classes()
+        student, teacher = self._keeps
+        self.projections = Sides(
+            _Projection(pair.student, student, self._classes, pair.dtype, wanted.student, into),
+            _Projection(pair.teacher, teacher, self._classes, pair.dtype, wanted.teacher),
+        )
+        self._width = self.projections.student.classes
         n = pair.student.query.shape[0]
         self._tokens = kept_span(pair.rows if self._reads else None, n)
-        keeps = Sides(*(_kept_classes(pair.keys, side.bias) for side in pair.sides))
-        classes, keeps = self._cut(keeps)
-        self._keeps = keeps
-        self.projections = Sides(
-            _Projection(pair.student, keeps.student, classes, pair.dtype, wanted.student, into),
-            _Projection(pair.teacher, keeps.teacher, classes, pair.dtype, wanted.teacher),
-        )
-        self._classes = self.projections.student.classes
         # without a class that counts, there is nothing to compute
-        self._count = span_length(self._tokens, n) if self._classes else 0
-        most = max(FEWEST_TOKENS, min(MOST_TOKENS, -(-self._count // 4)))
-        pieces = max(1, -(-self._count // most))
-        self._step = max(1, -(-self._count // pieces))  # chunks alike
-        same = keeps.student is keeps.teacher
-        fits = can_compare_in_place(pair.kind, keep_the_same=same)
+        self._count = span_length(self._tokens, n) if self._width else 0
+        self._step = _chunk_size(self._count)
+        fits = can_compare_in_place(pair.kind, keep_the_same=student is teacher)
         self._in_place = fits and not self._wanted.teacher
         buffers = buffers_for(pair.kind) if self._in_place else 2
         self._buffers = [self._buffer() for _ in range(buffers)]
-        # a soft cap's slope is a function of its value, which stays until the slopes are there
+        # the derivative of a soft cap is a function of its tanh, which stays until then
         self._capped = Sides(*(self._buffer() if side.softcap else None for side in pair.sides))
 
     def run(self, upstream: Tensor | None) -> Tensor:
@@ -155,13 +154,15 @@ class _Chunks:
                     projection.add(index, own, slope, weights / side.temperature)
         return value
 
-    def _cut(self, keeps: Sides[Tensor | None]) -> tuple[Span, Sides[Tensor | None]]:
-        """The classes that are computed, and which of them each side keeps."""
+    def _cut_classes(self) -> tuple[Span, Sides[Tensor | None]]:
+        """The classes that a side keeps, which alone are computed, and which of them each keeps.
+
+        Where both sides keep the same classes, theirs is one tensor.
+        """
         v = self._pair.student.key.shape[0]
-        student, teacher = keeps
-        if not self._reads or student is None or teacher is None:
-            classes: Span = slice(0, v)
-        else:
+        student, teacher = (_kept_classes(self._pair.keys, side.bias) for side in self._pair.sides)
+        classes: Span = slice(0, v)
+        if self._reads and student is not None and teacher is not None:
             classes = kept_span(student | teacher, v)
         mine = None if student is None else student[classes]
         if teacher is student:
@@ -174,7 +175,7 @@ class _Chunks:
             yield subspan(self._tokens, slice(start, min(self._count, start + self._step)))
 
     def _buffer(self) -> Tensor:
-        return torch.empty(self._step * self._classes, dtype=self._dtype, device=self._device)
+        return torch.empty(self._step * self._width, dtype=self._dtype, device=self._device)
 
     def _hidden(self, side: Side, index: Span, counted: Tensor | None) -> Tensor:
         """The hidden states of a chunk; 0 where a token does not count, whatever it held."""
@@ -203,7 +204,7 @@ class _Chunks:
         return compared
 
     def _of_chunk(self, flat: Tensor, tokens: int) -> Tensor:
-        return flat[: tokens * self._classes].view(tokens, self._classes)
+        return flat[: tokens * self._width].view(tokens, self._width)
 
 
 class _Projection:
@@ -308,6 +309,12 @@ class _Projection:
         if self._weight.dtype == self._dtype:
             return [slice(0, self.classes)]
         return [slice(c, min(self.classes, c + TILE)) for c in range(0, self.classes, TILE)]
+
+
+def _chunk_size(count: int) -> int:
+    """How many tokens are computed at a time: a quarter of them within bounds, all chunks alike."""
+    most = max(FEWEST_TOKENS, min(MOST_TOKENS, -(-count // 4)))
+    return even_size(count, most) if count else 1
 
 
 def _kept_classes(exist: Tensor | None, bias: Tensor | None) -> Tensor | None:

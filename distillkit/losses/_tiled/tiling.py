@@ -138,16 +138,16 @@ def _tile_size(pair: Pair, shape: tuple[int, int, int]) -> tuple[int, int]:
     if pair.mean:  # an average needs every head of both sides
         both = h + pair.teacher.query.shape[1]
         most = LONG_BYTES // (score_bytes * both) // m
-        return h, _even(n, max(1, min(n, most)))
+        return h, even_size(n, max(1, min(n, most)))
     fitting = CACHE_BYTES // (score_bytes * n * m)
     if not fitting:
         most = LONG_BYTES // (score_bytes * m)
-        return 1, _even(n, max(min(MIN_ROWS, n), min(n, most)))
+        return 1, even_size(n, max(min(MIN_ROWS, n), min(n, most)))
     # heads that share a key head on either side stay together: their keys' gradient is one sum
     unit = math.lcm(pair.student.sharing, pair.teacher.sharing)
     if fitting < unit:
         return 1, n
-    return _even(h // unit, fitting // unit) * unit, n
+    return even_size(h // unit, fitting // unit) * unit, n
 
 
 def kept_span(kept: Tensor | None, n: int) -> Span:
@@ -168,6 +168,11 @@ def subspan(span: Span, part: slice) -> Span:
     if isinstance(span, slice):
         return slice(span.start + part.start, span.start + part.stop)
     return span[part]
+
+
+def even_size(whole: int, most: int) -> int:
+    """The size of equal pieces of at most ``most``: no thin last one."""
+    return -(-whole // -(-whole // most))
 
 
 def of_heads(x: Tensor, heads: slice) -> Tensor:
@@ -232,8 +237,3 @@ def _used_by_either(used: Sides[Tensor | None]) -> Tensor | None:
 
 def _unless_all(kept: Tensor | None) -> Tensor | None:
     return None if kept is None or bool(kept.all()) else kept
-
-
-def _even(whole: int, most: int) -> int:
-    """The size of equal pieces of at most ``most``: no thin last one."""
-    return -(-whole // -(-whole // most))

@@ -6,6 +6,7 @@ cache, and no map of queries x keys is ever whole. docs/explanation/blockwise.md
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -48,7 +49,7 @@ def forward(pair: Pair, wanted: Wanted, keep: Keep) -> Forward:
     ``keep="maps"`` keeps the slopes of the scores. ``"guess"`` keeps the student's gradients for a
     weight of 1 in every row, which :func:`scale_guess` settles.
     """
-    work = _Work(pair, wanted)
+    work = _Work(pair)
     value = torch.zeros(pair.value_shape, dtype=pair.dtype, device=pair.student.query.device)
     maps = Sides(*(
         value.new_empty(work.map_size(side) if keep == "maps" and any(asked) else 0)
@@ -84,7 +85,7 @@ def backward(
     student's gradients are written ``into`` tensors of the computation's dtype, where they are
     given.
     """
-    work = _Work(pair, wanted)
+    work = _Work(pair)
     if maps is not None and not any(x.numel() for x in maps):
         maps = None
     stored = None if into is None else pair.dtype
@@ -136,8 +137,8 @@ def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:
 class _Work:
     """The tiles of a comparison, in the order in which they are computed."""
 
-    def __init__(self, pair: Pair, wanted: Wanted) -> None:
-        self._pair, self._wanted = pair, wanted
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
         self.parts = parts(pair)
         self.tiles = list(tiles(pair, self.parts))
 
@@ -173,7 +174,8 @@ class _Places:
         """The next tile's place; None where the map is not kept."""
         if self._flat is None:
             return None
-        start, self._start = self._start, self._start + torch.Size(shape).numel()
+        start = self._start
+        self._start += math.prod(shape)
         return self._flat[start : self._start].view(shape)
 
 
@@ -181,7 +183,8 @@ class _Comparer:
     """Compares tiles: in place in a few buffers where that is enough, with all logs otherwise."""
 
     def __init__(self, pair: Pair, wanted: Wanted, todo: Sequence[Tile]) -> None:
-        self._pair, self._wanted = pair, Sides(*map(any, wanted))
+        self._pair = pair
+        self._wanted = Sides(*map(any, wanted))
         self._keep_the_same = _surely_keep_the_same(pair)
         fits = can_compare_in_place(pair.kind, keep_the_same=self._keep_the_same)
         self._in_place = fits and not pair.mean and not self._wanted.teacher

@@ -55,7 +55,8 @@ class GradientSums:
         if wanted.key:
             made = _new(side.key, stored) if into.key is None else into.key
             self._key = _zero_outside(made, {part.number: part.keys for part in todo})
-        self._computed, self._causal = computed, side.causal
+        self._computed = computed
+        self._causal = side.causal
         self._open: _KeySum | None = None
 
     def add(self, scores: TileScores, tile: Tile, slopes: Tensor, weights: Tensor | float) -> None:

@@ -228,7 +228,10 @@ class _Projection:
         wanted: Leaves[bool],
         into: Gradients | None = None,
     ) -> None:
-        self._side, self._keep, self._span, self._dtype = side, keep, classes, dtype
+        self._side = side
+        self._keep = keep
+        self._span = classes
+        self._dtype = dtype
         self._weight = self._kept_weight()
         self.classes = self._weight.shape[0]
         leaves = zip(side.leaves, wanted, into or (None, None, None), strict=True)

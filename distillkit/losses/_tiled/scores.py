@@ -27,7 +27,10 @@ class TileScores:
     """
 
     def __init__(self, side: Side, part: Part, used: Tensor | None, dtype: torch.dtype) -> None:
-        self.side, self._part, self._used, self._dtype = side, part, used, dtype
+        self.side = side
+        self._part = part
+        self._used = used
+        self._dtype = dtype
         self._query = of_part(side.query, part.number)[:, part.rows]
         self._key = of_part(side.key, part.number)[:, part.keys]
         self._masks = side.masks

@@ -88,8 +88,8 @@ class Keep(NamedTuple):
             keep = both(keep, is_kept(block))
         if self.causal:
             _, _, q, k = self.shape
-            position = torch.arange(q, device=device)[rows, None]
-            keep = both(keep, (torch.arange(k, device=device) <= position)[None, None])
+            positions = torch.arange(q, device=device)[rows]
+            keep = both(keep, past_keys(positions, torch.arange(k, device=device))[None, None])
         return keep
 
     @property
@@ -238,6 +238,11 @@ def is_kept(added: Tensor) -> Tensor:
     if added.dtype == torch.bool:
         return added
     return added > torch.finfo(added.dtype).min / 2
+
+
+def past_keys(rows: Tensor, keys: Tensor) -> Tensor:
+    """The keys ``(k,)`` that rows ``(q,)`` see where row i sees the keys 0 ... i: ``(q, k)``."""
+    return keys <= rows[:, None]
 
 
 def block_of(x: Tensor, rows: Selection, keys: Selection) -> Tensor:

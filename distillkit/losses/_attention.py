@@ -10,12 +10,13 @@ from torch import Tensor
 from .._attention import Attention, both_rows
 from .._attention.keep import rows_for
 from ..errors import OptionError, ShapeError
-from ._blocks import Pair, Side, may_look
-from ._blockwise import Kind, divergence, mean_over_heads
-from ._blockwise_function import Keep, blockwise
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
 from ._signature import check_positive
+from ._tiled.autograd import compare_in_tiles
+from ._tiled.comparison import ForBackward, Kind, Pair, Side
+from ._tiled.divergences import divergence, mean_over_heads
+from ._tiled.tiling import can_sync
 
 __all__ = [
     "attention_cosine",
@@ -254,11 +255,10 @@ def _divergence(
         log_q, log_p = _compared(student, teacher, temperature, heads)
         value = divergence(kind, log_q, log_p)  # 0 where neither side counts anything
     else:
-        keep: dict[str, Keep] = {"saved": "maps", "guess": "guess", "recompute": ""}
+        keep: dict[str, ForBackward] = {"saved": "maps", "guess": "guess", "recompute": ""}
         one, other = (_side(x, temperature) for x in (student, teacher))
         rows = both_rows(student.rows, teacher.rows)
-        pair = Pair(one, other, rows, mean=heads == "mean")
-        value = blockwise(pair, kind, keep[way])
+        value = compare_in_tiles(Pair(one, other, rows, kind, mean=heads == "mean"), keep[way])
     return temperature**2 * value
 
 
@@ -285,7 +285,7 @@ def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
     scores = b * max(h, teacher.shape[1]) * q * k
     if scores <= DENSE_SCORES:
         return "dense"
-    if may_look(student.query.device) and not _requires_grad(teacher):
+    if can_sync(student.query.device) and not _requires_grad(teacher):
         return "guess"
     return "saved" if 4 * scores <= SAVED_BYTES else "recompute"
 
@@ -305,9 +305,14 @@ def _only_dense(attention: Attention) -> str:
 
 def _side(attention: Attention, temperature: float) -> Side:
     return Side(
-        attention.query, attention.key, attention.mask, attention.bias,
-        attention.causal, attention.scale, temperature,
-    )  # fmt: skip
+        attention.query,
+        attention.key,
+        attention.bias,
+        attention.mask,
+        temperature,
+        scale=attention.scale,
+        causal=attention.causal,
+    )
 
 
 def _compared(

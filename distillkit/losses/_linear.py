@@ -11,11 +11,10 @@ from torch import Tensor
 from .._attention import widen
 from .._transfer import trackable
 from ..errors import ShapeError
-from ._blockwise import Kind
 from ._divergence import Beta, Temperature, check_beta, one_class
-from ._linear_chunks import Head, Task
-from ._linear_function import linear_divergence
 from ._signature import check_positive
+from ._tiled.autograd import compare_in_tiles
+from ._tiled.comparison import Kind, Pair, Side
 
 __all__ = ["linear_jensen_shannon_divergence", "linear_kl_divergence"]
 
@@ -79,10 +78,14 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
     as Hsu et al., *Liger Kernel*, 2024, https://arxiv.org/abs/2410.10989, do, here one value for
     each token.
     """
-    student = _head("student", student_hidden, student_weight, student_bias, student_softcap)
-    teacher = _head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
+    student = _side(
+        "student", student_hidden, student_weight, student_bias, student_softcap, temperature
+    )
+    teacher = _side(
+        "teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, temperature
+    )
     name = "linear_kl_divergence"
-    return _chunked(name, Kind("kl"), student, teacher, temperature, where, mask)
+    return _divergence(name, Kind("kl"), student, teacher, where, mask)
 
 
 def linear_jensen_shannon_divergence(  # noqa: PLR0913
@@ -135,49 +138,60 @@ def linear_jensen_shannon_divergence(  # noqa: PLR0913
     Source: Agarwal et al. 2024 (GKD), https://arxiv.org/abs/2306.13649, equation 1.
     """
     check_beta(beta)
-    student = _head("student", student_hidden, student_weight, student_bias, student_softcap)
-    teacher = _head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
+    student = _side(
+        "student", student_hidden, student_weight, student_bias, student_softcap, temperature
+    )
+    teacher = _side(
+        "teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, temperature
+    )
     name = "linear_jensen_shannon_divergence"
-    return _chunked(name, Kind("jsd", beta), student, teacher, temperature, where, mask)
+    return _divergence(name, Kind("jsd", beta), student, teacher, where, mask)
 
 
-def _head(
-    side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None
-) -> Head:
+def _side(
+    name: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+) -> Side:
+    """One model's head, once its tensors fit each other."""
     fits = hidden.ndim >= 1 and weight.ndim >= 2 and hidden.shape[-1] == weight.shape[-1]
     fits = fits and weight.shape[:-2] in (hidden.shape[:-2], ())
     fits = fits and (bias is None or bias.shape == weight.shape[:-1])
     given = [x for x in (hidden, weight, bias) if x is not None]
     if not fits or not all(x.is_floating_point() for x in given):
         raise ShapeError(
-            f"{side}: hidden states (..., d), weight (v, d) and bias (v,), floating point; got "
+            f"{name}: hidden states (..., d), weight (v, d) and bias (v,), floating point; got "
             + ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in given)
         )
     if softcap is not None:
-        check_positive(f"{side}_softcap", softcap)
+        check_positive(f"{name}_softcap", softcap)
     bias = None if bias is None else trackable(bias)
-    return Head(trackable(hidden), trackable(weight), bias, softcap or 0.0)
+    query, key = trackable(hidden), trackable(weight)
+    return Side(query, key, bias, None, temperature, softcap=softcap or 0.0)
 
 
-def _chunked(
+def _divergence(
     loss: str,
     kind: Kind,
-    student: Head,
-    teacher: Head,
-    temperature: float,
+    student: Side,
+    teacher: Side,
     where: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    check_positive("temperature", temperature)
-    lead, v = student.hidden.shape[:-1], student.weight.shape[-2]
-    if teacher.hidden.shape[:-1] != lead or teacher.weight.shape[:-1] != student.weight.shape[:-1]:
+    """A divergence through two heads, once they are over the same tokens and classes."""
+    check_positive("temperature", student.temperature)
+    lead, v = student.query.shape[:-1], student.key.shape[-2]
+    if teacher.query.shape[:-1] != lead or teacher.key.shape[:-1] != student.key.shape[:-1]:
         raise ShapeError(
             f"{loss} pairs token with token and class with class; got hidden states "
-            f"{tuple(student.hidden.shape)} and {tuple(teacher.hidden.shape)}, weights "
-            f"{tuple(student.weight.shape)} and {tuple(teacher.weight.shape)}"
+            f"{tuple(student.query.shape)} and {tuple(teacher.query.shape)}, weights "
+            f"{tuple(student.key.shape)} and {tuple(teacher.key.shape)}"
         )
     if v < 2:
-        raise one_class(loss, f"projections (v, d) {tuple(student.weight.shape)}")
+        raise one_class(loss, f"projections (v, d) {tuple(student.key.shape)}")
     for name, given, shape in (("where", where, (v,)), ("mask", mask, tuple(lead))):
         if given is not None and (given.dtype != torch.bool or tuple(given.shape) != shape):
             raise ShapeError(
@@ -186,29 +200,32 @@ def _chunked(
             )
     where = None if where is None else trackable(where)
     mask = None if mask is None else trackable(mask)
-    if student.weight.ndim > 2:  # projections of their own: group by group
-        masks = None if mask is None else mask.flatten(0, -2)
-        groups = [
-            _chunked(
-                loss, kind, _of_group(student, i), _of_group(teacher, i), temperature, where,
-                None if masks is None else masks[i],
-            )
-            for i in range(lead[:-1].numel())
-        ]  # fmt: skip
-        if groups:
-            return torch.stack(groups).view(lead)
-        # without a group there is no value; the gradient, of nothing, is there all the same
-        return widen(student.hidden).sum(-1) + widen(teacher.hidden).sum(-1)
-    heads = [head._replace(hidden=head.hidden.flatten(0, -2)) if len(lead) != 1 else head
-             for head in (student, teacher)]  # fmt: skip
-    if not lead:
-        heads = [head._replace(hidden=head.hidden[None]) for head in (student, teacher)]
-    flat = None if mask is None else mask.reshape(-1)
-    value = linear_divergence(Task(heads[0], heads[1], where, flat, temperature, kind))
-    return temperature**2 * value.view(lead)
+    if student.key.ndim == 2:
+        rows = None if mask is None else mask.reshape(-1)
+        pair = Pair(_with_tokens(student), _with_tokens(teacher), rows, kind, keys=where)
+        return student.temperature**2 * compare_in_tiles(pair, "guess").view(lead)
+    # projections of their own: group by group
+    masks = None if mask is None else mask.flatten(0, -2)
+    groups = []
+    for i in range(lead[:-1].numel()):
+        group_mask = None if masks is None else masks[i]
+        group = _of_group(student, i), _of_group(teacher, i)
+        groups.append(_divergence(loss, kind, *group, where, group_mask))
+    if groups:
+        return torch.stack(groups).view(lead)
+    # without a group there is no value; the gradient, of nothing, is there all the same
+    return widen(student.query).sum(-1) + widen(teacher.query).sum(-1)
 
 
-def _of_group(head: Head, i: int) -> Head:
-    bias = None if head.bias is None else head.bias.flatten(0, -2)[i]
-    hidden, weight = (x.flatten(0, -3)[i] for x in (head.hidden, head.weight))
-    return Head(hidden, weight, bias, head.softcap)
+def _with_tokens(side: Side) -> Side:
+    """The side with one axis of tokens, whatever its hidden states have."""
+    hidden = side.query
+    if hidden.ndim == 1:
+        return side._replace(query=hidden[None])
+    return side if hidden.ndim == 2 else side._replace(query=hidden.flatten(0, -2))
+
+
+def _of_group(side: Side, i: int) -> Side:
+    bias = None if side.bias is None else side.bias.flatten(0, -2)[i]
+    hidden, weight = (x.flatten(0, -3)[i] for x in (side.query, side.key))
+    return side._replace(query=hidden, key=weight, bias=bias)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillkit import errors, losses
-from distillkit.losses import _blocks, _linear_chunks
+from distillkit.losses._tiled import logits as logits_in_tiles
+from distillkit.losses._tiled import tiling
 
 NAMES = ["student_hidden", "student_weight", "student_bias", "teacher_hidden", "teacher_weight", "teacher_bias"]  # fmt: skip
 PAIRS = [
@@ -83,9 +84,9 @@ def test_against_the_dense_divergence(pair, case, asked, even, tokens, look):
             for x, some in zip(tensors, asked, strict=True)
         ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_blocks, "may_look", lambda _: look)  # False: as on an accelerator
-            patch.setattr(_linear_chunks, "FEWEST_TOKENS", 1)
-            patch.setattr(_linear_chunks, "MOST_TOKENS", tokens)
+            patch.setattr(tiling, "can_sync", lambda _: look)  # False: as on an accelerator
+            patch.setattr(logits_in_tiles, "FEWEST_TOKENS", 1)
+            patch.setattr(logits_in_tiles, "MOST_TOKENS", tokens)
             value = compute(function, leaves, options)
             weights = torch.ones_like(value) if even else torch.arange(1.0, 1 + len(value))
             total = torch.where(value.isfinite(), value * weights, 0).sum()
@@ -145,7 +146,7 @@ def test_equal_heads_are_exactly_zero():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_for_storage(dtype, monkeypatch):
-    monkeypatch.setattr(_linear_chunks, "TILE", 4)
+    monkeypatch.setattr(logits_in_tiles, "TILE", 4)
     tensors = [x.to(dtype) for x in small(v=10, n=8)]
     results = []
     for kind in (dtype, torch.float64):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distillkit import Attention, errors, losses
-from distillkit.losses import _attention, _blocks
+from distillkit.losses import _attention
+from distillkit.losses._tiled import tiling
 
 WAYS = ["saved", "recompute", "guess"]
 FUNCTIONS = [losses.attention_kl, losses.attention_reverse_kl, losses.attention_jsd]
@@ -88,11 +89,11 @@ def cases(draw, *, dtype=torch.float64):
 def value_and_gradients(way, monkey, function, case, weights, asked, **options):
     leaves = [x.clone().requires_grad_(some) for x, some in zip(case.leaves, asked, strict=True)]
     with monkey.context() as patch:
-        patch.setattr(_blocks, "CACHE_BYTES", options.pop("cache", 2 << 20))
-        patch.setattr(_blocks, "LONG_BYTES", 600)
-        patch.setattr(_blocks, "MIN_ROWS", 2)
+        patch.setattr(tiling, "CACHE_BYTES", options.pop("cache", 2 << 20))
+        patch.setattr(tiling, "LONG_BYTES", 600)
+        patch.setattr(tiling, "MIN_ROWS", 2)
         if way == "accelerator":  # where no mask is looked at
-            patch.setattr(_blocks, "may_look", lambda _: False)
+            patch.setattr(tiling, "can_sync", lambda _: False)
         patch.setattr(_attention, "DENSE_SCORES", -1)
         method = {"guess": "auto", "accelerator": "recompute"}.get(way, way)
         value = function(*case.sides(leaves), method=method, **options)
@@ -178,7 +179,7 @@ def test_gradcheck_both_sides(way, function, heads):
 @pytest.mark.parametrize("look", [True, False])
 def test_what_is_dropped_may_hold_anything(way, look, monkeypatch):
     """NaN in padded keys and rows reaches neither value nor gradient, however they are dropped."""
-    monkeypatch.setattr(_blocks, "may_look", lambda _: look)  # False: as on an accelerator
+    monkeypatch.setattr(tiling, "can_sync", lambda _: look)  # False: as on an accelerator
     keep = torch.tensor([True, False, True, True, False])
     rows = torch.tensor([False, True, True, False])
     full = keep[None, :] & torch.ones(4, 1, dtype=torch.bool)
@@ -329,6 +330,25 @@ def test_torch_func(way):
     torch.testing.assert_close(mapped[1], loss(2 * query, *others))
     gradients = torch.func.vmap(torch.func.grad(total), in_dims=1)(queries)
     torch.testing.assert_close(gradients[0], leaf.grad)
+
+
+def test_a_batch_of_backwards(way):
+    case = small()
+    query, *others = case.leaves
+    value = loss_of(case, way)(query.requires_grad_(), *others).sum((1, 2))
+    batched = torch.autograd.grad(
+        value, query, torch.eye(2, dtype=value.dtype), is_grads_batched=True, retain_graph=True
+    )[0]
+    each = [torch.autograd.grad(x, query, retain_graph=True)[0] for x in value]
+    torch.testing.assert_close(batched, torch.stack(each))
+
+
+def test_vmap_over_nothing(way):
+    case = small()
+    query, *others = case.leaves
+    loss = loss_of(case, way)
+    nothing = query.new_empty((0, *query.shape))
+    assert torch.func.vmap(lambda q: loss(q, *others))(nothing).shape == (0, 2, 4, 5)
 
 
 def test_shapes_alone(way):

@@ -477,11 +477,10 @@ class Attention:
         _, _, q, k = self.shape
         rows, keys = Selection(query_tokens, q), Selection(key_tokens, k)
         held = self._tensors()
-        return Attention._made(
-            self._source.between(rows, keys),
-            self._keep.between(rows, keys, held[0].device if held else None),
-            None if self.value is None else keys.along(self.value, 2),
-        )
+        device = held[0].device if held else None  # of a replayed map, which is not causal
+        value = None if self.value is None else keys.along(self.value, 2)
+        keep = self._keep.between(rows, keys, device)
+        return Attention._made(self._source.between(rows, keys), keep, value)
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True))

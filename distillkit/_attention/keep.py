@@ -153,13 +153,10 @@ class Keep(NamedTuple):
         b, h, _, _ = self.shape
         kept = self.entries_of_keys(device)
         mask = None if kept is None else block_of(kept, rows, keys)
-        return Keep(
-            (b, h, rows.count, keys.count),
-            both(mask, both(rows.present(2), keys.present(3))),
-            None if self.bias is None else block_of(self.bias, rows, keys),
-            causal=False,
-            rows=None if self.rows is None else rows.along(self.rows, 2),
-        )
+        mask = both(mask, both(rows.present(2), keys.present(3)))
+        bias = None if self.bias is None else block_of(self.bias, rows, keys)
+        counted = None if self.rows is None else rows.along(self.rows, 2)
+        return Keep((b, h, rows.count, keys.count), mask, bias, causal=False, rows=counted)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Keep], device: torch.device) -> Keep:

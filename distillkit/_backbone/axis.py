@@ -208,10 +208,11 @@ def valid_everywhere(
     given = next((x for x in parts if x is not None), None)
     if given is None:
         return parts
-    return [
-        given.new_ones((1 if n is None else n, *given.shape[1:])) if x is None else x
-        for x, n in zip(parts, counts, strict=True)
-    ]
+    filled = []
+    for part, examples in zip(parts, counts, strict=True):
+        count = 1 if examples is None else examples  # one entry stands for all of them
+        filled.append(given.new_ones((count, *given.shape[1:])) if part is None else part)
+    return filled
 
 
 def _check_extents(extents: Tensor, modality: str) -> None:

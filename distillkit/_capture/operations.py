@@ -122,16 +122,9 @@ def read_scaled_dot_product_attention(
             "scaled_dot_product_attention was called with nested tensors; give the model padded "
             "ones (for nn.TransformerEncoder: enable_nested_tensor=False)"
         )
-    boolean = attn_mask is not None and attn_mask.dtype == torch.bool
-    return Attention(
-        query,
-        key,
-        value,
-        scale=scale,
-        mask=attn_mask if boolean else None,
-        bias=None if boolean else attn_mask,
-        causal=is_causal,
-    )
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        return Attention(query, key, value, scale=scale, mask=attn_mask, causal=is_causal)
+    return Attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal)
 
 
 def read_flex_attention(

@@ -59,13 +59,18 @@ def einsum_labels(equation: str, left: int, right: int) -> Labels:
 _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+def _role_of(label: str, labels: Labels) -> str:
+    """Whose rows a label of the result numbers; of both sides': it leads."""
+    if label in labels.lead or (label in labels.left and label in labels.right):
+        return "lead"
+    return "query" if label in labels.left else "key"
+
+
 def sides_of(labels: Labels, left: Axes, right: Axes) -> Sides:
     """The axes of two tensors that were multiplied, told in factors that both share."""
     axis_of = _contract(labels, left, right, _merge)
     for label in labels.out:
-        shared = label in labels.lead or (label in labels.left and label in labels.right)
-        role = "lead" if shared else "query" if label in labels.left else "key"
-        _with_role(axis_of[label], role)
+        _with_role(axis_of[label], _role_of(label, labels))
     width = tuple(f for label in labels.left if label not in labels.out for f in axis_of[label])
     return Sides(
         tuple(axis_of[label] for label in labels.out),

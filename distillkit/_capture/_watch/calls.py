@@ -51,12 +51,7 @@ class Call(NamedTuple):
 
     def step(self, tensor: Tensor) -> Step:
         """It as a step of a followed tensor, in-place functions out of place."""
-        args = tuple(
-            tuple(PLACE if one is tensor else one for one in a)
-            if isinstance(a, (tuple, list))
-            else (PLACE if a is tensor else a)
-            for a in self.args
-        )
+        args = tuple([_with_place(a, tensor) for a in self.args])
         kwargs = {name: PLACE if a is tensor else a for name, a in self.kwargs.items()}
         return Step(self._pure(), self.name, args, kwargs, tuple(self.result.shape))
 
@@ -68,6 +63,13 @@ class Call(NamedTuple):
             pure: Function = getattr(Tensor, name[:-1], self.function)
             return pure
         return self.function
+
+
+def _with_place(a: Any, tensor: Tensor) -> Any:
+    """An argument of a call, the followed tensor in it replaced by a place."""
+    if isinstance(a, (tuple, list)):
+        return tuple([PLACE if one is tensor else one for one in a])
+    return PLACE if a is tensor else a
 
 
 class Operands(NamedTuple):

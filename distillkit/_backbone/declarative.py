@@ -57,6 +57,11 @@ class TokenRun(Table):
                 f"the {self.modality} tokens have no place: give `length` (a number or a batch "
                 "entry), `grid` (rows, columns) or `where` and `equals`"
             )
+        if self.grid is not None and sorted(self.special) != list(range(len(self.special))):
+            raise ValueError(
+                f"special = {list(self.special)}: the special tokens of a grid stand before its "
+                "patches, at 0, 1, ...; tokens elsewhere are a run of their own"
+            )
         if self.unmasked and self.mask is None:
             raise ValueError("`unmasked` is about a `mask` that the model is not called with")
         if self.uncropped and (self.grid is None or self.extents is not None):
@@ -271,11 +276,12 @@ def _run_extents(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
 
 def _run_ids(run: TokenRun, batch: Mapping[str, Any]) -> Tensor | None:
     """The vocabulary entries, where the run's length is that of a tensor of them."""
-    if run.where is not None or not isinstance(run.length, str):
+    if run.where is not None or run.modality != "text" or run.length == run.mask:
         return None
-    ids = entry(batch, run.length)
-    is_text = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
-    return ids if is_text and run.modality == "text" else None
+    ids = entry(batch, run.length) if isinstance(run.length, str) else None
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return None
+    return None if ids.is_floating_point() or ids.dtype == torch.bool else ids
 
 
 def _run_mask(run: TokenRun, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:

@@ -15,7 +15,9 @@ class ModalityTokens:
     Attributes:
         positions: where they sit in the sequence of n tokens: a slice, boolean ``(b, n)``, or
             indices ``(b, m)`` in reading order, where a model shuffles its tokens.
-        special: their positions *within the modality* that stand for no word or patch ([CLS]).
+        special: their positions *within the modality* that stand for no word or patch ([CLS]), in
+            every example. The first look at both sides compares them, a grid's length counts them,
+            and the adapter kit changes none of them. Where a token lies, its extent alone says.
         grid: rows and columns of the patches, where the tokens are an image's.
         extents: where each token lies in the raw input, in the order of the positions: the
             characters ``(b, m, 2)`` of a text, start and stop; or boxes ``(b, m, 4)`` of an image,

@@ -79,20 +79,20 @@ def test_any_layout_is_read(b, h, q, k, d, heads_first, folded, turned, opened):
 def test_axes_follow_a_tensor_through_views_and_permutations(shape, data):
     """Every axis says which entries of the first tensor lie along it: checked entry by entry."""
     x = torch.arange(torch.Size(shape).numel()).view(shape)
-    traced = axes.start(shape)
+    traced = axes.fresh_axes(shape)
     groups = tuple(traced)
     moved = x
     for _ in range(data.draw(st.integers(0, 4))):
         if data.draw(st.booleans()):
             order = data.draw(st.permutations(range(moved.ndim)))
             moved = moved.permute(order)
-            traced = axes.through(traced, "permute", (order,), tuple(moved.shape))
+            traced = axes.apply_operation(traced, "permute", (order,), tuple(moved.shape))
         else:
             at = data.draw(st.integers(0, moved.ndim - 1))
             stop = data.draw(st.integers(at + 1, moved.ndim))
             moved = moved.flatten(at, stop - 1)
-            traced = axes.through(traced, "flatten", (), tuple(moved.shape))
-    assert torch.equal(axes.arranged(moved, traced, groups), x)
+            traced = axes.apply_operation(traced, "flatten", (), tuple(moved.shape))
+    assert torch.equal(axes.arrange(moved, traced, groups), x)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,34 @@ class TestStrange:
             assert any(row.note for row in rows), "nothing says why, or what to do"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_filled", "mask_filled_in_place", "mask_filled_with_keywords_in_any_order",
+        "mask_by_where", "mask_by_where_of_what_is_dropped",
+        "mask_by_where_with_keywords_in_any_order", "mask_by_the_method_where",
+        "mask_by_the_method_where_with_keywords",
+    ],
+)  # fmt: skip
+def test_a_mask_is_a_field_and_not_replayed(name):
+    model, (x, keep) = made(name)
+    _, (attention,) = captured(model, (x, keep), "attention")
+    assert not attention.is_replayed
+    assert attention.bias is None
+    assert torch.equal(attention.mask, keep[:, None, None])
+
+
+def test_scores_on_both_sides_of_a_where_are_no_mask():
+    def lowered_by_one(m, q, k, v, keep):
+        scores = q @ k.mT / 2
+        return torch.where(keep, scores, scores - 1).softmax(-1) @ v
+
+    torch.manual_seed(1)
+    model = strange.Model(strange.Spelled(lowered_by_one, strange.padded))
+    _, (attention,) = captured(model, strange.inputs(), "attention")
+    assert attention.is_replayed
+
+
 @pytest.mark.parametrize("name", list(strange.NONE))
 class TestNoAttention:
     def build(self, name):
@@ -592,16 +620,20 @@ class Overwritten(strange.Projected):
     def forward(self, x, keep):
         q, k, v = (y.clone() for y in self.heads(x))
         mask = torch.zeros(BATCH, 1, 1, TOKENS).masked_fill(~keep[:, None, None], -torch.inf)
+        dropped = ~keep[:, None, None].expand(BATCH, 1, 1, TOKENS)
         if self.fused:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif self.which == "dropped":
+            mixed = (q @ k.mT / 2).masked_fill(mask=dropped, value=-1e9).softmax(-1) @ v
         else:
             mixed = (q @ k.mT / 2 + mask).softmax(-1) @ v
-        {"query": q, "key": k, "value": v, "mask": mask}[self.which].zero_()
+        tensors = {"query": q, "key": k, "value": v, "mask": mask, "dropped": dropped}
+        tensors[self.which].zero_()
         return self.joined(mixed)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
-@pytest.mark.parametrize("which", ["query", "key", "value", "mask"])
+@pytest.mark.parametrize("which", ["query", "key", "value", "mask", "dropped"])
 def test_a_tensor_overwritten_later_corrupts_no_record_in_silence(which, fused):
     torch.manual_seed(1)
     model = strange.Model(Overwritten(which, fused=fused))

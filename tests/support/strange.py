@@ -559,6 +559,30 @@ def mask_by_the_method_where(m, q, k, v, keep):
 
 
 @spelling(padded)
+def mask_by_the_method_where_with_keywords(m, q, k, v, keep):
+    scores = q @ k.mT / math.sqrt(DEPTH)
+    return scores.where(other=torch.tensor(LOWEST), condition=keep).softmax(-1) @ v
+
+
+@spelling(padded)
+def mask_by_where_with_keywords_in_any_order(m, q, k, v, keep):
+    scores = q @ k.mT / math.sqrt(DEPTH)
+    return torch.where(input=scores, other=torch.tensor(-1e9), condition=keep).softmax(-1) @ v
+
+
+@spelling(padded)
+def mask_by_where_of_what_is_dropped(m, q, k, v, keep):
+    scores = q @ k.mT / math.sqrt(DEPTH)
+    return torch.where(~keep, torch.tensor(-1e9), scores).softmax(-1) @ v
+
+
+@spelling(padded)
+def mask_filled_with_keywords_in_any_order(m, q, k, v, keep):
+    scores = q @ k.mT / math.sqrt(DEPTH)
+    return scores.masked_fill(value=-1e9, mask=~keep).softmax(-1) @ v
+
+
+@spelling(padded)
 def mask_added(m, q, k, v, keep):
     return (torch.zeros(keep.shape).masked_fill(~keep, -torch.inf) + q @ k.mT / 2).softmax(-1) @ v
 

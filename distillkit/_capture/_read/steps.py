@@ -149,13 +149,35 @@ def _bias_of(step: Step) -> Tensor | None:
 
 def _mask_of(step: Step) -> Tensor | None:
     """The entries that a step fills with the lowest number; None: it does something else."""
-    args = (*step.args, *step.kwargs.values())
-    if step.name in {"masked_fill", "masked_fill_"} and len(args) == 3 and args[0] is PLACE:
-        _, dropped, fill = args
-    elif step.name == "where" and len(args) == 3 and args[1] is PLACE and args[0] is not PLACE:
-        dropped, _, fill = ~args[0], *args[1:]
+    dropped: Any = None
+    if step.name in {"masked_fill", "masked_fill_"}:
+        given = _named(step, "input", "mask", "value")
+        if given.get("input") is not PLACE:
+            return None
+        dropped, fill = given.get("mask"), given.get("value")
+    elif step.name == "where":
+        # the method has its tensor first, the function its condition
+        is_method = bool(step.args) and step.args[0] is PLACE
+        names = ("input", "condition", "other") if is_method else ("condition", "input", "other")
+        given = _named(step, *names)
+        chosen, other = given.get("input"), given.get("other")
+        dropped = given.get("condition")
+        if chosen is PLACE and isinstance(dropped, Tensor):
+            dropped, fill = ~dropped, other
+        elif other is PLACE:
+            fill = chosen
+        else:
+            return None
     else:
         return None
-    fill = fill.item() if isinstance(fill, Tensor) and fill.numel() == 1 else fill
+    if isinstance(fill, Tensor) and fill.numel() == 1:
+        fill = fill.item()
+    # half of float16's lowest number: what any model writes for "never" in any precision. A smaller
+    # one, such as -1e4, leaves weight where all scores are low, and is replayed
     lowest = isinstance(fill, (int, float)) and fill <= torch.finfo(torch.float16).min / 2
     return dropped if lowest and isinstance(dropped, Tensor) else None
+
+
+def _named(step: Step, *names: str) -> dict[str, Any]:
+    """The arguments of a step by name; ``names`` are those of its positional ones."""
+    return {**dict(zip(names, step.args, strict=False)), **step.kwargs}

@@ -108,7 +108,7 @@ class Sighting:
         self.detached = False
         self.same_source: bool | None = None
         self.refused = ""
-        terms = tuple(a for step in steps for a in step.args)
+        terms = tuple(a for step in steps for a in (*step.args, *step.kwargs.values()))
         self.versions = versions_of((product.left, product.right, *terms))
 
     @property

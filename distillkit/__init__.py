@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.backbone import Backbone as Backbone
     from ._backbone.backbone import Run as Run
     from ._backbone.declarative import DeclarativeAdapter as DeclarativeAdapter
+    from ._backbone.directions import build_signals as build_signals
     from ._backbone.directions import layer_sources as layer_sources
-    from ._backbone.directions import signals_of as signals_of
     from ._backbone.layout import ModalityTokens as ModalityTokens
     from ._backbone.layout import StreamTokens as StreamTokens
     from ._backbone.layout import TokenLayout as TokenLayout
@@ -30,12 +30,12 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.part import adapt as adapt
     from ._backbone.signals import Signals as Signals
     from ._backbone.tokens import grid_extents as grid_extents
-    from ._backbone.tokens import tokens_at as tokens_at
-    from ._capture.anchor import anchor as anchor
+    from ._backbone.tokens import select_tokens as select_tokens
     from ._capture.capture import capture as capture
     from ._capture.find import AttentionTable as AttentionTable
     from ._capture.find import FoundAttention as FoundAttention
     from ._capture.find import find_attention as find_attention
+    from ._capture.outputs import attach_to_outputs as attach_to_outputs
     from ._capture.record import Record as Record
     from ._capture.wrappers import accepted_arguments as accepted_arguments
     from ._objective.align.overlap import overlap as overlap
@@ -94,7 +94,7 @@ _HOMES = {
     "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
-    "anchor": "_capture.anchor",
+    "attach_to_outputs": "_capture.outputs",
     "capture": "_capture.capture",
     "find_attention": "_capture.find",
     "grid_extents": "_backbone.tokens",
@@ -103,8 +103,8 @@ _HOMES = {
     "load_recipe": "_objective.recipe",
     "overlap": "_objective.align.overlap",
     "register": "_plugins.registry",
-    "signals_of": "_backbone.directions",
-    "tokens_at": "_backbone.tokens",
+    "build_signals": "_backbone.directions",
+    "select_tokens": "_backbone.tokens",
 }
 _MODULES = ("errors", "losses", "testing")
 

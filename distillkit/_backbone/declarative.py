@@ -16,10 +16,10 @@ from .._capture.wrappers import Accepted, accepted_arguments, unwrapped
 from .._tables import Table, validated
 from .._transfer import trackable
 from ..errors import SignalError, UnknownNameError, did_you_mean
-from .directions import first_tensor, layer_sources, pair_examples, signals_of
+from .directions import build_signals, first_tensor, layer_sources, pair_examples
 from .layout import ModalityTokens, StreamTokens, TokenLayout
 from .signals import Signal, Signals
-from .tokens import WHOLE, chosen, grid_extents, tokens_at
+from .tokens import WHOLE, chosen, grid_extents, select_tokens
 
 _MODULE = "module:"
 
@@ -203,7 +203,7 @@ class DeclarativeAdapter:
             values["logits"] = output_field(self._file.logits, record, output)
         for modality, name in self._file.embedding.items():
             values[f"embedding.{modality}"] = output_field(name, record, output)
-        return signals_of(
+        return build_signals(
             record,
             self.streams,
             layout,
@@ -256,7 +256,7 @@ def _modality_tokens(
             return None
         x = chosen(x, index)
         of_all = isinstance(positions, Tensor) and x.shape[1] == positions.shape[1]
-        return tokens_at(x, positions) if of_all else x  # type: ignore[arg-type]
+        return select_tokens(x, positions) if of_all else x  # type: ignore[arg-type]
 
     extents, ids = known(_run_extents(run, batch)), known(_run_ids(run, batch))
     return ModalityTokens(positions, run.special, run.grid, extents, ids)

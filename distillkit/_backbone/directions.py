@@ -34,7 +34,7 @@ special = [0]
 grid = [12, 12]"""
 
 
-def signals_of(
+def build_signals(
     record: Record,
     streams: Mapping[str, str],
     layout: TokenLayout,
@@ -239,8 +239,8 @@ def layer_sources(
 ) -> dict[str, tuple[str, ...]]:
     """The modules that the layers of every signal are made of, for an adapter's ``sources``.
 
-    This is what :func:`signals_of` reads: layer i of a signal, counted from the top, is made of the
-    i-th module from the top of each pattern.
+    This is what :func:`build_signals` reads: layer i of a signal, counted from the top, is made of
+    the i-th module from the top of each pattern.
 
     Args:
         streams: the adapter's own ``streams``.

@@ -43,7 +43,7 @@ def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> T
     return torch.cat([placed.new_zeros(len(boxes), special, 4), placed], 1)
 
 
-def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
+def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
     """Select the facts about a sequence's tokens at the positions of one modality.
 
     Args:
@@ -55,7 +55,7 @@ def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
         filled with 0.
 
     Examples:
-        >>> tokens_at(torch.tensor([[7, 8, 9]]), torch.tensor([[True, False, True]]))
+        >>> select_tokens(torch.tensor([[7, 8, 9]]), torch.tensor([[True, False, True]]))
         tensor([[7, 9]])
     """
     selected = Selection(positions, x.shape[1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._attention import Attention
 from .._attention.keep import both
 from .._backbone.axis import TokenAxis
-from .._backbone.tokens import tokens_at
+from .._backbone.tokens import select_tokens
 from .._transfer import trackable
 from ..errors import ShapeError
 from ..losses import shared_rows
@@ -225,7 +225,7 @@ _MASK_DTYPES = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 def _select(entry: Tensor, positions: slice | Tensor) -> Tensor:
     if isinstance(positions, slice):
         return entry[:, positions]
-    return tokens_at(entry, positions.to(entry.device)).bool()
+    return select_tokens(entry, positions.to(entry.device)).bool()
 
 
 def _spread(mask: Tensor, values: Tensor) -> Tensor:

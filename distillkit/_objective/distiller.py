@@ -15,7 +15,7 @@ from .._backbone.adapter import Adapter
 from .._backbone.backbone import ITEMS, Backbone
 from .._backbone.batch import SideOfBatch, checked_batch
 from .._backbone.signals import Signals
-from .._capture.anchor import anchor
+from .._capture.outputs import attach_to_outputs
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .checks import Check, TermCheck, check_term, counted_lines, list_offer
@@ -228,7 +228,7 @@ class Distiller(nn.Module):
         loss = result.loss
         if dist.is_available() and dist.is_initialized() and loss.requires_grad:
             # the student's modules gather parameters, or are waited for, by way of its outputs
-            loss = anchor(loss, output)
+            loss = attach_to_outputs(loss, output)
         return Distilled(
             loss, result.parts, result.weights, student_signals, teacher_signals, result.counts
         )

@@ -19,7 +19,7 @@ from ._tiled.divergences import divergence, mean_over_heads
 from ._tiled.tiling import can_sync
 
 __all__ = [
-    "attention_cosine",
+    "attention_cosine_distance",
     "attention_jsd",
     "attention_kl",
     "attention_mse",
@@ -189,7 +189,7 @@ def attention_mse(
     return temperature**2 * squares / kept.sum(-1).clamp_min(1)
 
 
-def attention_cosine(
+def attention_cosine_distance(
     student: Attention,
     teacher: Attention,
     *,
@@ -208,12 +208,12 @@ def attention_cosine(
     Examples:
         >>> student = Attention.from_probabilities(torch.tensor([[[[1.0, 0.0]]]]))
         >>> teacher = Attention.from_probabilities(torch.tensor([[[[0.0, 1.0]]]]))
-        >>> attention_cosine(student, teacher)
+        >>> attention_cosine_distance(student, teacher)
         tensor([[[1.]]])
 
     Source: the cosine of :func:`cosine_distance`, of probabilities.
     """
-    student, teacher = _checked("attention_cosine", student, teacher, temperature, heads)
+    student, teacher = _checked("attention_cosine_distance", student, teacher, temperature, heads)
     log_q, log_p = _compared(student, teacher, temperature, heads)
     counted = (log_p > -torch.inf).any(-1)
     cosine = (unit(log_q.exp()) * unit(log_p.exp())).sum(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._backbone.adapter import Adapter
 from .._backbone.layout import ModalityTokens, TokenLayout
-from .._backbone.tokens import tokens_at
+from .._backbone.tokens import select_tokens
 from ..errors import SignalError
 
 
@@ -47,7 +47,7 @@ def changed_text(batch: Mapping[str, Any], layout: TokenLayout) -> tuple[dict[st
     changed = is_text
     if isinstance(tokens.positions, Tensor):
         if tokens.positions.shape[1] == ids.shape[1]:
-            changed = tokens_at(is_text.long(), tokens.positions).bool()
+            changed = select_tokens(is_text.long(), tokens.positions).bool()
     elif tokens.ids is not None and tokens.ids.shape[1] < ids.shape[1]:
         changed = is_text[:, -tokens.ids.shape[1] :]
     return {**batch, name: other}, changed
@@ -108,7 +108,7 @@ def _text_entry(batch: Mapping[str, Any], layout: TokenLayout) -> tuple[str, Mod
 def _holds(ids: Tensor, tokens: ModalityTokens) -> bool:
     assert tokens.ids is not None
     if isinstance(tokens.positions, Tensor) and tokens.positions.shape[1] == ids.shape[1]:
-        ids = tokens_at(ids, tokens.positions)
+        ids = select_tokens(ids, tokens.positions)
     width = tokens.ids.shape[1]
     return ids.shape[1] >= width and torch.equal(ids[:, ids.shape[1] - width :], tokens.ids)
 

@@ -14,7 +14,7 @@ def layout_of(tables, batch):
     return dk.DeclarativeAdapter(**tables).layout(batch, None)
 
 
-def signals_of(model, tables, batch):
+def build_signals(model, tables, batch):
     adapter = dk.adapter_for(model, dk.DeclarativeAdapter(**tables))
     patterns = [pattern.partition("#")[0] for pattern in adapter.streams.values()]
     with dk.capture(model, *patterns, outputs=adapter.outputs) as record:
@@ -79,7 +79,7 @@ class TestDirections:
             "i": torch.tensor([1, 0, 1]),
         }
         tables = {**tiny.DUAL_TABLES, "logits": None, "pairs": {"text": "t", "image": "i"}}
-        signals, record = signals_of(model, tables, batch)
+        signals, record = build_signals(model, tables, batch)
         cross = signals["attention.image_to_text"][-1]
         image, text = record["image.blocks.1"].query, record["text.blocks.1"].key
         scores = image[batch["i"]] @ text[batch["t"]].mT / 2
@@ -92,7 +92,7 @@ class TestDirections:
         model, batch = tiny.Fusion(), tiny.batch(2)
         tables = {**tiny.FUSION_TABLES, "streams": {"text_to_image": "encoder.blocks.*"},
                   "tokens": {"text_to_image": tiny.FUSION_TABLES["tokens"]["joint"]}}  # fmt: skip
-        signals, record = signals_of(model, tables, batch)
+        signals, record = build_signals(model, tables, batch)
         ours = signals["attention.text_to_image"]
         assert [one.shape for one in ours] == [record[f"encoder.blocks.{i}"].shape for i in (0, 1)]
         assert "attention.image_to_text" not in signals
@@ -100,14 +100,14 @@ class TestDirections:
     def test_towers_of_unequal_depth_pair_from_the_top(self):
         model, batch = tiny.Dual(), tiny.batch(2)
         model.image = tiny.Encoder(depth=3)
-        signals, record = signals_of(model, tiny.DUAL_TABLES, batch)
+        signals, record = build_signals(model, tiny.DUAL_TABLES, batch)
         cross = signals["attention.text_to_image"]
         assert len(cross) == 2
         assert torch.equal(cross[-1].key, record["image.blocks.2"].key)
         assert torch.equal(cross[0].key, record["image.blocks.1"].key)
 
     def test_nothing_is_computed_before_it_is_asked_for(self):
-        signals, _ = signals_of(tiny.Dual(), tiny.DUAL_TABLES, tiny.batch(2))
+        signals, _ = build_signals(tiny.Dual(), tiny.DUAL_TABLES, tiny.batch(2))
         layers = signals["attention.text_to_image"]
         assert layers._computed == {}
         assert layers[-1] is layers[1]
@@ -119,7 +119,7 @@ class TestSignals:
         model, batch = tiny.Dual(), tiny.batch(3)
         tables = {**tiny.DUAL_TABLES, "logits": "module:head", "hidden": {"text": "text.blocks.*"},
                   "embedding": {"image": "module:image"}}  # fmt: skip
-        signals, record = signals_of(model, tables, batch)
+        signals, record = build_signals(model, tables, batch)
         assert torch.equal(signals["logits"], record.output("head"))
         assert [tuple(h.shape) for h in signals["hidden.text"]] == [(3, 5, tiny.WIDTH)] * 2
         assert torch.equal(signals.mask("hidden.text"), batch["mask"])
@@ -179,11 +179,11 @@ class TestBadInput:
         with pytest.raises(
             errors.SignalError, match=r"\(Output\) has no field 'logit'; did you mean 'logits'"
         ):
-            signals_of(tiny.Dual(), {**tiny.DUAL_TABLES, "logits": "logit"}, batch)
+            build_signals(tiny.Dual(), {**tiny.DUAL_TABLES, "logits": "logit"}, batch)
 
     def test_a_modality_that_the_layout_lacks(self):
         tables = {**tiny.FUSION_TABLES, "tokens": {"joint": [{"modality": "text", "length": 9}]}}
-        signals, _ = signals_of(tiny.Fusion(), tables, tiny.batch(2))
+        signals, _ = build_signals(tiny.Fusion(), tables, tiny.batch(2))
         with pytest.raises(errors.SignalError, match="has no 'image' tokens"):
             signals["attention.text_to_image"]
 
@@ -209,7 +209,7 @@ class TestAxes:
         places = torch.arange(10).view(1, 5, 2).repeat(3, 1, 1)
         boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1]])
         batch = {**tiny.batch(3, seed=seed), "places": places, "boxes": boxes}
-        return signals_of(tiny.Fusion(), PLACED, batch)[0], batch
+        return build_signals(tiny.Fusion(), PLACED, batch)[0], batch
 
     def test_queries_and_keys_in_their_direction(self):
         signals, batch = self.signals()
@@ -238,7 +238,7 @@ class TestAxes:
     def test_one_box_for_all_stays_one(self):
         image = {**tiny.IMAGE, "uncropped": True}
         tables = {**tiny.DUAL_TABLES, "tokens": {"text": [tiny.TEXT], "image": [image]}}
-        signals, _ = signals_of(tiny.Dual(), tables, tiny.batch(3))
+        signals, _ = build_signals(tiny.Dual(), tables, tiny.batch(3))
         name = "attention.text_to_image"
         assert signals.axes(name)[1].extents.shape == (1, 4, 4)
         some = signals.take(torch.tensor([True, False, True]))
@@ -269,7 +269,7 @@ class TestAxes:
             **tiny.FUSION_TABLES,
             "tokens": {"joint": [{**tiny.TEXT, "extents": "places"}, tiny.IMAGE]},
         }
-        signals, _ = signals_of(tiny.Fusion(), tables, {**tiny.batch(3), "places": extents})
+        signals, _ = build_signals(tiny.Fusion(), tables, {**tiny.batch(3), "places": extents})
         with pytest.raises(errors.ShapeError, match=message):
             signals.axes("attention.text_to_image")
 
@@ -282,7 +282,7 @@ class TestAxes:
 
     def test_a_signal_that_a_file_rules_out(self):
         tables = {**tiny.FUSION_TABLES, "absent": {"attention.image_to_text": "it is causal"}}
-        signals, _ = signals_of(tiny.Fusion(), tables, tiny.batch(3))
+        signals, _ = build_signals(tiny.Fusion(), tables, tiny.batch(3))
         with pytest.raises(errors.SignalError, match="it is causal"):
             signals["attention.image_to_text"]
         assert "attention.image_to_text" not in signals

@@ -41,7 +41,7 @@ DUAL = {
 ACROSS = "attention.text_to_image"
 
 
-def signals_of(model=None, tables=FUSION, examples=3, seed=0):
+def build_signals(model=None, tables=FUSION, examples=3, seed=0):
     """What a small real model exposes for a batch, some texts of which are padded."""
     torch.manual_seed(seed)
     model, batch = model or tiny.Fusion(), tiny.batch(examples, seed=seed)
@@ -110,7 +110,7 @@ def lazy_signals():
 
 class TestMoves:
     def test_everything_goes_to_the_device(self):
-        signals = signals_of()
+        signals = build_signals()
         moved = signals.to("meta")
         assert list(moved) == list(signals)
         assert moved.absent == {"embedding.text": "a fusion encoder has none"}
@@ -124,7 +124,7 @@ class TestMoves:
         assert signals["logits"].device.type == "cpu"
 
     def test_where_they_are_already_nothing_is_copied(self):
-        signals = signals_of()
+        signals = build_signals()
         assert signals.to("cpu", non_blocking=True)["logits"] is signals["logits"]
         assert signals.to("cpu", copy=True)["logits"] is not signals["logits"]
 
@@ -138,7 +138,7 @@ class TestMoves:
         ],
     )
     def test_only_floating_point_values_change_their_dtype(self, move):
-        signals = signals_of(tiny.Dual(), DUAL)
+        signals = build_signals(tiny.Dual(), DUAL)
         signals.axes(ACROSS)
         moved = move(signals)
         assert moved["logits"].dtype == torch.float64
@@ -156,9 +156,9 @@ class TestMoves:
 
     def test_integers_are_refused(self):
         with pytest.raises(errors.OptionError, match="floating point dtypes; got torch.int64"):
-            signals_of().to(torch.long)
+            build_signals().to(torch.long)
         with pytest.raises(errors.OptionError, match="no memory format"):
-            signals_of().to(memory_format=torch.channels_last)
+            build_signals().to(memory_format=torch.channels_last)
 
     @pytest.mark.parametrize("act", [lambda s: s.to("meta"), Signals.detach, Signals.pin_memory])
     def test_nothing_is_computed_to_be_moved(self, act, monkeypatch):
@@ -182,7 +182,7 @@ class TestMoves:
     def test_pinned_memory_of_every_tensor(self, monkeypatch):
         pinned = []
         monkeypatch.setattr(Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
-        signals = signals_of(tiny.Dual(), DUAL)
+        signals = build_signals(tiny.Dual(), DUAL)
         moved = signals.pin_memory()
         for name in signals:
             expected = {x.data_ptr() for x in beside(signals, name)}
@@ -194,7 +194,7 @@ class TestMoves:
         assert pin_memory({"teacher": signals})["teacher"].axes(ACROSS) != ()
 
     def test_detached(self):
-        signals = signals_of()
+        signals = build_signals()
         assert signals["logits"].requires_grad
         assert signals["hidden.joint"][0].requires_grad
         detached = signals.detach()
@@ -203,7 +203,7 @@ class TestMoves:
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_to_a_gpu_and_back(self):
-        signals = signals_of(tiny.Dual(), DUAL).detach()
+        signals = build_signals(tiny.Dual(), DUAL).detach()
         there = signals.pin_memory().to("cuda", non_blocking=True)
         assert there[ACROSS][-1].device.type == "cuda"
         assert_same(there.to("cpu"), signals)
@@ -245,20 +245,20 @@ class TestRebuilds:
         ],
     )
     def test_masks_axes_and_reasons_are_kept(self, rebuild):
-        signals = signals_of()
+        signals = build_signals()
         assert signals.mask("hidden.joint") is not None
         made = rebuild(signals)
         assert type(made) is Signals
         assert_same(made, signals)
 
     def test_layers_are_rebuilt_from_computed_ones(self):
-        layers = signals_of()[ACROSS]
+        layers = build_signals()[ACROSS]
         made = type(layers)([layer.detach() for layer in layers])
         assert torch.equal(made[-1].scores(), layers[-1].scores())
         assert len(made) == 2
 
     def test_some_names_keep_what_belongs_to_them(self):
-        signals = signals_of()
+        signals = build_signals()
         made = Signals({name: v for name, v in signals.items() if name.startswith("hidden")})
         assert list(made) == ["hidden.joint"]
         assert torch.equal(made.mask("hidden.joint"), signals.mask("hidden.joint"))
@@ -281,7 +281,7 @@ class TestRebuilds:
                 return Layers([layer.to("meta") for layer in value])
             return value.to("meta")
 
-        signals = signals_of()
+        signals = build_signals()
         if asked:
             signals.axes(ACROSS)
         made = rebuilt(signals, move)
@@ -290,7 +290,7 @@ class TestRebuilds:
         assert signals.mask("hidden.joint").device.type == "cpu"
 
     def test_they_are_kept_when_the_first_signals_are_gone(self):
-        signals = signals_of()
+        signals = build_signals()
         expected, held = signals.mask("hidden.joint").clone(), dict(signals)
         del signals
         gc.collect()
@@ -318,14 +318,14 @@ class TestRebuilds:
         assert pickle.dumps(name, 5).find(b"torch") == -1
 
     def test_plain_names_forget(self):
-        signals = signals_of()
+        signals = build_signals()
         made = Signals({str(name): value for name, value in signals.items()})
         assert made.mask("hidden.joint") is None
         assert made.axes(ACROSS) == ()
         assert made.absent == {}
 
     def test_what_is_said_goes_before_what_is_remembered(self):
-        signals = signals_of()
+        signals = build_signals()
         nothing = torch.zeros(3, 9, dtype=torch.bool)
         made = Signals(dict(signals), {"hidden.joint": nothing}, absent={"logits": "no head"})
         assert made.mask("hidden.joint") is nothing
@@ -334,14 +334,14 @@ class TestRebuilds:
         assert "logits" not in made
 
     def test_a_reason_ends_where_there_is_a_value(self):
-        signals = signals_of()
+        signals = build_signals()
         made = Signals({**signals, "embedding.text": torch.zeros(3, 4)})
         assert made["embedding.text"].shape == (3, 4)
         assert made.absent == {}
 
     def test_other_examples_are_refused_rather_than_masked_wrongly(self):
-        signals = signals_of().only("hidden.joint")
-        several = [signals.detach(), signals_of(seed=1).only("hidden.joint").detach()]
+        signals = build_signals().only("hidden.joint")
+        several = [signals.detach(), build_signals(seed=1).only("hidden.joint").detach()]
         for rebuild in (
             lambda: default_collate(several),
             lambda: rebuilt(signals, lambda x: Layers([y[:2] for y in x])),
@@ -351,11 +351,11 @@ class TestRebuilds:
                 errors.SignalError, match=r"'hidden.joint' was \(3, 9, 16\).*collate_fn"
             ):
                 rebuild()
-        logits = signals_of().only("logits")  # of which nothing is known besides
+        logits = build_signals().only("logits")  # of which nothing is known besides
         assert rebuilt(logits, lambda x: x[:2])["logits"].shape == (2, 3)
 
     def test_more_values_bring_what_is_known_of_them(self):
-        student, teacher = signals_of(seed=1), signals_of()
+        student, teacher = build_signals(seed=1), build_signals()
         plain = student.with_values({"hidden.joint": [torch.zeros(3, 9, 2)]})
         assert torch.equal(plain.mask("hidden.joint"), student.mask("hidden.joint"))
         theirs = student.with_values(dict(teacher.only("hidden.joint")))
@@ -377,7 +377,7 @@ class TestCopies:
     @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickled, saved])
     @pytest.mark.parametrize(("model", "tables"), [(tiny.Fusion, FUSION), (tiny.Dual, DUAL)])
     def test_all_is_equal(self, make, model, tables):
-        signals = signals_of(model(), tables)
+        signals = build_signals(model(), tables)
         made = make(signals)
         assert_same(made, signals)
         assert_same(make(made), signals)
@@ -388,7 +388,7 @@ class TestCopies:
 
     @pytest.mark.parametrize("make", [copy.deepcopy, pickled, saved])
     def test_without_gradient(self, make):
-        made = make(signals_of())
+        made = make(build_signals())
         assert not any(x.requires_grad for name in made for x in tensors_of(made[name]))
 
     def test_a_shallow_copy_shares_what_it_computes(self):
@@ -450,7 +450,7 @@ class TestCopies:
         assert torch.equal(copied["image"]["image"].extents, layout["image"]["image"].extents)
 
     def test_a_data_loader_with_workers_brings_signals(self):
-        signals = signals_of(examples=4).detach()
+        signals = build_signals(examples=4).detach()
         examples = [signals.take(slice(i, i + 1)) for i in range(4)]
         loader = DataLoader(
             examples, batch_size=2, collate_fn=Signals.concatenate, num_workers=1,
@@ -463,7 +463,7 @@ class TestConcatenate:
     @pytest.mark.parametrize("examples", [1, 2, 4])
     @pytest.mark.parametrize("equal", [False, True])
     def test_single_examples_join_to_the_whole(self, examples, equal):
-        signals = signals_of(examples=examples)
+        signals = build_signals(examples=examples)
         if equal:
             signals = signals.take(torch.zeros(examples, dtype=torch.long))
         parts = [signals.take(slice(i, i + 1)) for i in range(examples)]
@@ -472,7 +472,7 @@ class TestConcatenate:
         assert joined.axes(ACROSS)[0].valid.shape == (examples, 5)
 
     def test_losses_of_joined_examples_are_those_of_the_whole(self):
-        student, teacher = signals_of(tiny.Dual(), DUAL), signals_of()
+        student, teacher = build_signals(tiny.Dual(), DUAL), build_signals()
         joined = Signals.concatenate([pickled(teacher.take(slice(i, i + 1))) for i in range(3)])
         ours, expected = (
             losses.masked_mean(losses.attention_kl(student[ACROSS][-1], side[ACROSS][-1]))
@@ -482,7 +482,7 @@ class TestConcatenate:
         torch.testing.assert_close(ours, expected)
 
     def test_an_entry_for_all_examples_stays_one(self):
-        whole = signals_of(tiny.Dual(), DUAL, examples=4)
+        whole = build_signals(tiny.Dual(), DUAL, examples=4)
         image = whole.axes(ACROSS)[1]
         assert (image.extents.shape, image.valid) == ((1, 4, 4), None)
         halves = [whole.take(slice(0, 2)), whole.take(slice(2, 4))]
@@ -547,12 +547,12 @@ class TestConcatenate:
         assert alone.extents.shape == (1, 3, 4)
 
     def test_reasons_are_kept(self):
-        parts = [signals_of(seed=seed) for seed in (0, 1)]
+        parts = [build_signals(seed=seed) for seed in (0, 1)]
         assert Signals.concatenate(parts).absent == {"embedding.text": "a fusion encoder has none"}
         assert parts[0].only("logits").absent == {"embedding.text": "a fusion encoder has none"}
 
     def test_what_does_not_fit_is_an_error_that_names_it(self):
-        signals = signals_of()
+        signals = build_signals()
         with pytest.raises(errors.SignalError, match="no signals to concatenate"):
             Signals.concatenate([])
         with pytest.raises(errors.SignalError, match=r"number 1 has no 'logits'.*only"):
@@ -575,7 +575,7 @@ class TestConcatenate:
 class TestTrackable:
     def made_in_inference_mode(self, asked=()):
         with torch.inference_mode():
-            signals = signals_of(tiny.Dual(), DUAL)
+            signals = build_signals(tiny.Dual(), DUAL)
             for name in asked:
                 tensors_of(signals[name])
                 signals.axes(name)
@@ -585,9 +585,9 @@ class TestTrackable:
     def test_a_teacher_of_inference_mode_teaches(self, asked):
         names = ["logits", "hidden.text", ACROSS]
         teacher = self.made_in_inference_mode(names if asked else ()).trackable()
-        normal = signals_of(tiny.Dual(), DUAL).detach()
+        normal = build_signals(tiny.Dual(), DUAL).detach()
         for side in (teacher, normal):
-            student = signals_of(tiny.Dual(), DUAL, seed=1)
+            student = build_signals(tiny.Dual(), DUAL, seed=1)
             loss = losses.kl_divergence(student["logits"], side["logits"]).mean()
             loss = loss + losses.attention_kl(student[ACROSS][-1], side[ACROSS][-1]).mean()
             scaled = student["hidden.text"][0] * side["hidden.text"][0]
@@ -599,7 +599,7 @@ class TestTrackable:
         assert_same(teacher.only(*names), normal.only(*names))
 
     def test_itself_where_nothing_is_to_be_done(self):
-        signals = signals_of()
+        signals = build_signals()
         signals["logits"], signals[ACROSS][0], signals.axes(ACROSS)
         assert signals.trackable() is signals
         with torch.inference_mode():

@@ -107,7 +107,7 @@ def bare(
             output = wrapped(**{name: batch[name] for name in tiny.INPUTS})
             loss = attention_loss(record)
             task = output.logits.square().mean()
-            (dk.anchor(loss, output) if anchored else task + loss).backward()
+            (dk.attach_to_outputs(loss, output) if anchored else task + loss).backward()
     return gradients(student)
 
 

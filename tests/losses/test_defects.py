@@ -254,7 +254,7 @@ def nothing_kept():
         losses.attention_kl,
         losses.attention_jsd,
         losses.attention_mse,
-        losses.attention_cosine,
+        losses.attention_cosine_distance,
     ):
         value = loss(student, teacher)
         mean = losses.masked_mean(value, losses.shared_rows(student, teacher))

@@ -66,7 +66,7 @@ def test_what_one_class_and_one_key_are_legal_for():
     stored = torch.tensor([[0.5]]).log()
     assert losses.top_k_kl_divergence(torch.zeros(1, 2), stored, LABELS[:1, None]).tolist() == [0]
     scores = torch.randn(1, 1, 2, 1)
-    for loss in (losses.attention_kl, losses.attention_jsd, losses.attention_cosine):
+    for loss in (losses.attention_kl, losses.attention_jsd, losses.attention_cosine_distance):
         value = loss(Attention.from_scores(scores), Attention.from_scores(-scores))
         assert value.tolist() == [[[0, 0]]]
     where = torch.tensor([[True, False, False]])

@@ -255,7 +255,7 @@ class TestAttention:
         )
         close(losses.attention_mse(student, teacher), ((p - q) ** 2).sum(-1) / 3)
         cosine = (p * q).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(q, axis=-1)
-        close(losses.attention_cosine(student, teacher), 1 - cosine)
+        close(losses.attention_cosine_distance(student, teacher), 1 - cosine)
 
     @pytest.mark.parametrize(
         "loss",
@@ -263,7 +263,7 @@ class TestAttention:
             losses.attention_reverse_kl,
             losses.attention_jsd,
             losses.attention_mse,
-            losses.attention_cosine,
+            losses.attention_cosine_distance,
         ],
     )
     def test_rows_that_do_not_count_and_averaged_heads(self, loss):

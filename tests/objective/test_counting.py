@@ -49,7 +49,9 @@ class TestLogitsOfALayout:
         for name, (modalities, valid) in streams.items():
             tokens = {key: dk.ModalityTokens(where) for key, where in modalities.items()}
             made[name] = dk.StreamTokens(tokens, valid)
-        return dk.signals_of(NothingRecorded(), {}, dk.TokenLayout(made), values={"logits": logits})
+        return dk.build_signals(
+            NothingRecorded(), {}, dk.TokenLayout(made), values={"logits": logits}
+        )
 
     def test_of_a_whole_joint_stream(self):
         valid = torch.tensor([[T, T, T, T, F], [T, T, T, T, T]])
@@ -82,7 +84,7 @@ class TestLogitsOfALayout:
         tokens = {"text": dk.ModalityTokens(slice(0, 4))}
         pairs = {"text": torch.tensor([1, 0, 1])}
         layout = dk.TokenLayout({"text": dk.StreamTokens(tokens, PADDING)}, pairs)
-        signals = dk.signals_of(
+        signals = dk.build_signals(
             NothingRecorded(), {}, layout, values={"logits": torch.zeros(3, 4, 7)}
         )
         assert torch.equal(signals.mask("logits"), PADDING[[1, 0, 1]])

@@ -144,7 +144,7 @@ class Own:
         return dk.TokenLayout(streams)
 
     def signals(self, record, output, layout):
-        return dk.signals_of(record, self.streams, layout, values={"logits": output.logits})
+        return dk.build_signals(record, self.streams, layout, values={"logits": output.logits})
 
 
 def own_classes():

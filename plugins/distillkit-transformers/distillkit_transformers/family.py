@@ -69,7 +69,7 @@ class Family:
                 values[name] = value
             else:
                 absent.setdefault(name, _no_field(output, field_name))
-        return dk.signals_of(record, self.streams, layout, values=values, absent=absent)
+        return dk.build_signals(record, self.streams, layout, values=values, absent=absent)
 
 
 def _no_field(output: Any, name: str) -> str:

@@ -26,8 +26,8 @@ def text_tokens(
     if extents is not None and extents.shape[1] != words.shape[1]:
         extents = extents[:, -words.shape[1] :]  # placeholders stand before the words
     if isinstance(positions, Tensor):
-        words = dk.tokens_at(words, positions)
-        extents = None if extents is None else dk.tokens_at(extents, positions)
+        words = dk.select_tokens(words, positions)
+        extents = None if extents is None else dk.select_tokens(extents, positions)
     return dk.ModalityTokens(positions, special, extents=extents, ids=words)
 
 

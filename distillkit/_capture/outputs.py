@@ -1,4 +1,4 @@
-"""Make a loss of captured tensors alone take the model's usual way back."""
+"""Route a captured loss's backward through the model's outputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def anchor(loss: Tensor, output: Any) -> Tensor:
+def attach_to_outputs(loss: Tensor, output: Any) -> Tensor:
     """The same loss, whose backward passes through the model's outputs as well.
 
     A loss that is built from captured tensors alone reaches the model from its side. DDP, which
     looks for parameters from the outputs of the wrapped module, then waits for gradients that never
     come or sums none; FSDP2, which gathers a module's parameters when a gradient arrives at its
-    output, finds them gone. Anchored, the loss sends zeros into the outputs, so that every module
+    output, finds them gone. Attached, the loss sends zeros into the outputs, so that every module
     takes part. A :class:`~distillkit.Distiller` does it by itself where processes work together.
 
     Args:
@@ -28,13 +28,13 @@ def anchor(loss: Tensor, output: Any) -> Tensor:
     Examples:
         >>> import torch
         >>> output = torch.ones(2, requires_grad=True)
-        >>> anchor(torch.tensor(3.0, requires_grad=True), {"logits": output}).backward()
+        >>> attach_to_outputs(torch.tensor(3.0, requires_grad=True), {"logits": output}).backward()
         >>> output.grad
         tensor([0., 0.])
     """
     ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
-    anchored: Tensor = _Anchor.apply(loss, *ends) if ends else loss  # type: ignore[no-untyped-call]
-    return anchored
+    attached: Tensor = _Attached.apply(loss, *ends) if ends else loss  # type: ignore[no-untyped-call]
+    return attached
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
@@ -52,7 +52,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(output, name))
 
 
-class _Anchor(torch.autograd.Function):
+class _Attached(torch.autograd.Function):
     """The identity on its first argument; zeros go back into the others."""
 
     @staticmethod

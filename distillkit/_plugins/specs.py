@@ -211,8 +211,9 @@ def resolve(reference: Reference) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
+            hint = "" if module != "distillkit.losses" else " (is it in its family's __all__?)"
             raise SpecError(
-                f"{reference!r} names nothing: {_shown(found)} has no attribute {part!r}; "
+                f"{reference!r} names nothing: {_shown(found)} has no attribute {part!r}{hint}; "
                 f"{did_you_mean(part, _public(found))}"
             ) from None
     return found

@@ -183,7 +183,10 @@ class TestAligners:
     def test_they_are_clipped_with_the_student(self, tmp_path):
         class Watch(hf.TrainerCallback):
             def on_pre_optimizer_step(self, *_, **__):
-                parameters = [*trainer.model.parameters(), *trainer.distiller.objective.parameters()]
+                parameters = [
+                    *trainer.model.parameters(),
+                    *trainer.distiller.objective.parameters(),
+                ]
                 grads = [p.grad for p in parameters if p.grad is not None]
                 norms.append(torch.stack([g.norm() for g in grads]).norm().item())
 
@@ -313,15 +316,15 @@ class TestSettings:
 
 class TestOnesOwnTrainer:
     def test_its_hooks_are_called(self, tmp_path):
-        class Own(hf.Trainer):
-            seen = []
+        seen = []
 
+        class Own(hf.Trainer):
             def training_step(self, *args, **kwargs):
-                self.seen.append("step")
+                seen.append("step")
                 return super().training_step(*args, **kwargs)
 
             def evaluate(self, *args, **kwargs):
-                self.seen.append("evaluate")
+                seen.append("evaluate")
                 return super().evaluate(*args, **kwargs)
 
         class Mixed(DistillationMixin, Own):
@@ -340,8 +343,10 @@ class TestOnesOwnTrainer:
         before = trainer.model.logit_scale.item()
         trainer.train()
         trainer.evaluate()
-        assert Own.seen == ["step", "evaluate"]
-        assert trainer.model.logit_scale.item() == pytest.approx(before * (1 - SGD["learning_rate"]), rel=1e-5)
+        assert seen == ["step", "evaluate"]
+        assert trainer.model.logit_scale.item() == pytest.approx(
+            before * (1 - SGD["learning_rate"]), rel=1e-5
+        )
 
     def test_the_distiller_holds_the_plain_model_afterwards(self, tmp_path):
         torch.compiler.reset()

@@ -226,7 +226,9 @@ class TestHub:
         assert card.startswith("---\n")
         assert "teacher `VisionTextDualEncoderModel`" in card
         assert "| attention_kl/attention.text_to_image | attention.text_to_image | 1.0 |" in card
-        assert "| embeddings | embedding.text | 4.0 to 0.0 (linear, until 100% of training) |" in card
+        assert (
+            "| embeddings | embedding.text | 4.0 to 0.0 (linear, until 100% of training) |" in card
+        )
         assert "@" in card.partition("```bibtex")[2].partition("```")[0]
 
     def test_the_section_is_there_once(self, tmp_path):

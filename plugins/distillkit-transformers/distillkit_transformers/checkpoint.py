@@ -55,8 +55,9 @@ def load_aligners(objective: dk.Objective, folder: Path) -> None:
     path = folder / ALIGNERS
     if not path.is_file():
         raise OptionError(
-            f"the checkpoint {str(folder)!r} has no {ALIGNERS}: it was written without a distiller, "
-            "or by a recipe that has no aligners, so that this recipe's would start at random. "
+            f"the checkpoint {str(folder)!r} has no {ALIGNERS}: it was written without a "
+            "distiller, or by a recipe without aligners, so that this recipe's would start at "
+            "random. "
             "Start anew, or load the student alone, from_pretrained, and train without "
             "resume_from_checkpoint"
         )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
+
 class DistillationMixin(_Trainer):
     """Distillation for one's own Trainer: ``class Mine(DistillationMixin, MyTrainer)``.
 

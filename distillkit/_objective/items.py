@@ -45,6 +45,8 @@ class TaskItems:
         if self._shifts is None and self.are_tokens(batch):
             labels = _labels(batch)
             assert labels is not None
+            if not (labels != _IGNORED).any():  # a part without labels tells nothing, and has none
+                return torch.zeros((), device=labels.device)
             self._shifts = _shifts(labels, _logits(output), value.detach())
         return self.known(batch)
 

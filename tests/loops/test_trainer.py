@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +89,17 @@ class TestAccumulation:
         self.check(
             tmp_path, small.llava(), small.llava(), dk.Recipe(name="test", terms=terms), data,
             [data[:6], data[6:]], **changes,
+        )  # fmt: skip
+
+    def test_a_part_without_labels(self, tmp_path):
+        """The first part tells nothing of how the student's loss counts."""
+        terms = [{"loss": "kl_divergence", "on": "logits"}, {"loss": "task"}]
+        data = small.prompts(8)
+        for one in data[:2]:
+            one["labels"] = torch.full_like(one["labels"], -100)
+        self.check(
+            tmp_path, small.llava(), small.llava(), dk.Recipe(name="test", terms=terms), data,
+            [data] * 2, gradient_accumulation_steps=4,
         )  # fmt: skip
 
     def test_soft_labels_of_examples(self, tmp_path):
@@ -397,6 +410,22 @@ class TestErrors:
             given = {"args": small.arguments(tmp_path, label_smoothing_factor=0.1)}
         with pytest.raises(errors.OptionError, match=name):
             self.make(tmp_path, small.towers(), small.vilt(), small.ATTENTION, **given)
+
+    def test_a_trainer_that_is_too_old(self, tmp_path, monkeypatch):
+        monkeypatch.delattr(hf.Trainer, "loss_is_scaled_for_ga")
+        with pytest.raises(errors.OptionError, match=r"transformers 5.*\[trainer\]"):
+            self.make(tmp_path, small.towers(), small.vilt(), small.ATTENTION)
+
+
+def test_the_program_of_the_readme(tmp_path, monkeypatch):
+    """Up to its trainer; ``make test`` runs the rest."""
+    plugin = Path(__file__).parents[2] / "plugins" / "distillkit-transformers"
+    text = (plugin / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    last = next(i for i, block in enumerate(blocks) if "DistillationTrainer" in block)
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks[: last + 1]), {})
+    assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
 def test_a_student_that_was_trained_is_a_plain_model(tmp_path):

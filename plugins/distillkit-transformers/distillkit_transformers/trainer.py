@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import find_batch_size
 import distillkit as dk
 from distillkit.errors import OptionError
 
+from .arguments import check_arguments, only_model
 from .checkpoint import load_aligners, load_student, save_aligners
 from .learned import average_gradients, learned_parameters, start_alike
 from .model_card import distillation_section
@@ -71,9 +72,9 @@ class DistillationMixin(_Trainer):
         args: TrainingArguments | None = None,
         **trainer: Any,
     ) -> None:
-        _check_arguments(args, trainer)
+        check_arguments(args, trainer)
         if "model" in trainer:
-            student = _only(student, trainer.pop("model"))
+            student = only_model(student, trainer.pop("model"))
         if distiller is None:
             if student is None or recipe is None:
                 raise OptionError(
@@ -313,11 +314,13 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
     - The loss of a step is that of a distiller, and equals the loss of one big batch whatever the
       accumulation and the number of processes. Where a term counts positions (``per = "row"``,
-      ``mask``), both models run once more for each accumulated batch, to count them.
+      ``mask``) or its loss has one value for a batch, both models run once more for each
+      accumulated batch, to count them.
     - Weights with a schedule follow the trainer's own progress. Every part and weight is logged,
       averaged over steps and processes.
     - What aligners learn is in the optimizer, is clipped, synchronised, saved and resumed.
     - Columns that the teacher, the token layouts or the terms read are kept.
+    - A checkpoint is loaded as ``from_pretrained`` does, so that every parameter is found.
     - Evaluation and prediction are the student's own, without the teacher, unless asked.
 
     Saved, pushed and loaded is the student alone, with its own keys.
@@ -331,33 +334,3 @@ class DistillationTrainer(DistillationMixin, Trainer):
         ...     )
         ...     trainer.train()
     """
-
-
-def _only(student: nn.Module | None, model: nn.Module | None) -> nn.Module | None:
-    if student is not None and model is not None:
-        raise OptionError("`student` and `model` are the same argument; give one of them")
-    return model if student is None else student
-
-
-def _check_arguments(args: TrainingArguments | None, trainer: Mapping[str, Any]) -> None:
-    """Refuse what a Trainer would do in training and this one would not.
-
-    Raises:
-        OptionError: the argument, and what does the same.
-    """
-    if trainer.get("model_init") is not None:
-        raise OptionError(
-            "model_init makes a student for each run, but aligners and the watch of a distiller "
-            "belong to one: pass the student, and make a trainer for each run"
-        )
-    if trainer.get("compute_loss_func") is not None:
-        raise OptionError(
-            "compute_loss_func would be ignored: the loss is the recipe's. Add the term "
-            '{"loss": "task"} and pass task_loss=lambda output, batch: ...'
-        )
-    if args is not None and args.label_smoothing_factor != 0:
-        raise OptionError(
-            f"label_smoothing_factor={args.label_smoothing_factor} would be ignored in training: "
-            'the loss is the recipe\'s. Add the term {"loss": "task"} and pass '
-            "task_loss=lambda output, batch: ..., which smooths, or set it to 0"
-        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_plugins = ["pytester"]
 
@@ -17,10 +19,17 @@ settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+
+def _name_what_is_missing(namespace: dict[str, Any]) -> None:
+    """For ``<!--- skip: next if(missing("accelerate"), reason="...") -->`` before a block."""
+    namespace["missing"] = lambda library: importlib.util.find_spec(library) is None
+
+
 # each document is one program, run in a folder of its own
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser()],
+    parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/**/*.md", "docs/*.md", "plugins/*/README.md"],
+    setup=_name_what_is_missing,
     fixtures=["in_a_folder_of_its_own"],
 ).pytest()
 

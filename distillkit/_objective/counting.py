@@ -57,16 +57,35 @@ class Counting:
             self._ranks[ndim] = self._rank(ndim)
         return self._ranks[ndim]
 
+    @property
+    def has_values_of_examples(self) -> bool:
+        """Whether the loss is known to return values of each example, whatever it compares.
+
+        One that consumes two axes and returns neither may have consumed the examples.
+        """
+        if self._signature == "attention":
+            return True
+        consumed, kept = self._core()
+        return consumed > 0 and (consumed == 1 or kept > 0)
+
     def _rank(self, ndim: int) -> int:
+        consumed, kept = self._core()
+        return ndim - consumed + kept if consumed else max(1, ndim - 1)
+
+    def _core(self) -> tuple[int, int]:
+        """How many axes the loss consumes, and how many of them, from the first, it returns.
+
+        Both are 0 where nobody declared them, and for a loss of attentions.
+        """
         inputs, _, output = self._signature.partition("->")
         if not output or inputs == "attention":
-            return max(1, ndim - 1)
+            return 0, 0
         core = inputs.partition(")")[0].strip("(").split(",")
         result = output.strip("()").split(",")
-        shared = 0
-        while shared < min(len(core), len(result)) and core[shared] == result[shared]:
-            shared += 1
-        return ndim - len(core) + shared
+        kept = 0
+        while kept < min(len(core), len(result)) and core[kept] == result[kept]:
+            kept += 1
+        return len(core), kept
 
     def kept(self, values: Tensor, sides: tuple[Any, Any], step: TermInputs) -> Tensor | None:
         """Which values count, boolean of their shape; None: all do.

@@ -286,8 +286,9 @@ class Distiller(nn.Module):
 
         For accumulation over micro-batches, or ranks, of unequal size: pass the same to the call of
         each, and their losses add up to the loss of one big batch. It costs nothing where the
-        batches alone tell: every term is ``per = "example"``, reads no entry of the batch, and all
-        entries have one first axis. Otherwise both models run once on each batch, without gradient.
+        batches alone tell: every term is ``per = "example"`` with a registered loss that has values
+        of each example, reads no entry of the batch, and all entries have one first axis. Otherwise
+        both models run once on each batch, without gradient.
         Where several processes work together, all of them call this, and the counts are divided by
         their number, since DDP averages gradients.
 

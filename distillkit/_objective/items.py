@@ -45,6 +45,8 @@ class TaskItems:
         if self._shifts is None and self.are_tokens(batch):
             labels = _labels(batch)
             assert labels is not None
+            if not (labels != _IGNORED).any():  # a part without labels tells nothing, and has none
+                return torch.zeros((), device=labels.device)
             self._shifts = _shifts(labels, _logits(output), value.detach())
         return self.known(batch)
 
@@ -67,9 +69,9 @@ def counts_without_models(
 ) -> dict[str, Tensor] | None:
     """How much counts in a batch for each term, as far as the batch alone tells; None: it does not.
 
-    A term over examples counts them all, unless an entry of the batch says which count. Where
-    entries have other numbers of examples, such as texts and images that are paired later, what an
-    example is depends on the models.
+    A term over examples counts them all, unless an entry of the batch says which count, or its loss
+    may return one value for the whole batch. Where entries have other numbers of examples, such as
+    texts and images that are paired later, what an example is depends on the models.
     """
     lengths = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0}
     if len(lengths) != 1:
@@ -83,7 +85,7 @@ def counts_without_models(
             if found is None:
                 return None
             counts[term.name] = found
-        elif term.per == "example" and not term.entries:
+        elif term.per == "example" and not term.entries and term.has_values_of_examples:
             counts[term.name] = torch.tensor(float(min(lengths)))
         else:
             return None

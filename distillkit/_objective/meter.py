@@ -40,6 +40,7 @@ class Meter:
         *,
         parts: int = 1,
         summed: bool = False,
+        weight: float = 1.0,
     ) -> None:
         """Take note of one call.
 
@@ -49,6 +50,8 @@ class Meter:
             parts: how many calls make one step: the number of accumulated batches.
             summed: the values of a step's calls add up to the step's, as those with
                 ``normalizer=`` do; otherwise the step's are their mean.
+            weight: how much the call weighs in the means: its number of examples, where the means
+                are to be over examples.
 
         Raises:
             OptionError: no part at all.
@@ -57,9 +60,9 @@ class Meter:
             raise OptionError(f"a step is made of 1 or more parts; got parts={parts}")
         values = _values(result) if isinstance(result, Distilled) else result
         for name, value in values.items():
-            share = 1 / parts
-            weight = 1.0 if summed and not name.startswith("weight/") else share
-            amount = torch.as_tensor(value).detach().float() * weight
+            share = weight / parts
+            adds_up = summed and not name.startswith("weight/")
+            amount = torch.as_tensor(value).detach().float() * (weight if adds_up else share)
             known = self._sums.get(name)
             self._sums[name] = amount if known is None else known + amount.to(known.device)
             self._steps[name] = self._steps.get(name, 0.0) + share

@@ -121,4 +121,6 @@ def share_of_task(value: Tensor, items: Number | None, normalizer: Number | None
     check_number("task_items", items)
     check_number("the task's normalizer", normalizer)
     check_nothing_counts("the task's normalizer", normalizer, torch.ones(()))
-    return value * (items / normalizer)
+    share = value * (items / normalizer)
+    # on an accelerator nobody looks at the number, and NaN times 0 is NaN
+    return torch.where(items == 0, 0.0, share) if isinstance(items, Tensor) else share

@@ -204,6 +204,11 @@ class Term(nn.Module):
         return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
 
     @property
+    def has_values_of_examples(self) -> bool:
+        """Whether its loss is known to return values of each example of a batch."""
+        return self._counting.has_values_of_examples
+
+    @property
     def is_built(self) -> bool:
         """Whether every parameter of its aligners exists."""
         return all(getattr(aligner, "is_built", True) for aligner in self.aligners)

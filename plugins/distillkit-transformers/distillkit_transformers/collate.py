@@ -51,6 +51,11 @@ class Collator:
         for prefix, processor in self._sides.items():
             _check_processor(prefix.strip("_") or "student", processor)
 
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The keys of an example that it reads itself, for a Trainer that drops unused ones."""
+        return self._text, self._image
+
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One batch of these examples."""
         texts = [str(example[self._text]) for example in examples]

@@ -39,7 +39,10 @@ def _on(term: dk.Term) -> str:
 
 
 def _weight(term: dk.Term) -> str:
-    return str(term.weight)
+    weight = term.weight
+    if not isinstance(weight, dk.Schedule):
+        return str(weight)
+    return f"{weight.start} to {weight.stop} ({weight.shape}, until {weight.until:.0%} of training)"
 
 
 def _name_of(model: object) -> str:

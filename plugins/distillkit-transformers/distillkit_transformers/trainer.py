@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
 
 import distillkit as dk
 from distillkit.errors import OptionError
 
+from .arguments import check_arguments, only_model
+from .checkpoint import load_aligners, load_student, save_aligners
+from .learned import average_gradients, learned_parameters, start_alike
 from .model_card import distillation_section
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-ALIGNERS = "distillkit_aligners.safetensors"
-"""The file of a checkpoint that holds what the aligners have learned."""
-
 
 class DistillationMixin(_Trainer):
     """Distillation for one's own Trainer: ``class Mine(DistillationMixin, MyTrainer)``.
@@ -36,7 +35,7 @@ class DistillationMixin(_Trainer):
     teacher. :class:`DistillationTrainer` says what changes.
 
     Args:
-        student: the model that learns; ``model`` of a Trainer. None where ``model_init`` makes it.
+        student: the model that learns; ``model`` of a Trainer. None with ``distiller``.
         teacher: the model that is imitated, or None with ``distiller``.
         recipe: a recipe, its name or path, or an objective.
         distiller: a distiller of one's own, instead of student, teacher and recipe.
@@ -51,7 +50,8 @@ class DistillationMixin(_Trainer):
 
     Raises:
         OptionError: neither a distiller nor a student, a teacher and a recipe; more than one GPU
-            in one process (``DataParallel``).
+            in one process (``DataParallel``); what would be ignored in training (``model_init``,
+            ``compute_loss_func``, label smoothing).
     """
 
     distiller: dk.Distiller
@@ -72,8 +72,9 @@ class DistillationMixin(_Trainer):
         args: TrainingArguments | None = None,
         **trainer: Any,
     ) -> None:
+        check_arguments(args, trainer)
         if "model" in trainer:
-            student = _only(student, trainer.pop("model"))
+            student = only_model(student, trainer.pop("model"))
         if distiller is None:
             if student is None or recipe is None:
                 raise OptionError(
@@ -90,8 +91,9 @@ class DistillationMixin(_Trainer):
         self._with_teacher = evaluate_distillation
         self._normalizer: dict[str, Tensor] | None = None
         self._parts = 1
+        self._unfound: Any = None
         self._meter, self._eval_meter = dk.Meter(), dk.Meter()
-        super().__init__(model=distiller.student, args=_prepared(args), **trainer)
+        super().__init__(model=distiller.student, args=args, **trainer)
         # the loss of a part is its share of the whole step's already
         self.loss_is_scaled_for_ga = True
         if self.args.n_gpu > 1:
@@ -102,9 +104,22 @@ class DistillationMixin(_Trainer):
             )
         if self.place_model_on_device:
             distiller.to(self.args.device)
-        _start_alike(self._aligner_parameters())
+        start_alike(learned_parameters(distiller.objective))
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """As of Trainer; teacher and aligners go where the student goes."""
+        super()._move_model_to_device(model, device)
+        self.distiller.to(device)
 
     # training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Trainer. Afterwards ``distiller.student`` is the model again, without a wrapper."""
+        self._meter = dk.Meter()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.distiller.student = self.model  # type: ignore[assignment]
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -112,20 +127,21 @@ class DistillationMixin(_Trainer):
         """As of Trainer; the aligners, which no wrapper knows, are kept alike on all ranks."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            _average_gradients(self._aligner_parameters())
+            average_gradients(learned_parameters(self.distiller.objective))
         return loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one step; how much counts in all of them together is worked out here."""
+        self.distiller.objective.zero_grad()  # Trainer clears the gradients of the student alone
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._parts = max(1, len(samples))
         self._normalizer = None
-        if len(samples) > 1 or self.args.world_size > 1:
-            moved = [self._prepare_inputs(sample) for sample in samples]
-            with self.compute_loss_context_manager():
-                self._normalizer = self.distiller.normalizer(moved, progress=self._progress())
+        if samples and (len(samples) > 1 or self.args.world_size > 1):
+            samples = [self._prepare_inputs(sample) for sample in samples]
+            with self.accelerator.autocast():
+                self._normalizer = self.distiller.normalizer(samples, progress=self._progress())
         return samples, items
 
     def compute_loss(
@@ -135,31 +151,40 @@ class DistillationMixin(_Trainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 (as Trainer has it)
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The distillation loss in training; in evaluation the student's own."""
+        """The distillation loss in training; in evaluation the student's own.
+
+        In training the outputs are what the distiller returned, :class:`distillkit.Distilled`.
+        """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.distiller.student is not model:
             self.distiller.student = model  # wrapped by now, in DDP or a compiler
         self.distiller.train()
-        result = self.distiller(inputs, progress=self._progress(), normalizer=self._normalizer)
+        with self.accelerator.autocast():  # for the teacher: accelerate wraps the student alone
+            result = self.distiller(inputs, progress=self._progress(), normalizer=self._normalizer)
         self._meter.add(result, parts=self._parts, summed=self._normalizer is not None)
-        loss = result.loss if self._normalizer is not None else result.loss / self._parts
-        return (loss, {"loss": loss}) if return_outputs else loss
+        return (result.loss, result) if return_outputs else result.loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The student's optimizer, with what the aligners learn as a group of its own."""
+        """The student's optimizer, with what the aligners learn as groups of their own."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        learned = self._aligner_parameters()
+        objective = self.distiller.objective
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [p for p in learned if id(p) not in known]
-        if missing and made:
-            optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
+        if made:
+            decaying = set(self.get_decay_parameter_names(objective))
+            groups: dict[float, list[nn.Parameter]] = {self.args.weight_decay: [], 0.0: []}
+            for name, parameter in objective.named_parameters():
+                if parameter.requires_grad and id(parameter) not in known:
+                    groups[self.args.weight_decay if name in decaying else 0.0].append(parameter)
+            for decay, parameters in groups.items():
+                if parameters:
+                    optimizer.add_param_group({"params": parameters, "weight_decay": decay})
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip what the optimizer steps, aligners included."""
-        learned = self._aligner_parameters()
+        learned = learned_parameters(self.distiller.objective)
         if not learned or self._has_mixed_mesh_grads(model):
             return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         parameters = [*model.parameters(), *learned]
@@ -169,24 +194,25 @@ class DistillationMixin(_Trainer):
         """The part of training that is done."""
         return min(1.0, self.state.global_step / max(1, self.state.max_steps))
 
-    def _aligner_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.distiller.objective.parameters() if p.requires_grad]
-
     def _set_signature_columns_if_needed(self) -> None:
-        """Also keep the columns that the teacher, the layouts and the terms read."""
+        """Also keep the columns that the teacher, the layouts, the terms and a Collator read."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            own: list[str] = list(self._signature_columns or ())
-            own += self._columns_of_distiller()
-            self._signature_columns = own  # type: ignore[assignment]
+            names = [*(self._signature_columns or ()), *self._columns_of_distiller()]
+            own = [f"{side}_{name}" for side in ("student", "teacher") for name in names]
+            collated = getattr(self.data_collator, "columns", ())
+            kept = dict.fromkeys([*names, *own, "teacher_labels", *collated])
+            self._signature_columns = list(kept)  # type: ignore[assignment]
 
     def _columns_of_distiller(self) -> list[str]:
-        found = dict.fromkeys(sorted(self.distiller.entries))
-        teacher = self.distiller.teacher
+        found = sorted(self.distiller.entries)
+        teacher: Any = self.distiller.teacher
         if teacher is not None:
+            if hasattr(teacher, "get_base_model"):  # PEFT's forward names nothing
+                teacher = teacher.get_base_model()
             taken = inspect.signature(teacher.forward).parameters
-            found |= dict.fromkeys(name for name in taken if "label" not in name)
-        return [*found, *(f"teacher_{name}" for name in (*found, "labels"))]
+            found += [name for name in taken if "label" not in name]
+        return found
 
     # evaluation
 
@@ -206,12 +232,17 @@ class DistillationMixin(_Trainer):
 
     def _evaluate_terms(self, inputs: Mapping[str, Any]) -> None:
         self.distiller.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             result = self.distiller(inputs, progress=self._progress())
-        self._eval_meter.add(result.parts)
+        values = {**result.parts, "distillation_loss": result.loss}
+        self._eval_meter.add(values, weight=find_batch_size(inputs) or 1)  # type: ignore[no-untyped-call]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As of Trainer; with ``evaluate_distillation`` its metrics have every term."""
+        """As of Trainer; with ``evaluate_distillation`` its metrics have every term and their sum.
+
+        Means are over examples; the sum of the weighted terms is ``eval_distillation_loss``.
+        """
+        self._eval_meter = dk.Meter()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         means = self._eval_meter.means() if self._with_teacher else {}
@@ -231,34 +262,41 @@ class DistillationMixin(_Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The student's files, and beside them what the aligners have learned."""
         super()._save(output_dir, state_dict)
-        state = self.distiller.objective.state_dict()
-        if state and self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir or "")
-            tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
-            save_file(tensors, folder / ALIGNERS, metadata={"format": "pt"})
+        if self.args.should_save:
+            save_aligners(self.distiller.objective, Path(output_dir or self.args.output_dir or ""))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As of Trainer, but every parameter is found."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_unfound(resume_from_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Take note of the parameters that Trainer did not find in a checkpoint."""
+        self._unfound = load_result if any(load_result) else None
+
+    def _load_unfound(self, folder: str) -> None:
+        # save_pretrained writes the names of the hub, and Trainer looks for those of the model: of
+        # most vision-language models it would find some or none, and go on with a warning
+        # (https://github.com/huggingface/transformers/issues/43701)
+        if self._unfound is None:
+            return
+        if isinstance(self.model, PreTrainedModel):
+            load_student(self.model, Path(folder))
+        else:
+            super()._issue_warnings_after_load(self._unfound)
+        self._unfound = None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Go on with the aligners of the checkpoint, too."""
         if checkpoint is not None:
-            self._load_aligners(checkpoint)
+            load_aligners(self.distiller.objective, Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.state.best_model_checkpoint is not None:
-            self._load_aligners(self.state.best_model_checkpoint)
-
-    def _load_aligners(self, folder: str) -> None:
-        state = self.distiller.objective.state_dict()
-        if not state:
-            return
-        path = Path(folder) / ALIGNERS
-        if not path.is_file():
-            raise OptionError(
-                f"the checkpoint {folder!r} has no {ALIGNERS}: it was written without a distiller, "
-                "or by another recipe, and what its aligners have learned is lost"
-            )
-        self.distiller.objective.load_state_dict(load_file(path))
+            self._load_unfound(self.state.best_model_checkpoint)
+            load_aligners(self.distiller.objective, Path(self.state.best_model_checkpoint))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As of Trainer, with the recipe, its terms and what to cite."""
@@ -276,11 +314,13 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
     - The loss of a step is that of a distiller, and equals the loss of one big batch whatever the
       accumulation and the number of processes. Where a term counts positions (``per = "row"``,
-      ``mask``), both models run once more for each accumulated batch, to count them.
+      ``mask``) or its loss has one value for a batch, both models run once more for each
+      accumulated batch, to count them.
     - Weights with a schedule follow the trainer's own progress. Every part and weight is logged,
       averaged over steps and processes.
     - What aligners learn is in the optimizer, is clipped, synchronised, saved and resumed.
     - Columns that the teacher, the token layouts or the terms read are kept.
+    - A checkpoint is loaded as ``from_pretrained`` does, so that every parameter is found.
     - Evaluation and prediction are the student's own, without the teacher, unless asked.
 
     Saved, pushed and loaded is the student alone, with its own keys.
@@ -294,39 +334,3 @@ class DistillationTrainer(DistillationMixin, Trainer):
         ...     )
         ...     trainer.train()
     """
-
-
-def _only(student: nn.Module | None, model: nn.Module | None) -> nn.Module | None:
-    if student is not None and model is not None:
-        raise OptionError("`student` and `model` are the same argument; give one of them")
-    return model if student is None else student
-
-
-def _prepared(args: TrainingArguments | None) -> TrainingArguments:
-    """Trainer's arguments; checkpointing keeps the gradient of what is captured."""
-    if args is None:
-        args = TrainingArguments("tmp_trainer")
-    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
-        args.gradient_checkpointing_kwargs = {"use_reentrant": False}
-    return args
-
-
-def _start_alike(parameters: list[nn.Parameter]) -> None:
-    """Give every rank the first one's parameters."""
-    if _several_ranks():
-        for parameter in parameters:
-            dist.broadcast(parameter.data, src=0)
-
-
-def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average gradients over ranks, also where one rank has none; in the same order on all."""
-    if _several_ranks():
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad.div_(dist.get_world_size())
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -130,7 +130,9 @@ SGD = {
 """Settings under which the change of a parameter is its gradient."""
 
 
-def trainer_of(folder, student, teacher, recipe, data, *, kind=DistillationTrainer, seed=7, **changes):
+def trainer_of(
+    folder, student, teacher, recipe, data, *, kind=DistillationTrainer, seed=7, **changes
+):
     """A trainer of copies, so that several start alike."""
     named = {name: changes.pop(name) for name in list(changes) if name in NAMED}
     torch.manual_seed(seed)  # for what aligners start with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,10 +28,8 @@ def main(folder: Path, size: int, parts: int) -> None:
         folder, student, teacher, small.PROJECTED, data, **{**small.SGD, "max_grad_norm": 0.5},
         max_steps=3, per_device_train_batch_size=size, gradient_accumulation_steps=parts,
         save_strategy="steps", save_steps=3, eval_dataset=data[:8], evaluate_distillation=True,
+        seed=7 + int(os.environ["RANK"]),  # aligners start alike all the same
     )  # fmt: skip
-    if trainer.args.process_index:  # aligners start alike all the same
-        for parameter in trainer.distiller.objective.parameters():
-            assert parameter.any()
     trainer.train()
     metrics = trainer.evaluate()
     rank = trainer.args.process_index

@@ -152,6 +152,18 @@ class TestWithTeacher:
         assert found["eval_distillation_loss"] == pytest.approx(expected, rel=1e-5)
         assert trainer.evaluate() | TIMES == found | TIMES
 
+    def test_an_evaluation_that_was_interrupted_leaves_nothing(self, tmp_path):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        trainer, _, data, _ = encoders(tmp_path, evaluate_distillation=True)
+        expected = trainer.evaluate(data[:4])["eval_task"]
+        trainer.compute_metrics = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            trainer.evaluate(data[4:])
+        trainer.compute_metrics = None
+        assert trainer.evaluate(data[:4])["eval_task"] == expected
+
     def test_a_metric_prefix_and_several_data_sets(self, tmp_path):
         trainer, _, data, _ = encoders(tmp_path, LOGITS, evaluate_distillation=True)
         found = trainer.evaluate({"one": data[:4], "other": data[4:]})

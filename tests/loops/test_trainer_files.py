@@ -80,6 +80,14 @@ class TestSaved:
         again.train(resume_from_checkpoint=str(folder))
         assert again.state.global_step == 4
 
+    def test_columns_of_a_teacher_with_adapters(self, tmp_path):
+        """Its forward names nothing; ``pixel_mask`` is an argument of the model inside."""
+        teacher = peft.get_peft_model(small.vilt(), peft.LoraConfig(target_modules=["query"]))
+        data = [{**one, "pixel_mask": torch.ones(16, 16).long()} for one in small.pairs(4)]
+        trainer = small.trainer_of(tmp_path, small.towers(), teacher, small.ATTENTION, data)
+        assert "pixel_mask" in next(iter(trainer.get_train_dataloader()))
+        trainer.train()
+
     @pytest.mark.parametrize("only", [False, True], ids=["everything", "save_only_model"])
     def test_aligners_are_beside_it(self, tmp_path, only):
         trainer = projected(tmp_path, save_strategy="steps", save_steps=2, save_only_model=only)

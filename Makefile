@@ -33,7 +33,7 @@ check: $(VENV)/.test
 	$(VENV)/bin/lint-imports
 
 loops: .venv-loops/.loops
-	.venv-loops/bin/python -m pytest tests/loops
+	.venv-loops/bin/python -m pytest tests/loops plugins/distillkit-lightning
 
 oracles: .venv-oracles/.oracles
 	.venv-oracles/bin/python tests/oracles/compare.py

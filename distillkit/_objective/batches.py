@@ -11,6 +11,7 @@ from .._backbone.batch import check_all_used
 from .._backbone.signals import Signals
 from ..errors import OptionError, SignalError
 from .comparison import check_first_batch
+from .engines import check_engine
 from .learning import AlignerWatch
 from .objective import Objective, autocast_off
 from .pairing import Comparison
@@ -68,6 +69,7 @@ class BatchChecks:
         self._steps += 1
         if not due and not active.keys() - self._looked_at:
             return None
+        check_engine(module)  # an engine may have taken the student since
         with autocast_off():
             compared = self._objective.compare(student, teacher, active)
         seen = check_first_batch(self._objective, active, student, teacher, compared)

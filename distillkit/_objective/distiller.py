@@ -19,6 +19,7 @@ from .._capture.anchor import anchor
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .comparison import Check, TermCheck, check_term, counted_lines, list_offer
+from .engines import check_engine
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
@@ -111,9 +112,10 @@ class Distiller(nn.Module):
         if isinstance(recipe, (str, Path)):
             recipe = load_recipe(recipe)
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
-        self._task_loss, self._student_adapter = task_loss, student_adapter
+        self._given_task_loss, self._student_adapter = task_loss, student_adapter
         self._wanted = wanted_layers(self.objective, 0), wanted_layers(self.objective, 1)
         self._checks = BatchChecks(self.objective, ignore, look_every)
+        check_engine(student)
         self._watched: Backbone | None = Backbone(student, student_adapter)
         self._own_loss: OwnLoss | None = OwnLoss(student)
         self._task_items = TaskItems()
@@ -154,6 +156,7 @@ class Distiller(nn.Module):
         student = self.student
         if not isinstance(student, nn.Module):
             raise SignalError(f"distiller.student is a module; got {type(student).__name__}")
+        check_engine(student)
         if self._teacher is not None:
             check_apart(student, self._teacher.model)
         self._watched = Backbone(student, self._student_adapter)
@@ -358,7 +361,7 @@ class Distiller(nn.Module):
                 if not term.is_task:
                     seen.append(check_term(term, student_signals, teacher_signals, own))
                     continue
-                task = self._task_loss_of(output, own)
+                task = self.task_loss(output, own)
                 missing = () if task is not None else ("the student's output has no field `loss`",)
                 value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
@@ -434,11 +437,12 @@ class Distiller(nn.Module):
         tasks = [term.name for term in self.objective.each() if term.is_task]
         if not tasks or self.objective.active(progress).keys().isdisjoint(tasks):
             return None
-        return self._task_loss_of(output, batch)
+        return self.task_loss(output, batch)
 
-    def _task_loss_of(self, output: Any, batch: Mapping[str, Any]) -> Tensor | None:
-        if self._task_loss is not None:
-            return self._task_loss(output, batch)
+    def task_loss(self, output: Any, batch: Mapping[str, Any]) -> Tensor | None:
+        """The student's own loss for what it returned, as a term ``"task"`` has it; None: none."""
+        if self._given_task_loss is not None:
+            return self._given_task_loss(output, batch)
         found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         return found if isinstance(found, Tensor) else None
 

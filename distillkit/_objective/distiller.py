@@ -19,7 +19,7 @@ from .._capture.anchor import anchor
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .comparison import Check, TermCheck, check_term, counted_lines, list_offer
-from .engines import check_engine
+from .engines import check_engine, gather_for
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
@@ -215,7 +215,7 @@ class Distiller(nn.Module):
         looked: dict[str, Comparison] | None = None
         if self.training:
             looked = self._checks.check_structure(
-                self.student, student_signals, teacher_signals, progress
+                self, self.student, student_signals, teacher_signals, progress
             )
             if ran_teacher:
                 every = len(self.objective.active(progress)) == len(self.objective.each())
@@ -267,6 +267,8 @@ class Distiller(nn.Module):
         The student is called with what it takes of the batch, as in a call of the distiller.
         """
         self._check_open()
+        if gather_for(self, "run_student"):
+            return self.run_student(batch)
         own = SideOfBatch(checked_batch(batch), "student")
         return self._student.run(own, wanted=self._wanted[0])
 
@@ -302,6 +304,8 @@ class Distiller(nn.Module):
             Term -> count.
         """
         self._check_open()
+        if gather_for(self, "normalizer"):
+            return self.normalizer(batches, progress=progress)
         batches = [checked_batch(batch) for batch in batches]
         if not batches:
             raise SignalError("there is no batch to count in: pass the micro-batches of a step")
@@ -344,6 +348,8 @@ class Distiller(nn.Module):
             teacher_signals: as for a call.
         """
         self._check_open()
+        if gather_for(self, "check"):
+            return self.check(batch, teacher_signals=teacher_signals)
         used: set[str] = set()
         batch = checked_batch(batch)
         terms, problems = self.objective.each(), []

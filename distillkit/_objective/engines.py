@@ -1,8 +1,8 @@
-"""Training engines that cannot run a distiller: each is refused by its name, with what to use."""
+"""Training engines: those that cannot run a distiller are refused, and what sharding changes."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from .._capture.wrappers import layers_of
@@ -50,3 +50,31 @@ def check_engine(student: nn.Module) -> None:
             "which gathers it while a module runs, and not for the gradient of what is "
             f"captured. {_INSTEAD_OF_PARTITIONS}"
         )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a module is sharded by FSDP2, which changes its class."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
+
+
+def shows_gathered(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter of a module that runs is one that FSDP has gathered for the time.
+
+    It is a copy then: an optimizer steps the shards, and writes nothing into it. FSDP1 shows views
+    of one flat parameter.
+    """
+    return (is_sharded(module) and type(parameter) is nn.Parameter) or not parameter.is_leaf
+
+
+def gather_for(module: nn.Module, method: str) -> bool:
+    """Let FSDP2 gather a module's parameters for a method beside ``forward``.
+
+    Returns:
+        Whether the method of that name is another one from now on, and is to be called instead.
+    """
+    if not is_sharded(module) or method in vars(module):
+        return False
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(module, method)
+    return True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
@@ -67,14 +70,28 @@ def shows_gathered(module: nn.Module, parameter: Tensor) -> bool:
 
 
 def gather_for(module: nn.Module, method: str) -> bool:
-    """Let FSDP2 gather a module's parameters for a method beside ``forward``.
+    """Let FSDP2 gather a module's parameters for a method beside ``forward``, and put them back.
+
+    FSDP2 leaves those of the outermost module gathered until a backward, and an optimizer that is
+    made in between would step copies.
 
     Returns:
         Whether the method of that name is another one from now on, and is to be called instead.
     """
     if not is_sharded(module) or method in vars(module):
         return False
-    from torch.distributed.fsdp import register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+    assert isinstance(module, FSDPModule)
     register_fsdp_forward_method(module, method)
+    gathering = getattr(module, method)
+
+    @functools.wraps(gathering)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return gathering(*args, **kwargs)
+        finally:
+            module.reshard()
+
+    setattr(module, method, gathered)
     return True

@@ -1,4 +1,4 @@
-"""What distillation costs in memory and traffic on many GPUs: the tables of docs/explanation/scale.md.
+"""What distillation costs on many GPUs, in bytes: the tables of docs/explanation/scale.md.
 
     python tools/scale_table.py docs/explanation/scale.md
 
@@ -114,10 +114,12 @@ def tables(pair: Pair | None = None) -> dict[str, str]:
 
 def written(text: str) -> str:
     """The document with its tables made again."""
-    for name, made in tables().items():
-        between = rf"(<!-- begin {name} -->\n\n).*?(\n\n<!-- end {name} -->)"
-        text = re.sub(between, lambda found, made=made: found[1] + made + found[2], text, flags=re.S)
-    return text
+    made = tables()
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- begin {found[1]} -->\n\n{made[found[1]]}\n\n<!-- end {found[1]} -->"
+
+    return re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ for library in ("accelerate", "peft", "lightning"):
     pytest.importorskip(library)
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from test_loops import LOOPS, losses
+from test_example_loops import LOOPS, losses
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",

@@ -15,7 +15,7 @@ help:
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (own environment)"
 	@echo "make test-newest  the tests with the newest versions (own environment)"
-	@echo "make dist    build sdist and wheel of both distributions"
+	@echo "make dist    build sdist and wheel of every distribution"
 	@echo "make smoke   install the wheels in a fresh environment and run them from there"
 	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
@@ -57,11 +57,11 @@ dist: $(VENV)/.test
 smoke: dist
 	rm -rf .venv-wheels
 	$(PYTHON) -m venv .venv-wheels
-	.venv-wheels/bin/python $(INSTALL) -c constraints.txt dist/*.whl
+	.venv-wheels/bin/python $(INSTALL) -c constraints.txt dist/distillkit-*.whl dist/distillkit_transformers-*.whl
 	.venv-wheels/bin/python -I tools/smoke.py
 
 loops: .venv-loops/.loops
-	.venv-loops/bin/python -m pytest tests/loops
+	.venv-loops/bin/python -m pytest tests/loops plugins/distillkit-lightning
 
 oracles: .venv-oracles/.oracles
 	.venv-oracles/bin/python -m tools.compare_libraries

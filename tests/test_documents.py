@@ -11,7 +11,7 @@ import pytest
 
 from distillkit import LossSpec
 from distillkit._plugins.registry import provided
-from tools import document_tables, performance_tables
+from tools import document_tables, performance_tables, scale_table
 
 ROOT = Path(__file__).parents[1]
 PROVE = ROOT / "docs/how-to/prove-your-loss.md"
@@ -83,3 +83,38 @@ def test_the_lines_that_a_loss_needs_are_those_of_the_repository():
     for file, lines in zip(LINES_OF_A_LOSS, shown, strict=True):
         assert f"`{file}`" in text
         assert lines in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_costs_at_scale_are_counted_by_the_script():
+    text = (ROOT / "docs/explanation/scale.md").read_text(encoding="utf-8")
+    assert text.count("<!-- begin") == len(scale_table.tables())
+    assert scale_table.written(text) == text, (
+        "run python tools/scale_table.py docs/explanation/scale.md"
+    )
+    pair = scale_table.Pair(teacher=7e9, student=2e9)
+    assert scale_table.memory(pair, 8)["student under FSDP2"] == 2e9 * 16 / 8
+    assert scale_table.traffic(pair, 2)["student under DDP: gradients, all-reduce"] == 2e9 * 4
+
+
+LOOPS = ROOT / "docs/how-to/loops.md"
+
+
+def test_every_line_of_a_loop_is_one_of_an_example_that_runs():
+    text = LOOPS.read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- from (\S+) -->\n\n```py\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == text.count("```py\n") > 5
+    for name, shown in blocks:
+        lines = {
+            line.strip().partition("  #")[0]
+            for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+        }
+        missing = [x for x in shown.splitlines() if x.strip().partition("  #")[0] not in lines]
+        assert not missing, name
+
+
+def test_every_test_that_the_table_of_loops_names_exists():
+    named = re.findall(r"\[\d+\]: `(\S+?)(?:::(\w+))?`", LOOPS.read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for path, function in named:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in text, (path, function)

@@ -12,6 +12,7 @@ from .._backbone.signals import Signals
 from ..errors import OptionError, SignalError
 from .checks import check_first_batch
 from .comparison import Comparison
+from .engines import check_engine
 from .learning import AlignerWatch
 from .objective import Objective, autocast_off
 
@@ -45,11 +46,17 @@ class BatchChecks:
         self._looked_at = frozenset()
 
     def check_structure(
-        self, module: nn.Module, student: Signals, teacher: Signals, progress: float | None
+        self,
+        root: nn.Module,
+        module: nn.Module,
+        student: Signals,
+        teacher: Signals,
+        progress: float | None,
     ) -> dict[str, Comparison] | None:
         """Refuse sides that do not fit, and aligners that no optimizer steps.
 
         Args:
+            root: the distiller.
             module: the student.
             student: its signals.
             teacher: the teacher's.
@@ -63,11 +70,12 @@ class BatchChecks:
             RecipeError: an aligner that learns and is not stepped.
         """
         active = self._objective.active(progress)
-        self._aligners.check(self._objective, active, module)
+        self._aligners.check(root, self._objective, active, module)
         due = self._look_every and self._steps % self._look_every == 0
         self._steps += 1
         if not due and not active.keys() - self._looked_at:
             return None
+        check_engine(module)  # an engine may have taken the student since
         with autocast_off():
             compared = self._objective.compare(student, teacher, active)
         seen = check_first_batch(self._objective, active, student, teacher, compared)

@@ -20,6 +20,7 @@ from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .checks import Check, TermCheck, check_term, counted_lines, list_offer
 from .comparison import Comparison
+from .engines import check_engine, gather_for
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
@@ -111,9 +112,10 @@ class Distiller(nn.Module):
         if isinstance(recipe, (str, Path)):
             recipe = load_recipe(recipe)
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
-        self._task_loss, self._student_adapter = task_loss, student_adapter
+        self._given_task_loss, self._student_adapter = task_loss, student_adapter
         self._wanted = wanted_layers(self.objective, 0), wanted_layers(self.objective, 1)
         self._checks = BatchChecks(self.objective, ignore, look_every)
+        check_engine(student)
         self._watched: Backbone | None = Backbone(student, student_adapter)
         self._own_loss: OwnLoss | None = OwnLoss(student)
         self._task_items = TaskItems()
@@ -154,6 +156,7 @@ class Distiller(nn.Module):
         student = self.student
         if not isinstance(student, nn.Module):
             raise SignalError(f"distiller.student is a module; got {type(student).__name__}")
+        check_engine(student)
         if self._teacher is not None:
             check_apart(student, self._teacher.model)
         self._watched = Backbone(student, self._student_adapter)
@@ -212,7 +215,7 @@ class Distiller(nn.Module):
         looked: dict[str, Comparison] | None = None
         if self.training:
             looked = self._checks.check_structure(
-                self.student, student_signals, teacher_signals, progress
+                self, self.student, student_signals, teacher_signals, progress
             )
             if ran_teacher:
                 every = len(self.objective.active(progress)) == len(self.objective.each())
@@ -264,6 +267,8 @@ class Distiller(nn.Module):
         The student is called with what it takes of the batch, as in a call of the distiller.
         """
         self._check_open()
+        if gather_for(self, "run_student"):
+            return self.run_student(batch)
         own = SideOfBatch(checked_batch(batch), "student")
         return self._student.run(own, wanted=self._wanted[0])
 
@@ -300,6 +305,8 @@ class Distiller(nn.Module):
             Term -> count.
         """
         self._check_open()
+        if gather_for(self, "normalizer"):
+            return self.normalizer(batches, progress=progress)
         batches = [checked_batch(batch) for batch in batches]
         if not batches:
             raise SignalError("there is no batch to count in: pass the micro-batches of a step")
@@ -342,6 +349,8 @@ class Distiller(nn.Module):
             teacher_signals: as for a call.
         """
         self._check_open()
+        if gather_for(self, "check"):
+            return self.check(batch, teacher_signals=teacher_signals)
         used: set[str] = set()
         batch = checked_batch(batch)
         terms, problems = self.objective.each(), []
@@ -359,7 +368,7 @@ class Distiller(nn.Module):
                 if not term.is_task:
                     seen.append(check_term(term, student_signals, teacher_signals, own))
                     continue
-                task = self._task_loss_of(output, own)
+                task = self.task_loss(output, own)
                 missing = () if task is not None else ("the student's output has no field `loss`",)
                 value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
@@ -435,11 +444,12 @@ class Distiller(nn.Module):
         tasks = [term.name for term in self.objective.each() if term.is_task]
         if not tasks or self.objective.active(progress).keys().isdisjoint(tasks):
             return None
-        return self._task_loss_of(output, batch)
+        return self.task_loss(output, batch)
 
-    def _task_loss_of(self, output: Any, batch: Mapping[str, Any]) -> Tensor | None:
-        if self._task_loss is not None:
-            return self._task_loss(output, batch)
+    def task_loss(self, output: Any, batch: Mapping[str, Any]) -> Tensor | None:
+        """The student's own loss for what it returned, as a term ``"task"`` has it; None: none."""
+        if self._given_task_loss is not None:
+            return self._given_task_loss(output, batch)
         found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         return found if isinstance(found, Tensor) else None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from .engines import shows_gathered
 from .objective import Objective
 
 _PATIENCE = 2  # steps of the student's optimizer in a row
@@ -21,10 +22,19 @@ class AlignerWatch:
         self._aligners: dict[str, int] = {}
         self._missed: dict[str, int] = {}
 
-    def check(self, objective: Objective, active: Mapping[str, float], student: nn.Module) -> None:
+    def check(
+        self,
+        root: nn.Module,
+        objective: Objective,
+        active: Mapping[str, float],
+        student: nn.Module,
+    ) -> None:
         """Refuse to go on where the student is stepped and a trained aligner is not.
 
+        What FSDP has gathered for the time of the call tells nothing, and is taken as learned.
+
         Args:
+            root: the module that runs, the distiller.
             objective: whose terms have aligners.
             active: the terms that count in this step.
             student: the module whose parameters are stepped.
@@ -39,7 +49,11 @@ class AlignerWatch:
             for term in objective.each()
             if len(term.aligners)
         }
-        learned = {name: found for name, found in learned.items() if found}
+        learned = {
+            name: found
+            for name, found in learned.items()
+            if found and not any(shows_gathered(root, p) for p in found)
+        }
         if not learned:
             return
         now = _writes([p for p in student.parameters() if p.requires_grad])

@@ -89,14 +89,16 @@ class Teacher:
         """Follow a student that ``to`` moves to another device; a dtype is the student's own.
 
         A teacher that was placed by somebody (dispatched over devices, offloaded, quantised, on the
-        meta device in part) stays where it is.
+        meta device in part) stays where it is. So does one of a student that goes to the meta
+        device, as accelerate sends it before it shards it: the student's weights are loaded again
+        from a state dict, in which the teacher's are not.
         """
         here = _only_device(self.model)
         if here is None or _is_placed(self.model):
             return
         # to(), cuda(), cpu() and the like change an integer's device and nothing else of it
         there = function(torch.empty(0, dtype=torch.uint8, device=here)).device
-        if there != here:
+        if there not in (here, torch.device("meta")):
             self.model.to(there)
 
     def close(self) -> None:

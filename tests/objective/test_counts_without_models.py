@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import distillkit as dk
+from tests.support import tiny
 
 ATTENTION = {"loss": "attention_kl", "on": "attention.text_to_image"}
 FREE = {

@@ -1,0 +1,98 @@
+"""Whole steps of two processes, with accumulation, clipping and resuming, are those of one."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import warnings
+
+import pytest
+import torch
+
+from tests.distributed import train_loops
+from tests.distributed.two_processes import run_in_two_processes
+
+NAMES = list(train_loops.scenarios(""))
+pytestmark = [
+    pytest.mark.xdist_group("train_loops"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is"),
+    pytest.mark.filterwarnings("ignore:.*no process group:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds what one process saved after the first steps."""
+    made = tmp_path_factory.mktemp("ranks")
+    distiller = train_loops.distiller_of()
+    optimizer = train_loops.optimizer_of(distiller)
+    train_loops.train(
+        distiller, distiller, optimizer, rank=None, steps=range(train_loops.INTERRUPTED)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a checkpoint without a process group
+        train_loops.save(str(made / "one"), distiller, optimizer)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What both processes found, for all scenarios."""
+    return run_in_two_processes("train_loops", folder)
+
+
+@functools.cache
+def alone(first=0, last=train_loops.STEPS, *, rows=True):
+    terms = train_loops.TERMS if rows else train_loops.EVERY_EXAMPLE
+    trained = train_loops.alone(range(last), terms)
+    return trained._replace(losses=trained.losses[first:])
+
+
+def expected(name):
+    if name.endswith("interrupted"):
+        return alone(last=train_loops.INTERRUPTED)
+    if name.endswith("evaluated"):
+        return alone()._replace(weights={"logits": train_loops.evaluated_alone()})
+    if name == "fsdp1":
+        return alone(rows=False)
+    return alone(first=train_loops.INTERRUPTED if name.endswith("resumed") else 0)
+
+
+def assert_same(found, true):
+    losses, weights = found
+    torch.testing.assert_close(
+        torch.tensor(losses), torch.tensor(true.losses), rtol=1e-5, atol=1e-6
+    )
+    assert weights.keys() == true.weights.keys()
+    for name, value in true.weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_what_is_compared_moves():
+    start = train_loops.weights_of(train_loops.distiller_of())
+    moved = [name for name, x in alone().weights.items() if (x - start[name]).abs().max() > 1e-3]
+    assert {"student.words.weight", "student.text.blocks.1.qkv.weight"} <= set(moved)
+    assert any(name.startswith("objective.") for name in moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_as_one(name, two):
+    for found in two:
+        assert not isinstance(found[name], str), found[name]
+        assert_same(found[name], expected(name))
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_one_process_goes_on_where_two_stopped(way, two, folder):
+    distiller = train_loops.distiller_of()
+    with torch.no_grad():
+        for parameter in distiller.parameters():
+            parameter.add_(1.0)
+    optimizer = train_loops.optimizer_of(distiller)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train_loops.load(str(folder / f"{way} two"), distiller, optimizer)
+    steps = range(train_loops.INTERRUPTED, train_loops.STEPS)
+    losses = train_loops.train(distiller, distiller, optimizer, rank=None, steps=steps)
+    assert_same((losses, train_loops.weights_of(distiller)), expected("resumed"))

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 import distillkit as dk
 from tests.distributed.leave import save_and_leave
 from tests.support import tiny
+from tests.support.students import checkpoint_blocks
 
 EXAMPLES, STEPS = 4, 2
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
@@ -115,20 +115,11 @@ def ddp(**options: bool) -> Callable[[nn.Module], nn.Module]:
     return lambda model: DistributedDataParallel(model, **options)
 
 
-def checkpointed(student: tiny.Dual) -> None:
-    for tower in (student.text, student.image):
-        for block in tower.blocks:
-            attend = block.forward
-            block.forward = lambda x, mask, attend=attend: checkpoint(
-                attend, x, mask, use_reentrant=False
-            )
-
-
 def fsdp(*, again: bool = True, ckpt: bool = False) -> Callable[[nn.Module], nn.Module]:
     def wrap(model: nn.Module) -> nn.Module:
         student = getattr(model, "student", model)
         if ckpt:
-            checkpointed(student)
+            checkpoint_blocks(student)
         for tower in (student.text, student.image):
             for block in tower.blocks:
                 fully_shard(block, reshard_after_forward=again)

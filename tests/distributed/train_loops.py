@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
     FullyShardedDataParallel,
+    MixedPrecisionPolicy,
     fully_shard,
 )
 from torch.nn import functional as F
@@ -33,8 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distillkit as dk
 from tests.support import tiny
+from tests.support.students import CHANGES, blocks_of
 
-EXAMPLES, STEPS, LIMIT, INTERRUPTED = 8, 5, 0.5, 3
+EXAMPLES, STEPS, LIMIT, INTERRUPTED = 8, 5, 0.2, 3
 TERMS = [
     {"loss": "attention_kl", "on": "attention.text_to_image", "per": "row"},
     {"loss": "attention_kl", "on": "attention.image_to_text", "weight": {"start": 1.0, "stop": 0.0}},
@@ -123,6 +125,7 @@ def train(
             is_last = i == len(batches) - 1
             with nullcontext() if is_last else unsynchronised(model):
                 loss = model(batch, progress=progress, normalizer=normalizer, **given).loss
+                assert loss.dtype == torch.float32  # under autocast too
                 loss.backward()
             total += loss.detach()
         clip(model)
@@ -139,7 +142,7 @@ def weights_of(distiller: dk.Distiller) -> dict[str, Tensor]:
     """Weights in one piece, by the names that they have without a wrapper."""
     found = {}
     for name, parameter in distiller.named_parameters():
-        plain = name.replace("_fsdp_wrapped_module.", "")
+        plain = name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "")
         whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         found[plain] = whole.detach().clone()
     return found
@@ -152,16 +155,30 @@ def alone(steps: Iterable[int] = range(STEPS), terms: list[dict] = TERMS) -> Tra
     return Trained(losses, weights_of(distiller))
 
 
+def changed_alone(change: str) -> Trained:
+    """One process on the joined batch, with a student that something was done to."""
+    distiller = distiller_of()
+    took_effect = CHANGES[change](distiller)
+    losses = train(distiller, distiller, optimizer_of(distiller), rank=None)
+    assert took_effect()
+    return Trained(losses, weights_of(distiller))
+
+
 def as_ddp(distiller: dk.Distiller) -> nn.Module:
     return DistributedDataParallel(distiller, find_unused_parameters=True)
 
 
-def as_fsdp2(distiller: dk.Distiller) -> nn.Module:
-    for tower in (distiller.student.text, distiller.student.image):
-        for block in tower.blocks:
-            fully_shard(block)
-    fully_shard(distiller)
+def as_fsdp2(distiller: dk.Distiller, **options: object) -> nn.Module:
+    for block in blocks_of(distiller.student):
+        fully_shard(block, **options)
+    fully_shard(distiller, **options)
     return distiller
+
+
+def as_fsdp2_in_bf16(distiller: dk.Distiller) -> nn.Module:
+    """Computed in bfloat16, stored and reduced in float32."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return as_fsdp2(distiller, mp_policy=policy)
 
 
 def as_fsdp2_by_meta(distiller: dk.Distiller) -> nn.Module:
@@ -197,6 +214,11 @@ def keep_teacher(distiller: dk.Distiller) -> None:
     """Every rank has all of it."""
 
 
+def halve_teacher(distiller: dk.Distiller) -> None:
+    """The policy casts the batch, which the teacher gets too."""
+    distiller.teacher.bfloat16()
+
+
 TEACHERS = {"replicated": keep_teacher, "sharded": shard_teacher, "offloaded": offload_teacher}
 WAYS = {"ddp": as_ddp, "fsdp2": as_fsdp2, "fsdp2 by way of meta": as_fsdp2_by_meta}
 
@@ -227,6 +249,15 @@ def with_teacher(
     place(distiller)
     model = wrap(distiller)
     losses = train(distiller, model, optimizer_of(model), rank=dist.get_rank())
+    return Trained(losses, weights_of(distiller))
+
+
+def changed(wrap: Callable[[dk.Distiller], nn.Module], change: str) -> Trained:
+    distiller = distiller_of()
+    took_effect = CHANGES[change](distiller)
+    model = wrap(distiller)
+    losses = train(distiller, model, optimizer_of(model), rank=dist.get_rank())
+    assert took_effect()
     return Trained(losses, weights_of(distiller))
 
 
@@ -304,8 +335,11 @@ def scenarios(folder: str) -> dict[str, Callable[[], Trained]]:
         if "meta" not in way:
             found[f"{way}, evaluated"] = lambda w=wrap: trained_and_evaluated(w)
             found[f"{way}, signals computed before"] = lambda w=wrap: with_signals(w)
+            for change in CHANGES:
+                found[f"{way}, {change}"] = lambda w=wrap, c=change: changed(w, c)
             found[f"{way}, interrupted"] = lambda w=wrap, n=way: interrupted(w, f"{folder}/{n} two")
             found[f"{way}, resumed"] = lambda w=wrap: resumed(w, f"{folder}/one")
+    found["fsdp2, bf16 by its policy"] = lambda: with_teacher(as_fsdp2_in_bf16, halve_teacher)
     found["fsdp1"] = under_fsdp1
     return found
 

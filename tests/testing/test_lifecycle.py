@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from torch import nn
 from torch.nn import functional as F
 
 import distillkit as dk
 from distillkit import testing
 from tests.support import tiny
+from tests.support.students import AsPeftDoes
 
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -79,30 +79,6 @@ def llava():
     ]
     models = [hf.LlavaForConditionalGeneration(config) for _ in range(2)]
     return dk.Distiller(*models, dk.Recipe(name="words", terms=terms)), batch
-
-
-class AsPeftDoes(nn.Module):
-    """Holds a model as PEFT does: a low-rank update of frozen weights, everything passed on."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.base_model = model.requires_grad_(requires_grad=False)
-        for block in (*model.text.blocks, *model.image.blocks):
-            block.qkv = LowRank(block.qkv)
-
-    def forward(self, *args, **kwargs):
-        return self.base_model(*args, **kwargs)
-
-
-class LowRank(nn.Module):
-    def __init__(self, linear):
-        super().__init__()
-        self.linear = linear
-        self.down = nn.Linear(linear.in_features, 2, bias=False)
-        self.up = nn.Linear(2, linear.out_features, bias=False)
-
-    def forward(self, x):
-        return self.linear(x) + self.up(self.down(x))
 
 
 def as_peft_does():

@@ -91,7 +91,10 @@ class Projector(nn.Module):
                 f"projector maps width {widths[0]} to {widths[1]}; got student "
                 f"{tuple(student.shape)}, teacher {tuple(teacher.shape)}"
             )
-        return self.linear(student), teacher
+        # signals are float32 at least; the weights follow the distiller's dtype, or FSDP2's policy
+        dtype = next(self.linear.parameters()).dtype
+        projected = self.linear(student.to(dtype))
+        return projected.to(student.dtype), teacher
 
     def _make(self, student: int, teacher: int, device: torch.device | None) -> None:
         linear = nn.Linear(student, teacher, bias=self.bias, device=device)

@@ -1,0 +1,110 @@
+"""What people do to a student before it is distilled, for the small models of these tests.
+
+Each change is made in place, and gives a function that says whether it took effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import distillkit as dk
+from tests.support import tiny
+
+TookEffect = Callable[[], bool]
+
+
+class AsPeftDoes(nn.Module):
+    """Holds a model as PEFT does: a low-rank update of frozen weights, everything passed on."""
+
+    def __init__(self, model: tiny.Dual) -> None:
+        super().__init__()
+        self.base_model = model.requires_grad_(requires_grad=False)
+        for block in (*model.text.blocks, *model.image.blocks):
+            block.qkv = LowRank(block.qkv)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> tiny.Output:
+        return self.base_model(*args, **kwargs)
+
+
+class LowRank(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.down = nn.Linear(linear.in_features, 2, bias=False)
+        self.up = nn.Linear(2, linear.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.up(self.down(x))
+
+
+def blocks_of(student: nn.Module) -> list[nn.Module]:
+    """The attention blocks, also of a student that something holds."""
+    bare = getattr(student, "base_model", student)
+    return [*bare.text.blocks, *bare.image.blocks]
+
+
+def checkpoint_blocks(student: nn.Module) -> TookEffect:
+    calls = {"forward": 0, "computed": 0}
+    for block in blocks_of(student):
+        attend = block.forward
+
+        def compute(x: Tensor, mask: Tensor, attend: Callable[..., Tensor] = attend) -> Tensor:
+            calls["computed"] += 1
+            return attend(x, mask)
+
+        def forward(x: Tensor, mask: Tensor, compute: Callable[..., Tensor] = compute) -> Tensor:
+            calls["forward"] += torch.is_grad_enabled()
+            return checkpoint(compute, x, mask, use_reentrant=False)
+
+        block.forward = forward
+    return lambda: calls["computed"] > calls["forward"] > 0
+
+
+def checkpointing(distiller: dk.Distiller) -> TookEffect:
+    return checkpoint_blocks(distiller.student)
+
+
+def compiling(distiller: dk.Distiller) -> TookEffect:
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    distiller.student = torch.compile(distiller.student, backend=backend)
+    return lambda: len(graphs) > 0
+
+
+def bf16(distiller: dk.Distiller) -> TookEffect:
+    """Autocast around the distiller's forward, as accelerate and Lightning put it."""
+    dtypes = set()
+    distiller.student.head.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+    distiller.forward = torch.autocast("cpu", torch.bfloat16)(distiller.forward)
+    return lambda: torch.bfloat16 in dtypes
+
+
+def adapters(distiller: dk.Distiller) -> TookEffect:
+    """Low-rank updates, which alone are learned."""
+    torch.manual_seed(2)
+    distiller.student = AsPeftDoes(distiller.student)
+    start = {name: x.detach().clone() for name, x in distiller.student.named_parameters()}
+
+    def took_effect() -> bool:
+        moved = set()
+        for name, parameter in distiller.student.named_parameters():
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            if not torch.equal(whole, start[name.replace("_orig_mod.", "")]):
+                moved.add(name.split(".")[-2])
+        return moved == {"down", "up"}
+
+    return took_effect
+
+
+CHANGES: dict[str, Callable[[dk.Distiller], TookEffect]] = {
+    "bf16": bf16, "checkpointing": checkpointing, "compile": compiling, "PEFT": adapters,
+}  # fmt: skip

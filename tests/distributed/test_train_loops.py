@@ -58,7 +58,7 @@ def change_in(name):
 
 @functools.cache
 def changed_alone(change):
-    return train_loops.changed_alone(change)
+    return train_loops.changed(train_loops.distiller_of(), CHANGES[change])
 
 
 def expected(name):

@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distillkit as dk
 from tests.support import tiny
-from tests.support.students import CHANGES, blocks_of
+from tests.support.students import CHANGES, TookEffect, blocks_of
 
 EXAMPLES, STEPS, LIMIT, INTERRUPTED = 8, 5, 0.2, 3
 TERMS = [
@@ -155,11 +155,16 @@ def alone(steps: Iterable[int] = range(STEPS), terms: list[dict] = TERMS) -> Tra
     return Trained(losses, weights_of(distiller))
 
 
-def changed_alone(change: str) -> Trained:
-    """One process on the joined batch, with a student that something was done to."""
-    distiller = distiller_of()
-    took_effect = CHANGES[change](distiller)
-    losses = train(distiller, distiller, optimizer_of(distiller), rank=None)
+def changed(
+    distiller: dk.Distiller,
+    change: Callable[[dk.Distiller], TookEffect],
+    wrap: Callable[[dk.Distiller], nn.Module] = lambda distiller: distiller,
+    rank: int | None = None,
+) -> Trained:
+    """With a student that something was done to."""
+    took_effect = change(distiller)
+    model = wrap(distiller)
+    losses = train(distiller, model, optimizer_of(model), rank=rank)
     assert took_effect()
     return Trained(losses, weights_of(distiller))
 
@@ -252,15 +257,6 @@ def with_teacher(
     return Trained(losses, weights_of(distiller))
 
 
-def changed(wrap: Callable[[dk.Distiller], nn.Module], change: str) -> Trained:
-    distiller = distiller_of()
-    took_effect = CHANGES[change](distiller)
-    model = wrap(distiller)
-    losses = train(distiller, model, optimizer_of(model), rank=dist.get_rank())
-    assert took_effect()
-    return Trained(losses, weights_of(distiller))
-
-
 def trained_and_evaluated(wrap: Callable[[dk.Distiller], nn.Module]) -> Trained:
     """Checked before the first step and evaluated after the last, beside the module's forward."""
     distiller, rank = distiller_of(), dist.get_rank()
@@ -335,8 +331,10 @@ def scenarios(folder: str) -> dict[str, Callable[[], Trained]]:
         if "meta" not in way:
             found[f"{way}, evaluated"] = lambda w=wrap: trained_and_evaluated(w)
             found[f"{way}, signals computed before"] = lambda w=wrap: with_signals(w)
-            for change in CHANGES:
-                found[f"{way}, {change}"] = lambda w=wrap, c=change: changed(w, c)
+            for name, change in CHANGES.items():
+                found[f"{way}, {name}"] = lambda w=wrap, c=change: changed(
+                    distiller_of(), c, w, dist.get_rank()
+                )
             found[f"{way}, interrupted"] = lambda w=wrap, n=way: interrupted(w, f"{folder}/{n} two")
             found[f"{way}, resumed"] = lambda w=wrap: resumed(w, f"{folder}/one")
     found["fsdp2, bf16 by its policy"] = lambda: with_teacher(as_fsdp2_in_bf16, halve_teacher)

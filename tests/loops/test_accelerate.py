@@ -12,10 +12,12 @@ import pytest
 import torch
 
 pytest.importorskip("accelerate")
+pytest.importorskip("peft")
 
 from tests.distributed import train_loops
-from tests.distributed.test_train_loops import assert_same
+from tests.distributed.test_train_loops import HALF, assert_same, changed_alone
 from tests.loops import train_by_accelerate
+from tests.support.real_adapters import add_lora
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +45,18 @@ def alone():
     return train_loops.alone()
 
 
+def expected(name):
+    """Checkpointing and compilation change no number."""
+    if name.endswith("bf16"):
+        return changed_alone("bf16")
+    if name.endswith("PEFT"):
+        return train_loops.changed(train_loops.distiller_of(), add_lora)
+    return alone()
+
+
 @pytest.mark.parametrize("name", train_by_accelerate.NAMES)
 def test_two_processes_train_as_one(name, two):
     for found in two:
         assert name in found, found
-        assert_same(found[name], alone())
+        assert not isinstance(found[name], str), found[name]
+        assert_same(found[name], expected(name), HALF if name.endswith("bf16") else 1e-5)

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
 from torch import nn
 
+import distillkit as dk
 from tests.distributed import train_loops
 from tests.distributed.leave import save_and_leave
+from tests.support.real_adapters import add_lora
+from tests.support.students import TookEffect, checkpointing, computes_in_bf16
 
 
 def train(accelerator: Accelerator, model: nn.Module, optimizer: Any, steps: range) -> list[float]:
     """The loss of each step, of two batches on each rank."""
     losses, rank = [], accelerator.process_index
-    unwrapped = getattr(model, "module", model)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     for step in steps:
         batches = train_loops.batches_of(step, rank)
         progress = step / train_loops.STEPS
@@ -81,8 +85,47 @@ def by_fsdp2(accelerator: Accelerator, folder: str) -> dict[str, Any]:
     return found
 
 
-WAYS: tuple[Callable[[Accelerator, str], dict[str, Any]], ...] = (by_ddp, by_fsdp2)
-NAMES = ("ddp", "ddp, resumed", "fsdp2, loaded by rank 0", "fsdp2, loaded by all")
+def compiles(distiller: dk.Distiller) -> TookEffect:
+    """What accelerate compiles itself."""
+    del distiller
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return lambda: torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+CHANGES: dict[str, tuple[dict[str, str], Callable[[dk.Distiller], TookEffect]]] = {
+    "bf16": ({"mixed_precision": "bf16"}, lambda distiller: computes_in_bf16(distiller.student)),
+    "checkpointing": ({}, checkpointing),
+    "compile": ({"dynamo_backend": "eager"}, compiles),
+    "PEFT": ({}, add_lora),
+}
+"""Options of accelerate, and what is done to the distiller, or looked at, before ``prepare``."""
+
+
+def by_changes(accelerator: Accelerator, folder: str) -> dict[str, Any]:
+    """By DDP, each with an accelerator of its own; its state is one for the process."""
+    del accelerator, folder
+    found: dict[str, Any] = {}
+    for name, (options, change) in CHANGES.items():
+        AcceleratorState._reset_state()
+        own = Accelerator(cpu=True, gradient_accumulation_steps=2, **options)
+        distiller = train_loops.distiller_of()
+        took_effect = change(distiller)
+        model, optimizer = own.prepare(distiller, train_loops.optimizer_of(distiller))
+        try:
+            losses = train(own, model, optimizer, range(train_loops.STEPS))
+            assert took_effect(), f"{name} took no effect"
+            found[f"ddp, {name}"] = (losses, train_loops.weights_of(distiller))
+        except Exception as error:  # the test reads it
+            found[f"ddp, {name}"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+WAYS: tuple[Callable[[Accelerator, str], dict[str, Any]], ...] = (by_ddp, by_changes, by_fsdp2)
+NAMES = (
+    "ddp", "ddp, resumed", *(f"ddp, {name}" for name in CHANGES), "fsdp2, loaded by rank 0",
+    "fsdp2, loaded by all",
+)  # fmt: skip
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -82,9 +82,13 @@ def compiling(distiller: dk.Distiller) -> TookEffect:
 
 def bf16(distiller: dk.Distiller) -> TookEffect:
     """Autocast around the distiller's forward, as accelerate and Lightning put it."""
-    dtypes = set()
-    distiller.student.head.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
     distiller.forward = torch.autocast("cpu", torch.bfloat16)(distiller.forward)
+    return computes_in_bf16(distiller.student)
+
+
+def computes_in_bf16(student: nn.Module) -> TookEffect:
+    dtypes = set()
+    student.head.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
     return lambda: torch.bfloat16 in dtypes
 
 
@@ -92,15 +96,21 @@ def adapters(distiller: dk.Distiller) -> TookEffect:
     """Low-rank updates, which alone are learned."""
     torch.manual_seed(2)
     distiller.student = AsPeftDoes(distiller.student)
+    return only_moves(distiller, {"down", "up"})
+
+
+def only_moves(distiller: dk.Distiller, layers: set[str]) -> TookEffect:
+    """Whether training moves the weights of layers of these names, and no other weights."""
     start = {name: x.detach().clone() for name, x in distiller.student.named_parameters()}
 
     def took_effect() -> bool:
-        moved = set()
+        moved = []
         for name, parameter in distiller.student.named_parameters():
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-            if not torch.equal(whole, start[name.replace("_orig_mod.", "")]):
-                moved.add(name.split(".")[-2])
-        return moved == {"down", "up"}
+            if not torch.equal(whole, start[name]):
+                moved.append(name.split("."))
+        found = {layer for path in moved for layer in layers if layer in path}
+        return found == layers and all(layers & set(path) for path in moved)
 
     return took_effect
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import distillkit as dk
 from tests.distributed.leave import save_and_leave
 from tests.support import tiny
-from tests.support.students import checkpoint_blocks
+from tests.support.students import blocks_of, checkpoint_blocks
 
 EXAMPLES, STEPS = 4, 2
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
@@ -119,7 +119,7 @@ def fsdp(*, again: bool = True, ckpt: bool = False) -> Callable[[nn.Module], nn.
     def wrap(model: nn.Module) -> nn.Module:
         student = getattr(model, "student", model)
         if ckpt:
-            checkpoint_blocks(student)
+            checkpoint_blocks(blocks_of(student))
         for tower in (student.text, student.image):
             for block in tower.blocks:
                 fully_shard(block, reshard_after_forward=again)

@@ -16,25 +16,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    FullyShardedDataParallel,
-    MixedPrecisionPolicy,
-    fully_shard,
-)
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 import distillkit as dk
+from tests.distributed import wrapping
 from tests.support import tiny
-from tests.support.students import CHANGES, TookEffect, blocks_of
+from tests.support.students import CHANGES, TookEffect
 
 EXAMPLES, STEPS, LIMIT, INTERRUPTED = 8, 5, 0.2, 3
 TERMS = [
@@ -169,65 +158,6 @@ def changed(
     return Trained(losses, weights_of(distiller))
 
 
-def as_ddp(distiller: dk.Distiller) -> nn.Module:
-    return DistributedDataParallel(distiller, find_unused_parameters=True)
-
-
-def as_fsdp2(distiller: dk.Distiller, **options: object) -> nn.Module:
-    for block in blocks_of(distiller.student):
-        fully_shard(block, **options)
-    fully_shard(distiller, **options)
-    return distiller
-
-
-def as_fsdp2_in_bf16(distiller: dk.Distiller) -> nn.Module:
-    """Computed in bfloat16, stored and reduced in float32."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    return as_fsdp2(distiller, mp_policy=policy)
-
-
-def as_fsdp2_by_meta(distiller: dk.Distiller) -> nn.Module:
-    """Sharded without weights, which are given by the first rank: how accelerate loads."""
-    weights = distiller.state_dict()
-    distiller.to("meta")
-    as_fsdp2(distiller)
-    distiller.to_empty(device="cpu")
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(distiller, weights if dist.get_rank() == 0 else {}, options=options)
-    return distiller
-
-
-def as_fsdp1(distiller: dk.Distiller) -> nn.Module:
-    options = {"use_orig_params": True, "device_id": torch.device("cpu")}
-    for tower in (distiller.student.text, distiller.student.image):
-        for i, block in enumerate(tower.blocks):
-            tower.blocks[i] = FullyShardedDataParallel(block, **options)
-    return FullyShardedDataParallel(distiller, **options)
-
-
-def shard_teacher(distiller: dk.Distiller, **options: object) -> None:
-    for block in distiller.teacher.encoder.blocks:
-        fully_shard(block, **options)
-    fully_shard(distiller.teacher, **options)
-
-
-def offload_teacher(distiller: dk.Distiller) -> None:
-    shard_teacher(distiller, offload_policy=CPUOffloadPolicy(pin_memory=False))
-
-
-def keep_teacher(distiller: dk.Distiller) -> None:
-    """Every rank has all of it."""
-
-
-def halve_teacher(distiller: dk.Distiller) -> None:
-    """The policy casts the batch, which the teacher gets too."""
-    distiller.teacher.bfloat16()
-
-
-TEACHERS = {"replicated": keep_teacher, "sharded": shard_teacher, "offloaded": offload_teacher}
-WAYS = {"ddp": as_ddp, "fsdp2": as_fsdp2, "fsdp2 by way of meta": as_fsdp2_by_meta}
-
-
 def evaluated(distiller: dk.Distiller, rank: int) -> Tensor:
     """The logits of both ranks, in the order of the examples."""
     mine = torch.zeros(EXAMPLES, 3)
@@ -279,7 +209,7 @@ def with_signals(wrap: Callable[[dk.Distiller], nn.Module]) -> Trained:
 def under_fsdp1() -> Trained:
     """Without rows: counting them runs the models, which FSDP1 gathers in its own forward alone."""
     distiller = distiller_of(terms=EVERY_EXAMPLE)
-    model = as_fsdp1(distiller)
+    model = wrapping.as_fsdp1(distiller)
     losses = train(distiller, model, optimizer_of(model), rank=dist.get_rank())
     with FullyShardedDataParallel.summon_full_params(model, writeback=False):
         return Trained(losses, weights_of(distiller))
@@ -325,8 +255,8 @@ def resumed(wrap: Callable[[dk.Distiller], nn.Module], folder: str) -> Trained:
 
 def scenarios(folder: str) -> dict[str, Callable[[], Trained]]:
     found: dict[str, Callable[[], Trained]] = {}
-    for way, wrap in WAYS.items():
-        for where, place in TEACHERS.items():
+    for way, wrap in wrapping.WAYS.items():
+        for where, place in wrapping.TEACHERS.items():
             found[f"{way}, teacher {where}"] = lambda w=wrap, p=place: with_teacher(w, p)
         if "meta" not in way:
             found[f"{way}, evaluated"] = lambda w=wrap: trained_and_evaluated(w)
@@ -337,7 +267,9 @@ def scenarios(folder: str) -> dict[str, Callable[[], Trained]]:
                 )
             found[f"{way}, interrupted"] = lambda w=wrap, n=way: interrupted(w, f"{folder}/{n} two")
             found[f"{way}, resumed"] = lambda w=wrap: resumed(w, f"{folder}/one")
-    found["fsdp2, bf16 by its policy"] = lambda: with_teacher(as_fsdp2_in_bf16, halve_teacher)
+    found["fsdp2, bf16 by its policy"] = lambda: with_teacher(
+        wrapping.as_fsdp2_in_bf16, wrapping.halve_teacher
+    )
     found["fsdp1"] = under_fsdp1
     return found
 

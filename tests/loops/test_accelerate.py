@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 from tests.distributed import train_loops
 from tests.distributed.test_train_loops import HALF, assert_same, changed_alone
 from tests.loops import train_by_accelerate
-from tests.support.real_adapters import add_lora
+from tests.loops.real_adapters import add_lora
 
 ROOT = Path(__file__).parents[2]
 

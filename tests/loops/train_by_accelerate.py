@@ -1,4 +1,7 @@
-"""Run by ``accelerate launch``: five whole steps on two ranks, by DDP and by what it makes FSDP2."""
+"""Run by ``accelerate launch``: five whole steps on two ranks, by DDP and by what it makes FSDP2.
+
+By DDP also in bf16, and with students that are checkpointed, compiled or given LoRA.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from torch import nn
 import distillkit as dk
 from tests.distributed import train_loops
 from tests.distributed.leave import save_and_leave
-from tests.support.real_adapters import add_lora
+from tests.loops.real_adapters import add_lora
 from tests.support.students import TookEffect, checkpointing, computes_in_bf16
 
 
@@ -121,7 +124,7 @@ def by_changes(accelerator: Accelerator, folder: str) -> dict[str, Any]:
     return found
 
 
-WAYS: tuple[Callable[[Accelerator, str], dict[str, Any]], ...] = (by_ddp, by_changes, by_fsdp2)
+WAYS: tuple[Callable[[Accelerator, str], dict[str, Any]], ...] = (by_ddp, by_fsdp2, by_changes)
 NAMES = (
     "ddp", "ddp, resumed", *(f"ddp, {name}" for name in CHANGES), "fsdp2, loaded by rank 0",
     "fsdp2, loaded by all",

@@ -73,6 +73,18 @@ class TestProjector:
         weight = distiller.objective.terms[0].aligners[0].linear.weight
         assert weight.shape == (5, 3)
 
+    def test_weights_of_half_precision_meet_signals_of_float32(self):
+        """As in ``distiller.bfloat16()``, and under a policy of FSDP2."""
+        torch.manual_seed(0)
+        projector = dk.Projector(student_width=3, teacher_width=5)
+        student, teacher = torch.randn(2, 3), torch.randn(2, 5)
+        whole, _ = projector(student, teacher)
+        half, _ = projector.bfloat16()(student, teacher)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, whole, rtol=2e-2, atol=2e-2)
+        half.sum().backward()
+        assert projector.linear.weight.grad.any()
+
     @pytest.mark.parametrize(("student", "teacher"), [(3, 5), (5, 3), (4, 4)])
     def test_an_orthogonal_one_stays_so_while_it_learns(self, student, teacher):
         torch.manual_seed(0)

@@ -47,9 +47,9 @@ def blocks_of(student: nn.Module) -> list[nn.Module]:
     return [*bare.text.blocks, *bare.image.blocks]
 
 
-def checkpoint_blocks(student: nn.Module) -> TookEffect:
+def checkpoint_blocks(blocks: list[nn.Module]) -> TookEffect:
     calls = {"forward": 0, "computed": 0}
-    for block in blocks_of(student):
+    for block in blocks:
         attend = block.forward
 
         def compute(x: Tensor, mask: Tensor, attend: Callable[..., Tensor] = attend) -> Tensor:
@@ -65,7 +65,7 @@ def checkpoint_blocks(student: nn.Module) -> TookEffect:
 
 
 def checkpointing(distiller: dk.Distiller) -> TookEffect:
-    return checkpoint_blocks(distiller.student)
+    return checkpoint_blocks(blocks_of(distiller.student))
 
 
 def compiling(distiller: dk.Distiller) -> TookEffect:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import lightning
 import torch
-from test_module import Recording, examples, module_of, trainer_of, weights, without_dropout
+
+from tests.loops.lightning_trainings import (
+    Recording,
+    module_of,
+    trainer_of,
+    weights,
+    without_dropout,
+)
+from tests.support.lightning_pairs import examples
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

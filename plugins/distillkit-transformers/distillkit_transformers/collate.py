@@ -87,6 +87,7 @@ class Collator:
         """
         others = _other_columns(examples, self.columns)
         prompts = [self._columns.read(number, row) for number, row in enumerate(examples)]
+        _check_one_kind(prompts)
         labelled = self._labels and _all_answered(prompts)
         batch: dict[str, Any] = {}
         for prefix, processor in self._sides.items():
@@ -278,6 +279,16 @@ def _other_columns(examples: Sequence[Mapping[str, Any]], own: Sequence[str]) ->
                 "0: give it to every example of a batch, or remove the column"
             )
     return others
+
+
+def _check_one_kind(prompts: list[Prompt]) -> None:
+    """Refuse texts beside conversations: a template writes the special tokens of only the latter."""
+    for prompt in prompts:
+        if prompt.column != prompts[0].column:
+            raise SignalError(
+                f"{prompt.name}: example 0 has {prompts[0].column!r} instead: give one of them in "
+                "all examples of a batch"
+            )
 
 
 def _all_answered(prompts: list[Prompt]) -> bool:

@@ -54,15 +54,17 @@ class Rendering:
 
         Tokens outside of the passages lie nowhere, which is written (0, 0).
         """
-        places = torch.zeros_like(trimmed)
-        for token, (start, stop) in enumerate(trimmed.tolist()):
-            for first, passage in self.passages:
-                left, right = max(start, first), min(stop, first + len(passage.text))
-                if left < right:
-                    shift = passage.place - first
-                    places[token] = torch.tensor([left + shift, right + shift])
-                    break
-        return places
+        places = [self._place(start, stop) for start, stop in trimmed.tolist()]
+        return torch.tensor(places, dtype=trimmed.dtype).view_as(trimmed)
+
+    def _place(self, start: int, stop: int) -> Span:
+        for first, passage in self.passages:
+            left = max(start, first)
+            right = min(stop, first + len(passage.text))
+            if left < right:
+                shift = passage.place - first
+                return left + shift, right + shift
+        return 0, 0
 
     def labels(self, ids: Tensor, offsets: Tensor, mask: Tensor, eos: int | None) -> Tensor:
         """Token ids where an answer stands, -100 elsewhere.
@@ -76,7 +78,7 @@ class Rendering:
             if not mask[token]:
                 ended = False
                 continue
-            if start == stop:
+            if start == stop == 0:  # the tokenizer's own, which stands for no character
                 if ended and ids[token] == eos:
                     labels[token] = ids[token]
                 ended = False
@@ -84,7 +86,8 @@ class Rendering:
             piece = self.text[start:stop]
             space = len(piece) - len(piece.lstrip())
             first = start if space == len(piece) else start + space
-            ended = any(left <= first and stop <= right for left, right in self.answers)
+            # a word's leading space may be a token of its own and of no width; it has a next word
+            ended = any(left <= first < right and stop <= right for left, right in self.answers)
             if ended:
                 labels[token] = ids[token]
         return labels

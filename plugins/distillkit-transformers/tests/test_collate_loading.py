@@ -149,6 +149,8 @@ def spoken(content):
         ([{"messages": "hello"}], "example 0, entry 'messages', is to be a list of messages; got"),
         ([{"messages": []}], "example 0, entry 'messages', holds no message"),
         ([{"messages": ["a"]}], "example 0.*a message is a mapping with 'role'.*got 'a'"),
+        ([{**CHAT, "text": None}, {**TEXT, "messages": None}],
+         "example 1, entry 'text': example 0 has 'messages' instead"),
         ([CHAT, spoken("<image> left")],
          r"example 1, entry 'messages': it has no answer.*labels=False"),
         ([{**CHAT, "labels": 1}], "example 0, entry 'labels': the collator makes an entry"),

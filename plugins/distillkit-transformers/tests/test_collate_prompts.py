@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from distillkit_transformers import Collator
+from distillkit_transformers.rendering import Rendering
 
 import distillkit as dk
 
@@ -182,6 +183,17 @@ def test_a_cut_between_words_keeps_what_is_left():
     batch = Collator(student, max_length=26)(conversations())
     assert batch["input_ids"].shape[1] == 26
     assert learned(student.tokenizer, batch["labels"]) == ["the", "yes</s>"]
+
+
+def test_tokens_without_width():
+    """A space of no width is part of an answer; the tokenizer's own tokens are not, but its end."""
+    rendering = Rendering("USER: 7 BOT: 5", (), ((12, 14),))
+    offsets = torch.tensor([[0, 0], [0, 5], [6, 7], [7, 12], [13, 13], [13, 14], [0, 0], [0, 0]])
+    ids = torch.tensor([1, 10, 11, 12, 13, 14, 2, 2])
+    mask = torch.tensor([1, 1, 1, 1, 1, 1, 1, 0])
+    labels = rendering.labels(ids, offsets, mask, 2)
+    assert labels.tolist() == [-100] * 4 + [13, 14, 2, -100]
+    assert rendering.labels(ids, offsets, mask, None).tolist() == [-100] * 4 + [13, 14, -100, -100]
 
 
 def models():

@@ -282,7 +282,7 @@ def _other_columns(examples: Sequence[Mapping[str, Any]], own: Sequence[str]) ->
 
 
 def _check_one_kind(prompts: list[Prompt]) -> None:
-    """Refuse texts beside conversations: a template writes the special tokens of only the latter."""
+    """Refuse texts beside conversations, whose templates write special tokens themselves."""
     for prompt in prompts:
         if prompt.column != prompts[0].column:
             raise SignalError(

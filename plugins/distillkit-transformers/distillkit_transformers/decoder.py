@@ -75,6 +75,9 @@ def _grid(model: nn.Module, batch: Mapping[str, Any], is_image: Tensor) -> Grid 
         merge = int(config_of(model).vision_config.spatial_merge_size)
         if len(shapes) != len(is_image) or not bool((shapes == shapes[:1]).all()):
             return None
+        counts = is_image.sum(1)
+        if not bool((counts == counts[:1]).all()):
+            return None  # as many images as examples, and one example has two of them
         frames, height, width = shapes[0].tolist()
         return (height // merge, width // merge) if frames == 1 else None
     pixels = batch.get("pixel_values")

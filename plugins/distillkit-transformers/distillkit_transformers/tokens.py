@@ -39,7 +39,7 @@ def image_tokens(
     special: int = 0,
 ) -> dk.ModalityTokens:
     """An image's tokens; ``image_boxes`` of the batch says which part of it they cover."""
-    boxes = batch.get("image_boxes") if grid is not None else None
+    boxes = batch.get("image_boxes")  # read also where it cannot be used, as it is no stray entry
     extents = None
     if boxes is not None and grid is not None:
         extents = dk.grid_extents(grid, boxes, special=special)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
 from distillkit_transformers.collate import Collator, shown_boxes, without_spaces
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import distillkit as dk
+
+from .processors import Processor, cropped, picture, squares
 
 TEXTS = ["which cell is red", "is the red cell on top ?"]
 WORDS = [
@@ -51,31 +51,6 @@ def byte_pairs():
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-
-
-def picture(height, width):
-    """Red rises from top to bottom, green from left to right."""
-    rows = np.linspace(0, 255, height, dtype=np.uint8)[:, None].repeat(width, 1)
-    columns = np.linspace(0, 255, width, dtype=np.uint8)[None].repeat(height, 0)
-    return Image.fromarray(np.stack([rows, columns, np.zeros_like(rows)], -1))
-
-
-class Processor:
-    """A tokenizer and an image processor, as every processor of transformers has them."""
-
-    def __init__(self, tokenizer, image_processor):
-        self.tokenizer, self.image_processor = tokenizer, image_processor
-
-
-def squares(size=24, **more):
-    return hf.ViTImageProcessor(size={"height": size, "width": size}, **more)
-
-
-def cropped(edge=32, crop=24):
-    return hf.CLIPImageProcessor(
-        size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop},
-        do_normalize=False,
-    )  # fmt: skip
 
 
 def examples():

@@ -27,7 +27,8 @@ class DistillationModule(lightning.LightningModule):
 
     - Weights with a schedule follow the trainer's own progress.
     - The loss, every part and every weight are logged as ``train/...`` each
-      ``log_every_n_steps``: means over the steps since the last log, and over ranks.
+      ``log_every_n_steps``: means over the steps since the last log, and over ranks. The progress
+      bar shows the loss and the parts.
     - Validation and test run the student alone, and predict returns what it returns.
     - A checkpoint holds the student and the aligners under the keys of a distiller's own
       ``state_dict()``; the teacher is in none.
@@ -142,15 +143,19 @@ class DistillationModule(lightning.LightningModule):
         every = self.trainer.log_every_n_steps
         if every and step != self._logged_step and step % every == 0:
             self._logged_step = step
-            self.log_dict(self._means(), on_step=True, on_epoch=False)
+            self._log_means(on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self) -> None:
         """Log what is left of an epoch."""
-        self.log_dict(self._means(), on_step=False, on_epoch=True, sync_dist=True)
+        self._log_means(on_step=False, on_epoch=True, sync_dist=True)
 
-    def _means(self) -> dict[str, float]:
-        """Means since the last call, over steps and ranks, by the names that are logged."""
-        return {f"train/{name}": value for name, value in self._meter.means().items()}
+    def _log_means(self, *, on_step: bool, on_epoch: bool, sync_dist: bool = False) -> None:
+        """Log the means since the last call; the progress bar shows all but the weights."""
+        for name, value in self._meter.means().items():
+            self.log(
+                f"train/{name}", value, prog_bar=not name.startswith("weight/"),
+                on_step=on_step, on_epoch=on_epoch, sync_dist=sync_dist,
+            )  # fmt: skip
 
     def validation_step(self, batch: Mapping[str, Any], *_: Any) -> None:
         """The student's own loss and metrics."""

@@ -242,8 +242,9 @@ class _Mode(TorchFunctionMode):
             if read is None and operations.may_attend(func, args):
                 watcher.blind_to(str(func))
         if read is None:
-            name = getattr(func, "__name__", "")
-            watcher.follower.saw(func, name, args, kwargs, result)
+            name = name_of(func)
+            if name not in LOOKS:
+                watcher.follower.saw(func, name, args, kwargs, result)
         else:
             watcher.add(tuple(watcher.stack), self._call(func, read, args, kwargs, result))
         return result

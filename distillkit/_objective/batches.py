@@ -51,7 +51,7 @@ class BatchChecks:
         module: nn.Module,
         student: Signals,
         teacher: Signals,
-        progress: float | None,
+        active: Mapping[str, float],
     ) -> dict[str, Comparison] | None:
         """Refuse sides that do not fit, and aligners that no optimizer steps.
 
@@ -60,7 +60,7 @@ class BatchChecks:
             module: the student.
             student: its signals.
             teacher: the teacher's.
-            progress: as for a call of the distiller.
+            active: the terms that are computed in this step, and their weights.
 
         Returns:
             The comparisons of a batch that was looked at, for the objective to go on with.
@@ -69,7 +69,6 @@ class BatchChecks:
             SignalError: a term whose sides differ, with the aligner that would fix it.
             RecipeError: an aligner that learns and is not stepped.
         """
-        active = self._objective.active(progress)
         self._aligners.check(root, self._objective, active, module)
         due = self._look_every and self._steps % self._look_every == 0
         self._steps += 1

@@ -201,6 +201,7 @@ class Distiller(nn.Module):
         self._check_open()
         batch = one_batch(batch, entries, labels)
         used: set[str] = set()
+        active = self.objective.active(progress)
         compares = self.objective.compares(progress)
         ran_teacher = teacher_signals is None and compares
         if ran_teacher:
@@ -211,14 +212,14 @@ class Distiller(nn.Module):
             teacher_signals = teacher_signals.trackable()
         own = SideOfBatch(batch, "student", used)
         output, student_signals = self._student.run(own, wanted=self._wanted[0])
-        task = self._task(output, own, progress)
+        task = self._task(output, own, active)
         looked: dict[str, Comparison] | None = None
         if self.training:
             looked = self._checks.check_structure(
-                self, self.student, student_signals, teacher_signals, progress
+                self, self.student, student_signals, teacher_signals, active
             )
             if ran_teacher:
-                every = len(self.objective.active(progress)) == len(self.objective.each())
+                every = len(active) == len(self.objective.each())
                 self._checks.check_entries(batch, used, every_term=every)
         items, normalizer = self._items(own, output, task, normalizer)
         result = self.objective(
@@ -330,7 +331,7 @@ class Distiller(nn.Module):
         if self.objective.compares(progress):
             teacher = self._run_teacher(batch, set())
         output, student = self._student.run(own, wanted=self._wanted[0])
-        task = self._task(output, own, progress)
+        task = self._task(output, own, self.objective.active(progress))
         items = None if task is None else self._task_items.count(own, output, task)
         result: Result = self.objective(
             student, teacher, batch=own, task=task, progress=progress, task_items=items
@@ -440,11 +441,11 @@ class Distiller(nn.Module):
             student = self._student.run(own, wanted=self._wanted[0])[1]
         self.objective.build_aligners(student, self.run_teacher(example))
 
-    def _task(self, output: Any, batch: Mapping[str, Any], progress: float | None) -> Tensor | None:
-        tasks = [term.name for term in self.objective.each() if term.is_task]
-        if not tasks or self.objective.active(progress).keys().isdisjoint(tasks):
-            return None
-        return self.task_loss(output, batch)
+    def _task(
+        self, output: Any, batch: Mapping[str, Any], active: Mapping[str, float]
+    ) -> Tensor | None:
+        asked = any(term.is_task and term.name in active for term in self.objective.each())
+        return self.task_loss(output, batch) if asked else None
 
     def task_loss(self, output: Any, batch: Mapping[str, Any]) -> Tensor | None:
         """The student's own loss for what it returned, as a term ``"task"`` has it; None: none."""

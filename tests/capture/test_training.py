@@ -128,8 +128,6 @@ class TestGradient:
                         parameter -= 0.05 * parameter.grad
 
     def test_twice_differentiable(self, kind):
-        if kind == "fused":
-            pytest.skip("the fused kernel has no second derivative")
         model, (x, mask) = encoder(kind), tokens()
         with dk.capture(model, "blocks.0") as record:
             model(x, mask)

@@ -559,6 +559,12 @@ def mask_by_the_method_where(m, q, k, v, keep):
 
 
 @spelling(padded)
+def stabilised_by_an_operator(m, q, k, v, keep):
+    scores = (q @ k.mT / math.sqrt(DEPTH)).masked_fill(~keep, LOWEST)
+    return (scores - torch.ops.aten.amax(scores, [-1], True)).softmax(-1) @ v
+
+
+@spelling(padded)
 def mask_by_the_method_where_with_keywords(m, q, k, v, keep):
     scores = q @ k.mT / math.sqrt(DEPTH)
     return scores.where(other=torch.tensor(LOWEST), condition=keep).softmax(-1) @ v

@@ -118,7 +118,8 @@ class _Chunks:
         )
         self._width = self.projections.student.classes
         n = pair.student.query.shape[0]
-        self._tokens = kept_span(pair.rows if self._reads else None, n)
+        self._rows = self._rows_that_count()
+        self._tokens = kept_span(self._rows if self._reads else None, n)
         # without a class that counts, there is nothing to compute
         self._count = span_length(self._tokens, n) if self._width else 0
         self._step = _chunk_size(self._count)
@@ -134,7 +135,7 @@ class _Chunks:
 
         ``upstream`` is the weight of each token, None for 1.
         """
-        mask = self._pair.rows
+        mask = self._rows
         value = torch.zeros(self._pair.value_shape, dtype=self._dtype, device=self._device)
         for index in self._indices():
             counted = None if mask is None or self._reads else mask[index, None]
@@ -168,6 +169,17 @@ class _Chunks:
         if teacher is student:
             return classes, Sides(mine, mine)
         return classes, Sides(mine, None if teacher is None else teacher[classes])
+
+    def _rows_that_count(self) -> Tensor | None:
+        """The tokens that count; None: all. None does where the teacher keeps no class.
+
+        Its dropped scores would be a uniform distribution, which is compared like any other.
+        """
+        rows, keep = self._pair.rows, self._keeps.teacher
+        if keep is None or self._pair.kind.name != "kl":
+            return rows
+        some = keep.any().expand(self._pair.student.query.shape[0])
+        return some if rows is None else rows & some
 
     def _indices(self) -> Iterator[Span]:
         """The tokens of every chunk."""

@@ -41,7 +41,7 @@ def heads(draw, dtype=torch.float64):
             tensors[i] = tensors[i].masked_fill(torch.arange(v) % 3 == 2, -math.inf)
         if kind == "none":
             tensors[i] = None
-    where = torch.rand(v, generator=generator) < draw(st.sampled_from([0.5, 1.1]))
+    where = torch.rand(v, generator=generator) < draw(st.sampled_from([0.2, 0.5, 1.1]))
     mask = torch.rand(n, generator=generator) < draw(st.sampled_from([0.5, 1.1]))
     options = {
         "student_softcap": draw(st.sampled_from([None, 2.0])),
@@ -129,6 +129,18 @@ def test_classes_left_out_may_hold_anything():
         assert value.isfinite().all()
         assert all(x.grad.isfinite().all() for x in leaves[:3])
         assert not leaves[1].grad[~where].any()
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_a_teacher_without_classes_is_worth_nothing(look, monkeypatch):
+    monkeypatch.setattr(tiling, "can_sync", lambda _: look)
+    tensors = small()
+    tensors[5][[2, 5]] = -math.inf  # the only classes that exist
+    leaves = [x.requires_grad_(i < 3) for i, x in enumerate(tensors)]
+    value = through(losses.linear_kl_divergence, leaves, {"where": torch.arange(6) % 3 == 2})
+    value.sum().backward()
+    assert not value.any()
+    assert not any(x.grad.any() for x in leaves[:3])
 
 
 def test_gradcheck():

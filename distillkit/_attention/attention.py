@@ -294,6 +294,11 @@ class Attention:
         return not isinstance(self._source, Products)
 
     @property
+    def is_as_used(self) -> bool:
+        """Whether it is known by probabilities as a model used them, whatever they add up to."""
+        return isinstance(self._source, Weights) and self._source.as_used
+
+    @property
     def device(self) -> torch.device:
         """Where its tensors are."""
         held = self._tensors()

@@ -203,6 +203,19 @@ class Term(nn.Module):
         check_number(self._normalizer, normalizer)
         return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
 
+    def values(
+        self, students: Sequence[Any], teachers: Sequence[Any], batch: Mapping[str, Any]
+    ) -> Tensor:
+        """The loss's values of one layer of both sides, as they are: no aligner, no mean."""
+        assert self._function is not None
+        arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
+        return self._function(*students, *teachers, **arguments, **self.options)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether an aligner asks which tokens the entries of a signal are."""
+        return any(self._takes_tokens)
+
     @property
     def has_values_of_examples(self) -> bool:
         """Whether its loss is known to return values of each example of a batch."""

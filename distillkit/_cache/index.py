@@ -1,0 +1,121 @@
+"""Which example is in which shard, of all the shards that are there."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import CacheError
+from .shard import Example, Shard, parsed_name
+from .spec import PartSpec
+from .store import Store
+
+_OPEN = 256  # files that are mapped at a time: each takes a handle of the process
+
+
+class Index:
+    """The examples of a store.
+
+    Headers stay in memory, about a hundred bytes for each example and array; of the shards' numbers
+    nothing does.
+
+    Args:
+        store: where shards are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._shards: dict[str, Shard] = {}
+        self._rows: dict[str, tuple[str, int]] = {}
+        self._mapped: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of all examples, in the order of the shards."""
+        return list(self._rows)
+
+    @property
+    def shards(self) -> dict[str, Shard]:
+        """Every shard, by its name."""
+        return dict(self._shards)
+
+    def refresh(self) -> None:
+        """Take in the shards that have come, and forget those that have gone.
+
+        Raises:
+            CacheError: a shard whose header is damaged.
+        """
+        names = [name for name in self._store.names() if parsed_name(name) is not None]
+        with self._lock:
+            if set(self._shards) - set(names):
+                self._shards = {n: x for n, x in self._shards.items() if n in set(names)}
+                self._rows = {k: at for k, at in self._rows.items() if at[0] in self._shards}
+            for name in names:
+                if name not in self._shards:
+                    self._take(name)
+
+    def take(self, name: str) -> None:
+        """Take in one shard that has been written."""
+        with self._lock:
+            self._take(name)
+
+    def _take(self, name: str) -> None:
+        shard = self._shards[name] = Shard(self._store.path(name))
+        for row, key in enumerate(shard.contents.keys):
+            self._rows.setdefault(key, (name, row))
+
+    def examples(self, keys: Sequence[str], parts: Sequence[PartSpec]) -> list[Example]:
+        """Examples with some of their arrays, in the order of the keys.
+
+        Raises:
+            CacheError: examples that are not there, or damaged.
+        """
+        if any(key not in self._rows for key in keys):
+            self.refresh()  # another process may have stored them since
+        missing = [key for key in keys if key not in self._rows]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise CacheError(
+                f"{len(missing)} of {len(keys)} examples are not in {self._store.place}, which "
+                f"holds {len(self)}: {shown}. fill() stores what is missing"
+            )
+        found = []
+        for key in keys:
+            name, row = self._rows[key]
+            one = self._mapped_shard(name).example(row, parts)
+            if one.key != key:
+                raise CacheError(f"shard {name} has {one.key} in the place of {key}")
+            found.append(one)
+        return found
+
+    def _mapped_shard(self, name: str) -> Shard:
+        with self._lock:
+            shard = self._shards[name]
+            self._mapped[name] = None
+            self._mapped.move_to_end(name)
+            if len(self._mapped) > _OPEN:
+                self._shards[self._mapped.popitem(last=False)[0]].close()
+            return shard
+
+    def next_number(self, writer: str) -> int:
+        """The number of a writer's next shard."""
+        known = [parsed_name(name) for name in self._store.names()]
+        return 1 + max([-1, *(one[1] for one in known if one is not None and one[0] == writer)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self._store,)
+
+
+def _opened(store: Store) -> Index:
+    index = Index(store)
+    index.refresh()
+    return index

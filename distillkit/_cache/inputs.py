@@ -1,0 +1,151 @@
+"""Which example is which, and whether it is still what the teacher saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CacheError, SignalError, unknown_name
+
+_MULTIPLIER = 0x9E3779B1  # odd, with no pattern in its bits: Knuth's golden ratio
+
+
+def keys_of(batch: Mapping[str, Any], entries: Sequence[str]) -> list[str]:
+    """The keys of a batch's examples, as JSON.
+
+    Raises:
+        SignalError: an entry that is missing, or that is not one number or text for each example.
+    """
+    columns = [_column(batch, entry) for entry in entries]
+    if len({len(column) for column in columns}) > 1:
+        raise SignalError(
+            f"the entries {', '.join(map(repr, entries))} say which example is which, and are of "
+            f"{', '.join(str(len(column)) for column in columns)} examples"
+        )
+    rows = zip(*columns, strict=True)
+    return [json.dumps(row[0] if len(row) == 1 else list(row)) for row in rows]
+
+
+def _column(batch: Mapping[str, Any], entry: str) -> list[Any]:
+    if entry not in batch:
+        error = unknown_name("batch entry", entry, batch)
+        raise SignalError(
+            f"the signal cache finds examples by the entry {entry!r}: {error}. Let the data set "
+            'return a number or text of its own for each example, or name yours: key="question_id"'
+        )
+    value = batch[entry]
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = value.tolist() if hasattr(value, "tolist") else None
+    if value is None or any(not isinstance(one, (int, str)) for one in value):
+        raise SignalError(
+            f"the entry {entry!r} is a whole number or a text for each example; got "
+            f"{type(batch[entry]).__name__} {getattr(batch[entry], 'shape', '')}"
+        )
+    return list(value)
+
+
+def comparable(batch: Mapping[str, Any], names: Iterable[str], examples: int) -> tuple[str, ...]:
+    """The entries that have something for each example, so that each has a fingerprint."""
+    return tuple(
+        name
+        for name in sorted(names)
+        if isinstance(batch.get(name), Tensor)
+        and batch[name].ndim > 0
+        and batch[name].shape[0] == examples
+    )
+
+
+def fingerprints(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[int]]:
+    """A number for each example of each entry, which changes when any element of it does.
+
+    Padding changes nothing: neither zeros at the end of an axis, nor any token that a mask of the
+    same shape leaves out, at either end. The same numbers on another device have the same
+    fingerprint.
+    """
+    masks = [
+        batch[name]
+        for name in batch
+        if name.endswith("mask") and isinstance(batch[name], Tensor) and batch[name].ndim == 2
+    ]
+    found = {}
+    for name in names:
+        x = batch[name].detach()
+        mask = next((one for one in masks if one.shape == x.shape), None)
+        found[name] = _fingerprint(x, None if x.is_floating_point() else mask).tolist()
+    return found
+
+
+def _fingerprint(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``(b,)``, int64: the elements' bits times weights of their places, summed modulo 2^64.
+
+    The weight of a place is a product of one for each axis, so that zeros behind the last element
+    of an axis add nothing.
+    """
+    bits = _bits(x)
+    if mask is not None:
+        # each token's place among those that count, wherever padding is
+        place = (mask != 0).long().cumsum(-1)
+        weights = _weights_of(place - 1, bits.dtype)
+        return torch.where(mask != 0, bits * weights + weights, 0).sum(-1, dtype=torch.int64)
+    if bits.ndim == 1:
+        return bits.long()
+    while bits.ndim > 1:
+        places = torch.arange(bits.shape[-1], device=bits.device)
+        bits = (bits * _weights_of(places, bits.dtype)).sum(-1, dtype=torch.int64)
+    return bits
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The elements as integers: those of floating point numbers by their bits."""
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if not x.is_floating_point():
+        return x.to(torch.int32)  # of any width the same
+    if x.dtype.itemsize == 8:
+        return x.contiguous().view(torch.int64)
+    if x.dtype.itemsize == 4:
+        return x.contiguous().view(torch.int32)
+    return (
+        x.contiguous().view(torch.int16 if x.dtype.itemsize == 2 else torch.uint8).to(torch.int32)
+    )
+
+
+def _weights_of(places: Tensor, dtype: torch.dtype) -> Tensor:
+    """An odd number for each place, spread over all bits."""
+    mixed = (places.long() + 1) * _MULTIPLIER
+    mixed = ((mixed >> 13) ^ mixed) * 0x85EBCA6B
+    mixed = (mixed ^ (mixed >> 16)) | 1
+    if dtype == torch.int64:
+        return mixed
+    # the lower 32 bits as a signed number
+    return (((mixed & 0xFFFFFFFF) + 0x80000000) % 0x100000000 - 0x80000000).to(torch.int32)
+
+
+def check_inputs(
+    keys: Sequence[str],
+    stored: Mapping[str, Sequence[int]],
+    found: Mapping[str, Sequence[int]],
+) -> None:
+    """Refuse examples that are not what the teacher saw.
+
+    Raises:
+        CacheError: the entry, the first examples, and what it may come from.
+    """
+    for entry, numbers in found.items():
+        wrong = [key for key, a, b in zip(keys, numbers, stored[entry], strict=True) if a != b]
+        if not wrong:
+            continue
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise CacheError(
+            f"{entry!r} is not what the teacher saw, in {len(wrong)} of {len(keys)} examples "
+            f"({shown}). If it is augmented at random, give each view a seed that is part of the "
+            'key, fill(..., key=("id", "seed")); if the preprocessing changed, fill another cache; '
+            f"if it is meant for the student alone, call it {'student_' + entry!r}; to compare no "
+            "inputs, say so: SignalCache(..., inputs=())"
+        )

@@ -1,0 +1,62 @@
+"""What recipes need of a teacher: which signals, which of their layers, and what else of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .._backbone.backbone import LayerIndices, Wanted
+from .._objective.objective import Objective, wanted_layers
+from .._objective.term import Term
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is needed of one signal.
+
+    Attributes:
+        layers: as indices from either end; empty for a signal without layers.
+        tokens: an aligner asks which tokens its entries are.
+        padding: a term counts padded positions too.
+        terms: what compares it: a loss may read more of an attention than its probabilities.
+    """
+
+    layers: LayerIndices
+    tokens: bool
+    padding: bool
+    terms: tuple[Term, ...]
+
+
+Needs = dict[str, Need]
+
+
+def needs_of(objectives: Iterable[Objective]) -> Needs:
+    """What some recipes need together, signal by signal."""
+    found: Needs = {}
+    for objective in objectives:
+        wanted = wanted_layers(objective, 1)
+        for term in objective.each():
+            for name in term.on:
+                one = Need(wanted[name], term.takes_tokens, term.rows == "all", (term,))
+                found[name] = _together(found[name], one) if name in found else one
+    return found
+
+
+def wanted_of(needs: Needs) -> Wanted:
+    """The layers that a backbone keeps for them."""
+    return {name: need.layers for name, need in needs.items()}
+
+
+def positions(layers: LayerIndices, depth: int) -> tuple[int, ...]:
+    """The layers as positions from the bottom of so many; those that are not there are left out."""
+    indices = range(depth) if isinstance(layers, str) else layers
+    there = {index % depth for index in indices if -depth <= index < depth}
+    return tuple(sorted(there))
+
+
+def _together(one: Need, other: Need) -> Need:
+    layers: LayerIndices = "all"
+    if not isinstance(one.layers, str) and not isinstance(other.layers, str):
+        layers = one.layers | other.layers
+    tokens, padding = one.tokens or other.tokens, one.padding or other.padding
+    return Need(layers, tokens, padding, one.terms + other.terms)

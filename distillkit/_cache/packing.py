@@ -1,0 +1,211 @@
+"""A batch's signals as examples to be written, without padding."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._attention import Attention
+from .._backbone.batch import SideOfBatch
+from .._backbone.signals import Signals
+from ..errors import CacheError
+from .coding import coding
+from .planning import measured_error, says
+from .reading import (
+    Piece,
+    Tokens,
+    facts_of,
+    form_of,
+    layers_of,
+    pieces_of,
+    token_tensors,
+    tokens_of,
+)
+from .shard import Example, raw
+from .spec import AxisSpec, PieceSpec, SignalSpec
+
+Numbers = dict[str, Any]
+
+
+class _Axis:
+    """Where the tokens of one axis sit in each example of a batch."""
+
+    def __init__(self, spec: AxisSpec, tokens: Tokens, batch: SideOfBatch) -> None:
+        real = tokens.real.cpu()
+        self.whole = real.shape[1]
+        self.places = [row.nonzero()[:, 0].numpy() for row in real]
+        followed = spec.follows is not None and says(batch.get(spec.follows), tokens.real)
+        if spec.follows is not None and not followed:
+            raise CacheError(
+                f"the tokens of {spec.name.partition(':')[0]!r} were those of the batch entry "
+                f"{spec.follows!r} when the cache was begun, and are others in this batch"
+            )
+        self._followed = followed
+
+    def listed(self, example: int) -> Sequence[int] | None:
+        """The places, where nothing else says them."""
+        places = self.places[example]
+        if self._followed or len(places) == 0 or places[-1] == len(places) - 1:
+            return None
+        return [int(one) for one in places]
+
+
+def pack(
+    signals: Signals,
+    specs: Sequence[SignalSpec],
+    keys: Sequence[str],
+    chosen: Sequence[int],
+    inputs: Mapping[str, Sequence[int]],
+    batch: SideOfBatch,
+) -> list[Example]:
+    """The ``chosen`` examples of a batch, as the specs say.
+
+    Raises:
+        CacheError: signals that are not as those that the cache was begun with, or whose coding has
+            a larger error here than was allowed.
+    """
+    axes: dict[str, _Axis] = {}
+    arrays: Numbers = {}
+    axes_of: dict[str, tuple[str | None, ...]] = {}
+    for spec in specs:
+        for part, array, names in _parts_of_signal(signals, spec, batch, axes, len(keys)):
+            arrays[part], axes_of[part] = array, names
+    return [
+        Example(
+            key=keys[i],
+            arrays={part: _of_example(x, i, axes_of[part], axes) for part, x in arrays.items()},
+            lengths={name: len(axis.places[i]) for name, axis in axes.items()},
+            wholes={name: axis.whole for name, axis in axes.items()},
+            places={name: axis.listed(i) for name, axis in axes.items()},
+            inputs={entry: numbers[i] for entry, numbers in inputs.items()},
+        )
+        for i in chosen
+    ]
+
+
+def _parts_of_signal(
+    signals: Signals,
+    spec: SignalSpec,
+    batch: SideOfBatch,
+    axes: dict[str, _Axis],
+    examples: int,
+) -> Any:
+    """Part, its numbers (b, ...) and the token axis of each of their axes."""
+    layers = layers_of(signals, spec.name)
+    depth = None if layers is None else len(layers)
+    if depth != spec.depth:
+        raise CacheError(
+            f"{spec.name!r} has {depth} layers, and had {spec.depth} when the cache was begun"
+        )
+    values: list[Any] = [signals[spec.name]] if layers is None else [layers[i] for i in spec.layers]
+    padding = any("valid" in axis.tokens for axis in spec.axes)
+    tokens = tokens_of(signals, spec.name, values[0], padding=padding)
+    if padding:
+        values = [x.with_rows(None) if isinstance(x, Attention) else x for x in values]
+    if len(values[0].shape) == 0 or values[0].shape[0] != examples:
+        raise CacheError(
+            f"{spec.name!r} is {tuple(values[0].shape)} for {examples} examples: a cache stores "
+            "signals whose first axis is the example"
+        )
+    if len(tokens) != len(spec.axes):
+        raise CacheError(
+            f"{spec.name!r} has {len(tokens)} token axes in this batch, and {len(spec.axes)} when "
+            "the cache was begun"
+        )
+    for axis, one in zip(spec.axes, tokens, strict=True):
+        axes[axis.name] = _Axis(axis, one, batch)
+        yield from _tokens_of_axis(axis, one)
+    names = [axis.name for axis in spec.axes]
+    pieces = [_checked_pieces(spec, i, x, tokens) for i, x in enumerate(values)]
+    if any(piece.coding != "exact" for layer in spec.pieces for piece in layer.values()):
+        found = measured_error(spec, pieces, values, tokens)
+        bound = spec.bound if spec.bound is not None else sys.float_info.max
+        if not found <= bound:
+            raise CacheError(
+                f"{spec.name!r} as {_codings(spec)} has a mean error of {found:.3g} in this batch, "
+                f"and at most {bound:.3g} is allowed: choose a coding for it, "
+                f'codings={{"{spec.name}": "exact"}}, or allow more, in a new cache'
+            )
+    for specs_of_layer, layer in zip(spec.pieces, pieces, strict=True):
+        for key, piece in layer.items():
+            yield from _encoded(specs_of_layer[key], piece, names)
+
+
+def _checked_pieces(
+    spec: SignalSpec, index: int, value: Any, tokens: tuple[Tokens, ...]
+) -> dict[str, Piece]:
+    stored = spec.pieces[index]
+    vectors = spec.form != "products" and "query" in stored
+    if isinstance(value, Attention):
+        form = form_of(value, *(one.real for one in tokens))
+        if spec.form != form and (spec.form == "products" or "used" in (form, spec.form)):
+            raise CacheError(
+                f"{spec.name!r} was written as {spec.form} when the cache was begun; in this batch "
+                "biases or masks say more than its queries and keys do: fill a cache with "
+                f'codings={{"{spec.name}": "map"}}'
+            )
+        if spec.form == "products" and value.scale != spec.scales[index]:
+            raise CacheError(
+                f"{spec.name!r} has the scale {value.scale}, and had {spec.scales[index]}"
+            )
+    pieces = pieces_of(value, spec.form, vectors=vectors or "value" in stored)
+    if set(pieces) != set(stored):
+        raise CacheError(
+            f"{spec.name!r} has {sorted(pieces)} in this batch, and had {sorted(stored)} when the "
+            "cache was begun"
+        )
+    return pieces
+
+
+def _tokens_of_axis(axis: AxisSpec, tokens: Tokens) -> Any:
+    facts = None if tokens.known is None else facts_of(tokens.known)
+    if facts != axis.facts:
+        raise CacheError(
+            f"the tokens of {axis.name.partition(':')[0]!r} are {facts}, and were {axis.facts} "
+            "when the cache was begun"
+        )
+    details = any(name != "valid" for name in axis.tokens)
+    tensors = token_tensors(tokens, details=details)
+    if set(tensors) != set(axis.tokens):
+        raise CacheError(
+            f"of the tokens of {axis.name.partition(':')[0]!r} this batch knows {sorted(tensors)}, "
+            f"and the cache was begun with {sorted(axis.tokens)}"
+        )
+    for name, piece in tensors.items():
+        yield from _encoded(axis.tokens[name], piece, [axis.name])
+
+
+def _encoded(spec: PieceSpec, piece: Piece, names: Sequence[str]) -> Any:
+    """The parts of one tensor, if it is as it was when the cache was begun."""
+    of_axes = [None if i is None or i >= len(names) else names[i] for i in piece.axes]
+    parts = coding(spec.coding).encode(piece.values)
+    for part, x in zip(spec.parts, parts.values(), strict=True):
+        named: tuple[str | None, ...] = tuple([*of_axes, *[None] * x.ndim][: x.ndim - 1])
+        sizes = tuple(
+            n if axis is None else axis for n, axis in zip(x.shape[1:], named, strict=True)
+        )
+        dtype = str(x.dtype).removeprefix("torch.")
+        if sizes != part.sizes or dtype != part.dtype:
+            raise CacheError(
+                f"{part.name!r} is {dtype} {sizes} in this batch, and was {part.dtype} "
+                f"{part.sizes} when the cache was begun"
+            )
+        yield part.name, raw(x), named
+
+
+def _of_example(
+    x: Any, example: int, names: tuple[str | None, ...], axes: Mapping[str, _Axis]
+) -> Any:
+    found = x[example]
+    for dimension, name in enumerate(names):
+        if name is None:
+            continue
+        places, whole = axes[name].places[example], axes[name].whole
+        if len(places) < whole:
+            found = found.take(places, axis=dimension)
+    return found.reshape(-1) if found.flags.c_contiguous else found.ravel()
+
+
+def _codings(spec: SignalSpec) -> str:
+    return ", ".join(sorted({p.coding for layer in spec.pieces for p in layer.values()}))

@@ -1,0 +1,334 @@
+"""How a recipe's signals are written: decided on the first batch, by measuring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._attention import Attention
+from .._backbone.batch import SideOfBatch
+from .._backbone.signals import Signals
+from .._objective.term import Term
+from ..errors import CacheError, DistillKitError, OptionError
+from .coding import coding, log_probabilities_error, logits_error, relative_error
+from .needs import Need, Needs, positions
+from .reading import (
+    Layer,
+    Piece,
+    Tokens,
+    facts_of,
+    form_of,
+    layers_of,
+    pieces_of,
+    token_tensors,
+    tokens_of,
+)
+from .spec import AxisSpec, Form, PartSpec, PieceSpec, SignalSpec, Size
+
+Codings = Mapping[str, str]
+"""Signal -> the coding that somebody has chosen for it."""
+
+_TOP = (8, 16, 32, 64, 128, 256, 512)
+
+
+class Plan(NamedTuple):
+    """One way to write a signal, with what it costs in this batch."""
+
+    signal: SignalSpec
+    bytes: float  # for each example
+    error: float
+
+
+def plan_signals(
+    signals: Signals, needs: Needs, batch: SideOfBatch, error: float, codings: Codings
+) -> tuple[SignalSpec, ...]:
+    """How each signal is written in the fewest bytes, with a mean error of at most ``error``."""
+    unknown = set(codings) - set(needs)
+    if unknown:
+        raise CacheError(
+            f"a coding is given for {sorted(unknown)}, and the recipe needs {sorted(needs)}"
+        )
+    found = []
+    for name, need in sorted(needs.items()):
+        chosen = codings.get(name)
+        plans = list(_plans(_given(name, signals, need, batch), need, batch, error, chosen))
+        if not plans:
+            raise OptionError(
+                f"{name!r} cannot be written as {chosen!r}: any tensor can as exact, float16, "
+                "bfloat16 or int8, logits as top_k:8 to 512 (fewer than there are classes), an "
+                "attention as map, map:float16 or uint8"
+            )
+        found.append(min(plans, key=lambda plan: plan.bytes).signal)
+    return tuple(found)
+
+
+class _Given(NamedTuple):
+    """One signal of the first batch.
+
+    Attributes:
+        name: of the signal.
+        depth: how many layers it has; None: it has none.
+        stored: the layers that are stored.
+        values: of these layers.
+        tokens: its token axes.
+        axes: how they are written.
+    """
+
+    name: str
+    depth: int | None
+    stored: tuple[int, ...]
+    values: list[Any]
+    tokens: tuple[Tokens, ...]
+    axes: tuple[AxisSpec, ...]
+
+
+def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Given:
+    layers = layers_of(signals, name)
+    depth = None if layers is None else len(layers)
+    stored = (0,) if depth is None else positions(need.layers, depth)
+    if not stored:
+        raise CacheError(
+            f"the recipe compares layers {need.layers} of {name!r}, and the teacher has {depth}"
+        )
+    values: list[Any] = [signals[name]] if layers is None else [layers[i] for i in stored]
+    tokens = tokens_of(signals, name, values[0], padding=need.padding)
+    if need.padding:
+        values = [x.with_rows(None) if isinstance(x, Attention) else x for x in values]
+    return _Given(name, depth, stored, values, tokens, _axes(name, tokens, need, batch))
+
+
+def _plans(
+    given: _Given, need: Need, batch: SideOfBatch, error: float, chosen: str | None
+) -> Iterator[Plan]:
+    """Every way that stays within the error; the exact ones among them always."""
+    first = given.values[0]
+    vectors = isinstance(first, Attention) and any(
+        _reads_vectors(term, first, batch) for term in need.terms
+    )
+    for form in _forms(given):
+        pieces = [pieces_of(value, form, vectors=vectors) for value in given.values]
+        allowed = _codings(given.name, form, pieces[0])
+        if chosen is not None:
+            if chosen in allowed:
+                yield _plan(given, form, allowed[chosen], pieces, None)
+            continue
+        for one in sorted(set(allowed.values())) if error > 0 else ["exact"]:
+            plan = _plan(given, form, one, pieces, error)
+            # other batches have other errors: half of what is allowed leaves them room
+            if one == "exact" or plan.error <= error / 2:
+                yield plan
+
+
+def _forms(given: _Given) -> list[Form]:
+    if isinstance(given.values[0], Tensor):
+        return ["tensor"]
+    rows, keys = (one.real for one in given.tokens)
+    found = {form_of(value, rows, keys) for value in given.values}
+    if "used" in found:
+        return ["used"]
+    # the map can always be written; queries and keys only where they say all of it
+    return ["log_probabilities"] if len(found) > 1 else sorted({*found, "log_probabilities"})
+
+
+def _codings(name: str, form: Form, pieces: Mapping[str, Piece]) -> dict[str, str]:
+    """What a user may call a way to write this form -> its coding."""
+    if form == "used":
+        return {"exact": "exact", "float16": "float16"}
+    if form == "log_probabilities":
+        return {"map": "exact", "map:float16": "float16", "uint8": "uint8"}
+    found = ["exact", "float16", "bfloat16", "int8"]
+    if is_logits(name):
+        classes = pieces[""].values.shape[-1]
+        found += [f"top_k:{k}" for k in _TOP if k < classes]
+    return {one: one for one in found}
+
+
+def is_logits(name: str) -> bool:
+    """Whether a signal's last axis is classes."""
+    return name.partition(".")[0] == "logits"
+
+
+def _plan(
+    given: _Given,
+    form: Form,
+    chosen: str,
+    pieces: list[dict[str, Piece]],
+    bound: float | None,
+) -> Plan:
+    specs = []
+    for position, layer in zip(given.stored, pieces, strict=True):
+        stem = given.name if given.depth is None else f"{given.name}/{position}"
+        specs.append({key: _piece(stem, key, x, chosen, given.axes) for key, x in layer.items()})
+    signal = SignalSpec(
+        name=given.name,
+        form=form,
+        depth=given.depth,
+        layers=given.stored,
+        axes=given.axes,
+        pieces=tuple(specs),
+        scales=tuple(x.scale for x in given.values) if form == "products" else (),
+        bound=bound,
+    )
+    worst = 0.0
+    if chosen != "exact":
+        worst = measured_error(signal, pieces, given.values, given.tokens)
+        changed = [
+            {key: piece.model_copy(update={"error": worst}) for key, piece in layer.items()}
+            for layer in specs
+        ]
+        signal = signal.model_copy(update={"pieces": tuple(changed)})
+    return Plan(signal, bytes_of(signal, given.tokens), worst)
+
+
+def measured_error(
+    signal: SignalSpec,
+    pieces: list[dict[str, Piece]],
+    values: list[Layer],
+    tokens: tuple[Tokens, ...],
+) -> float:
+    """The mean error of a signal's coding on one batch: of the worst layer.
+
+    Of logits and attention it is the KL divergence, in nats; of other tensors that of the root mean
+    square.
+    """
+    worst = 0.0
+    for specs, layer, value in zip(signal.pieces, pieces, values, strict=True):
+        decoded = {key: _through(specs[key], piece.values) for key, piece in layer.items()}
+        worst = max(worst, _error(signal, layer, decoded, value, tokens))
+    return worst
+
+
+def _error(
+    signal: SignalSpec,
+    given: Mapping[str, Piece],
+    decoded: Mapping[str, Tensor],
+    value: Layer,
+    tokens: tuple[Tokens, ...],
+) -> float:
+    if any(
+        not torch.equal(x.values.isfinite(), decoded[key].isfinite()) for key, x in given.items()
+    ):
+        return math.inf
+    if isinstance(value, Tensor):
+        measure = logits_error if is_logits(signal.name) else relative_error
+        if tokens:
+            real = tokens[0].real
+            return measure(given[""].values[real], decoded[""][real])
+        return measure(given[""].values, decoded[""])
+    if signal.form == "log_probabilities":
+        return log_probabilities_error(given["log_p"].values, decoded["log_p"])
+    if signal.form == "used":
+        return relative_error(given["used"].values, decoded["used"])
+    rows, keys = (one.real for one in tokens)
+    maps = [
+        Attention(
+            one["query"].transpose(1, 2), one["key"].transpose(1, 2), scale=value.scale,
+            mask=keys[:, None, None], rows=rows,
+        ).scores().log_softmax(-1).nan_to_num(-math.inf)
+        for one in ({key: x.values for key, x in given.items()}, decoded)
+    ]  # fmt: skip
+    return log_probabilities_error(*maps)
+
+
+def _through(spec: PieceSpec, values: Tensor) -> Tensor:
+    one = coding(spec.coding)
+    width = values.shape[-1]
+    return one.decode(one.encode(values), values.dtype, width)
+
+
+def _piece(stem: str, key: str, piece: Piece, chosen: str, axes: tuple[AxisSpec, ...]) -> PieceSpec:
+    """How one tensor is written."""
+    of_axes = [None if i is None else axes[i].name if i < len(axes) else None for i in piece.axes]
+    sizes = _sizes(piece.values, of_axes)
+    name = f"{stem}/{key}" if key else stem
+    one = coding(chosen)
+    nothing = one.absent(piece.absent)
+    parts = [
+        PartSpec(
+            name=f"{name}~{part}" if part else name,
+            dtype=_dtype_name(x),
+            sizes=_sizes(x, of_axes),
+            absent=nothing[part],
+        )
+        for part, x in one.encode(piece.values).items()
+    ]
+    return PieceSpec(
+        name=name, coding=chosen, dtype=_dtype_name(piece.values), sizes=sizes, parts=tuple(parts)
+    )
+
+
+def _sizes(x: Tensor, of_axes: list[str | None]) -> tuple[Size, ...]:
+    # a part may have more axes at the end than the tensor, or fewer
+    named = [*of_axes, *[None] * x.ndim]
+    return tuple(
+        size if axis is None else axis for size, axis in zip(x.shape[1:], named, strict=False)
+    )
+
+
+def _dtype_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _axes(
+    name: str, tokens: tuple[Tokens, ...], need: Need, batch: SideOfBatch
+) -> tuple[AxisSpec, ...]:
+    found = []
+    for i, one in enumerate(tokens):
+        known, own = one.known, f"{name}:{i}"
+        axis = AxisSpec(name=own)
+        tensors = {
+            key: _piece(f"{own}/{key}", "", piece, "exact", (axis,))
+            for key, piece in token_tensors(one, details=need.tokens).items()
+        }
+        found.append(
+            AxisSpec(
+                name=own,
+                follows=entry_of(one.real, batch),
+                facts=None if known is None else facts_of(known),
+                tokens=tensors,
+            )
+        )
+    return tuple(found)
+
+
+def entry_of(real: Tensor, batch: SideOfBatch) -> str | None:
+    """The batch entry that is true where tokens are real; masks come before others."""
+    names = sorted(batch, key=lambda name: not name.endswith("mask"))
+    return next((name for name in names if says(batch[name], real)), None)
+
+
+def says(entry: Any, real: Tensor) -> bool:
+    """Whether an entry holds 1 for these tokens and 0 for all others."""
+    if not isinstance(entry, Tensor) or entry.shape != real.shape or entry.is_floating_point():
+        return False
+    return torch.equal(entry.to(real.device), real.to(entry.dtype))
+
+
+def bytes_of(signal: SignalSpec, tokens: tuple[Tokens, ...]) -> float:
+    """The mean bytes of an example of this batch."""
+    counts = {
+        axis.name: one.real.sum(-1).double() for axis, one in zip(signal.axes, tokens, strict=True)
+    }
+    total = 0.0
+    for part in signal.every_part():
+        size: Any = torch.ones((), dtype=torch.float64)
+        for one in part.sizes:
+            size = size * (counts[one].cpu() if isinstance(one, str) else one)
+        itemsize: int = getattr(torch, part.dtype).itemsize
+        total += itemsize * float(size.mean()) if size.numel() else 0.0
+    return total
+
+
+def _reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool:
+    """Whether a term's loss reads more of an attention than its probabilities: it is tried."""
+    plain = Attention.from_scores(attention.scores(), rows=attention.rows)
+    sides = [plain] * len(term.on)
+    try:
+        term.values(sides, sides, batch)
+    except DistillKitError:
+        return True
+    return False

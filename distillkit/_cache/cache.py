@@ -330,7 +330,8 @@ class SignalCache:
     def entries(self) -> frozenset[str]:
         """The batch entries that it reads."""
         header = self.header
-        follows = {axis.follows for one in header.signals for axis in one.axes if axis.follows}
+        masks = [a.follows.mask for one in header.signals for a in one.axes if a.follows]
+        follows = {name for mask in masks for name in mask if isinstance(name, str)}
         return frozenset({*header.key, *header.compared, *follows})
 
     # care of the files

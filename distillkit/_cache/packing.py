@@ -11,7 +11,8 @@ from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
 from ..errors import CacheError
 from .coding import coding
-from .planning import measured_error, says
+from .places import stored_places
+from .planning import measured_error
 from .reading import (
     Piece,
     Tokens,
@@ -34,21 +35,8 @@ class _Axis:
     def __init__(self, spec: AxisSpec, tokens: Tokens, batch: SideOfBatch) -> None:
         real = tokens.real.cpu()
         self.whole = real.shape[1]
-        self.places = [row.nonzero()[:, 0].numpy() for row in real]
-        followed = spec.follows is not None and says(batch.get(spec.follows), tokens.real)
-        if spec.follows is not None and not followed:
-            raise CacheError(
-                f"the tokens of {spec.name.partition(':')[0]!r} were those of the batch entry "
-                f"{spec.follows!r} when the cache was begun, and are others in this batch"
-            )
-        self._followed = followed
-
-    def listed(self, example: int) -> Sequence[int] | None:
-        """The places, where nothing else says them."""
-        places = self.places[example]
-        if self._followed or len(places) == 0 or places[-1] == len(places) - 1:
-            return None
-        return [int(one) for one in places]
+        self.taken = [row.nonzero()[:, 0].numpy() for row in real]
+        self.stored = stored_places(spec, tokens, batch)
 
 
 def pack(
@@ -75,9 +63,9 @@ def pack(
         Example(
             key=keys[i],
             arrays={part: _of_example(x, i, axes_of[part], axes) for part, x in arrays.items()},
-            lengths={name: len(axis.places[i]) for name, axis in axes.items()},
+            lengths={name: len(axis.taken[i]) for name, axis in axes.items()},
             wholes={name: axis.whole for name, axis in axes.items()},
-            places={name: axis.listed(i) for name, axis in axes.items()},
+            places={name: axis.stored[i] for name, axis in axes.items()},
             inputs={entry: numbers[i] for entry, numbers in inputs.items()},
         )
         for i in chosen
@@ -162,14 +150,14 @@ def _tokens_of_axis(axis: AxisSpec, tokens: Tokens) -> Any:
     facts = None if tokens.known is None else facts_of(tokens.known)
     if facts != axis.facts:
         raise CacheError(
-            f"the tokens of {axis.name.partition(':')[0]!r} are {facts}, and were {axis.facts} "
+            f"the tokens of {axis.signal!r} are {facts}, and were {axis.facts} "
             "when the cache was begun"
         )
     details = any(name != "valid" for name in axis.tokens)
     tensors = token_tensors(tokens, details=details)
     if set(tensors) != set(axis.tokens):
         raise CacheError(
-            f"of the tokens of {axis.name.partition(':')[0]!r} this batch knows {sorted(tensors)}, "
+            f"of the tokens of {axis.signal!r} this batch knows {sorted(tensors)}, "
             f"and the cache was begun with {sorted(axis.tokens)}"
         )
     for name, piece in tensors.items():
@@ -201,9 +189,9 @@ def _of_example(
     for dimension, name in enumerate(names):
         if name is None:
             continue
-        places, whole = axes[name].places[example], axes[name].whole
-        if len(places) < whole:
-            found = found.take(places, axis=dimension)
+        taken, whole = axes[name].taken[example], axes[name].whole
+        if len(taken) < whole:
+            found = found.take(taken, axis=dimension)
     return found.reshape(-1) if found.flags.c_contiguous else found.ravel()
 
 

@@ -16,6 +16,7 @@ from .._objective.term import Term
 from ..errors import CacheError, DistillKitError, OptionError
 from .coding import coding, log_probabilities_error, logits_error, relative_error
 from .needs import Need, Needs, positions
+from .places import followed
 from .reading import (
     Layer,
     Piece,
@@ -287,25 +288,12 @@ def _axes(
         found.append(
             AxisSpec(
                 name=own,
-                follows=entry_of(one.real, batch),
+                follows=followed(one, batch),
                 facts=None if known is None else facts_of(known),
                 tokens=tensors,
             )
         )
     return tuple(found)
-
-
-def entry_of(real: Tensor, batch: SideOfBatch) -> str | None:
-    """The batch entry that is true where tokens are real; masks come before others."""
-    names = sorted(batch, key=lambda name: not name.endswith("mask"))
-    return next((name for name in names if says(batch[name], real)), None)
-
-
-def says(entry: Any, real: Tensor) -> bool:
-    """Whether an entry holds 1 for these tokens and 0 for all others."""
-    if not isinstance(entry, Tensor) or entry.shape != real.shape or entry.is_floating_point():
-        return False
-    return torch.equal(entry.to(real.device), real.to(entry.dtype))
 
 
 def bytes_of(signal: SignalSpec, tokens: tuple[Tokens, ...]) -> float:

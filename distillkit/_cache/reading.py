@@ -61,9 +61,12 @@ def tokens_of(signals: Signals, name: str, layer: Layer, *, padding: bool) -> tu
     known = signals.axes(name)
     if isinstance(layer, Attention):
         query, key = known if len(known) == 2 else (None, None)
-        rows, keys = _real_of_attention(layer.with_rows(None) if padding else layer)
-        valid = layer.valid_rows().any(1).expand_as(rows) if padding else None
-        return Tokens(rows, query, valid), Tokens(keys, key)
+        b, _, q, k = layer.shape
+        rows = _real(query, layer.rows, (b, q), layer.device)
+        keys = _real(key, None if key is not None else _used_keys(layer), (b, k), layer.device)
+        if padding:
+            return Tokens(torch.ones_like(rows), query, rows), Tokens(keys, key)
+        return Tokens(rows, query), Tokens(keys, key)
     mask, axis = signals.mask(name), known[0] if known else None
     if mask is None and axis is not None:
         mask = axis.valid
@@ -78,14 +81,21 @@ def tokens_of(signals: Signals, name: str, layer: Layer, *, padding: bool) -> tu
     return (Tokens(everything, axis, mask) if padding else Tokens(mask, axis),)
 
 
-def _real_of_attention(attention: Attention) -> tuple[Tensor, Tensor]:
-    """The queries that count in a head, ``(b, q)``, and the keys that one of them keeps."""
-    b, _, q, k = attention.shape
-    rows = attention.valid_rows().any(1).expand(b, q)
+def _real(
+    known: TokenAxis | None, mask: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """The tokens that are no padding, ``(b, n)``: as the layout says, or else as a mask does."""
+    if known is not None and known.valid is not None:
+        return known.valid.to(device).expand(shape)
+    if known is not None or mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    return mask.any(1).to(device).expand(shape)
+
+
+def _used_keys(attention: Attention) -> Tensor | None:
+    """The keys that a head keeps for a query, ``(b, 1, k)``; None: all of them."""
     keep = attention.keep()
-    if keep is None:
-        return rows, torch.ones((b, k), dtype=torch.bool, device=rows.device)
-    return rows, (keep & rows[:, None, :, None]).any(2).any(1).expand(b, k)
+    return None if keep is None else keep.any(2).any(1, keepdim=True)
 
 
 def form_of(attention: Attention, rows: Tensor, keys: Tensor) -> Form:

@@ -38,7 +38,7 @@ class Contents(NamedTuple):
         keys: of the examples, as JSON.
         lengths: token axis -> how many tokens.
         wholes: token axis -> how long the sequence was, with its padding.
-        places: token axis -> where its tokens were in it; None: at its start.
+        places: token axis -> where all examples' tokens were in it, one after another.
         inputs: batch entry -> the fingerprint of what the teacher saw.
         checksums: part -> CRC-32 of the numbers.
     """
@@ -46,13 +46,13 @@ class Contents(NamedTuple):
     keys: list[str]
     lengths: dict[str, Numbers]
     wholes: dict[str, Numbers]
-    places: dict[str, list[list[int] | None]]
+    places: dict[str, Numbers]
     inputs: dict[str, Numbers]
     checksums: dict[str, Numbers]
 
     def to_json(self) -> str:
         """The text in a shard's header; numbers in base64, which is read at once."""
-        table: dict[str, Any] = {"keys": self.keys, "places": self.places}
+        table: dict[str, Any] = {"keys": self.keys}
         for field, dtype in _COLUMNS.items():
             table[field] = {
                 key: base64.b64encode(np.asarray(x, dtype).tobytes()).decode()
@@ -70,10 +70,10 @@ class Contents(NamedTuple):
             }
             for field, dtype in _COLUMNS.items()
         }
-        return cls(keys=table["keys"], places=table["places"], **columns)
+        return cls(keys=table["keys"], **columns)
 
 
-_COLUMNS = {"lengths": "<i4", "wholes": "<i4", "inputs": "<i8", "checksums": "<u4"}
+_COLUMNS = {"lengths": "<i4", "wholes": "<i4", "places": "<i4", "inputs": "<i8", "checksums": "<u4"}
 
 
 class Example(NamedTuple):
@@ -92,7 +92,7 @@ class Example(NamedTuple):
     arrays: Mapping[str, Numbers]
     lengths: Mapping[str, int]
     wholes: Mapping[str, int]
-    places: Mapping[str, Sequence[int] | None]
+    places: Mapping[str, Numbers | None]
     inputs: Mapping[str, int]
 
 
@@ -125,7 +125,7 @@ def encode(examples: Sequence[Example], dtypes: Mapping[str, torch.dtype]) -> tu
         keys=[one.key for one in examples],
         lengths=_columns([one.lengths for one in examples]),
         wholes=_columns([one.wholes for one in examples]),
-        places=_some_places([one.places for one in examples]),
+        places=_some_places(examples),
         inputs=_columns([one.inputs for one in examples]),
         checksums={
             part: np.array([zlib.crc32(one.arrays[part].data) for one in examples], np.uint32)
@@ -144,14 +144,17 @@ def _columns(rows: Sequence[Mapping[str, int]]) -> dict[str, Numbers]:
     return {name: np.array([row[name] for row in rows], np.int64) for name in rows[0]}
 
 
-def _some_places(
-    rows: Sequence[Mapping[str, Sequence[int] | None]],
-) -> dict[str, list[list[int] | None]]:
-    """The axes on which an example's tokens are elsewhere than at the start."""
+def _some_places(examples: Sequence[Example]) -> dict[str, Numbers]:
+    """The places on the axes where some example's tokens are elsewhere than at the start."""
     return {
-        axis: [None if row[axis] is None else list(row[axis] or ()) for row in rows]
-        for axis in rows[0]
-        if any(row[axis] is not None for row in rows)
+        axis: np.concatenate(
+            [
+                np.arange(one.lengths[axis]) if one.places[axis] is None else one.places[axis]
+                for one in examples
+            ]
+        )
+        for axis in examples[0].places
+        if any(one.places[axis] is not None for one in examples)
     }
 
 
@@ -238,9 +241,18 @@ class Shard:
             {part.name: self._numbers(part, row) for part in parts},
             {axis: int(x[row]) for axis, x in contents.lengths.items()},
             {axis: int(x[row]) for axis, x in contents.wholes.items()},
-            {axis: x[row] for axis, x in contents.places.items()},
+            {axis: self._places(axis, row) for axis in contents.lengths},
             {entry: int(x[row]) for entry, x in contents.inputs.items()},
         )
+
+    def _places(self, axis: str, row: int) -> Numbers | None:
+        """Where an example's tokens were; None: at the start."""
+        if axis not in self.contents.places:
+            return None
+        if axis not in self._ends:
+            self._ends[axis] = np.concatenate([[0], np.cumsum(self.contents.lengths[axis])])
+        begin, end = self._ends[axis][row : row + 2]
+        return self.contents.places[axis][begin:end]
 
     def _numbers(self, part: PartSpec, row: int) -> Numbers:
         """An example's numbers of one part, flat, as unsigned integers."""

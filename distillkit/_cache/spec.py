@@ -54,20 +54,40 @@ class PieceSpec(_Frozen):
     error: float = 0.0
 
 
+class Follows(_Frozen):
+    """The mask of a batch that says where the tokens of an axis go.
+
+    Attributes:
+        mask: the batch entries that make it up, one after another; a number stands for so many
+            tokens that are always there.
+        part: the axis is a part of that sequence; else it is the sequence.
+        padding: of a part: padding of the sequence belongs to it.
+    """
+
+    mask: tuple[str | int, ...]
+    part: bool
+    padding: bool = False
+
+
 class AxisSpec(_Frozen):
     """One token axis of a signal.
 
     Attributes:
         name: as sizes call it: ``"attention.text_to_image:0"``.
-        follows: the batch entry that is true for its tokens: it says where they go in a batch.
+        follows: the mask that says where its tokens go in a batch; None: no entry does.
         facts: what is known of all of its tokens, as ``TokenAxis`` has it; None: nothing.
         tokens: field of ``TokenAxis`` -> its tensor.
     """
 
     name: str
-    follows: str | None = None
+    follows: Follows | None = None
     facts: dict[str, Any] | None = None
     tokens: dict[str, PieceSpec] = {}
+
+    @property
+    def signal(self) -> str:
+        """The signal that it is of."""
+        return self.name.rpartition(":")[0]
 
 
 class SignalSpec(_Frozen):

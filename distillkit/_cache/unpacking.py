@@ -13,24 +13,11 @@ from torch import Tensor
 from .._attention import Attention
 from .._backbone.axis import TokenAxis
 from .._backbone.signals import Layers, Signal, Signals
-from ..errors import CacheError, SignalError
+from ..errors import SignalError
 from .coding import coding
+from .places import Places, places_in
 from .shard import Example
 from .spec import AxisSpec, PartSpec, PieceSpec, SignalSpec
-
-
-class _Places(NamedTuple):
-    """Where the tokens of one axis go in a batch.
-
-    Attributes:
-        whole: how long the axis is.
-        of: for each example its places; a slice where they are the first ones.
-        valid: ``(b, n)``; None: no padding.
-    """
-
-    whole: int
-    of: list[Any]
-    valid: Tensor | None
 
 
 def unpack(
@@ -50,9 +37,9 @@ def unpack(
     masks: dict[str, Tensor] = {}
     axes: dict[str, tuple[TokenAxis | None, ...]] = {}
     for spec in specs:
-        places = {axis.name: _places(axis, spec.name, examples, batch) for axis in spec.axes}
+        places = {axis.name: places_in(axis, examples, batch) for axis in spec.axes}
         known = tuple(_token_axis(axis, places, examples) for axis in spec.axes)
-        rows = _valid(spec.axes[0], places, known) if spec.axes else None
+        rows = known[0].valid if known else None
         layers = [_layer(spec, i, examples, places, rows) for i in range(len(spec.layers))]
         values[spec.name] = layers[0] if spec.depth is None else _all_layers(spec, layers)
         if any(one is not None for one in known):
@@ -85,7 +72,7 @@ def _layer(
     spec: SignalSpec,
     index: int,
     examples: Sequence[Example],
-    places: Mapping[str, _Places],
+    places: Mapping[str, Places],
     rows: Tensor | None,
 ) -> Any:
     pieces = {key: _piece(piece, examples, places) for key, piece in spec.pieces[index].items()}
@@ -115,14 +102,14 @@ def _itself(x: Tensor) -> Tensor:
     return x
 
 
-def _piece(spec: PieceSpec, examples: Sequence[Example], places: Mapping[str, _Places]) -> Tensor:
+def _piece(spec: PieceSpec, examples: Sequence[Example], places: Mapping[str, Places]) -> Tensor:
     parts = {part.name.partition("~")[2]: _part(part, examples, places) for part in spec.parts}
     width = spec.sizes[-1] if spec.sizes else 0
     whole = places[width].whole if isinstance(width, str) else width
     return coding(spec.coding).decode(parts, getattr(torch, spec.dtype), whole)
 
 
-def _part(spec: PartSpec, examples: Sequence[Example], places: Mapping[str, _Places]) -> Tensor:
+def _part(spec: PartSpec, examples: Sequence[Example], places: Mapping[str, Places]) -> Tensor:
     """One array of a batch; the absent tokens hold what the spec says."""
     dtype: torch.dtype = getattr(torch, spec.dtype)
     sizes = [places[n].whole if isinstance(n, str) else n for n in spec.sizes]
@@ -150,69 +137,8 @@ def _all_listed(where: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     ]
 
 
-def _places(
-    axis: AxisSpec, signal: str, examples: Sequence[Example], batch: Mapping[str, Any] | None
-) -> _Places:
-    lengths = [example.lengths[axis.name] for example in examples]
-    entry = None if axis.follows is None or batch is None else batch.get(axis.follows)
-    if isinstance(entry, Tensor):
-        return _as_in_the_batch(axis, signal, examples, lengths, entry)
-    wholes = {example.wholes[axis.name] for example in examples}
-    listed = [example.places.get(axis.name) for example in examples]
-    if len(wholes) == 1:
-        whole = wholes.pop()
-    elif all(one is None for one in listed):
-        whole = max(lengths, default=0)
-    else:
-        raise CacheError(
-            f"the tokens of {signal!r} were stored in sequences of {sorted(wholes)} tokens, at "
-            "other places in each: pad all batches to one length, padding='max_length', when the "
-            "cache is filled"
-        )
-    of = [
-        slice(0, n) if places is None else np.asarray(places)
-        for n, places in zip(lengths, listed, strict=True)
-    ]
-    if all(n == whole for n in lengths):
-        return _Places(whole, of, None)
-    valid = torch.zeros((len(examples), whole), dtype=torch.bool)
-    for row, place in zip(valid.numpy(), of, strict=True):
-        row[place] = True
-    return _Places(whole, of, valid)
-
-
-def _as_in_the_batch(
-    axis: AxisSpec,
-    signal: str,
-    examples: Sequence[Example],
-    lengths: Sequence[int],
-    entry: Tensor,
-) -> _Places:
-    real = (entry != 0).cpu()
-    counts = real.sum(-1).tolist() if real.ndim == 2 else []
-    if counts != list(lengths):
-        at = next(
-            (i for i, pair in enumerate(zip(counts, lengths, strict=False)) if pair[0] != pair[1]),
-            0,
-        )
-        shown = (
-            counts[at] if at < len(counts) else f"none, {axis.follows!r} is {tuple(entry.shape)}"
-        )
-        raise CacheError(
-            f"{signal!r} of example {examples[at].key} was stored with {lengths[at]} tokens, and "
-            f"{axis.follows!r} of the batch has {shown}: it is tokenised in another way, or is "
-            "another example"
-        )
-    whole = real.shape[1]
-    of: list[Any] = []
-    for row, n in zip(real, lengths, strict=True):
-        places = row.nonzero()[:, 0].numpy()
-        of.append(slice(0, n) if n == 0 or places[-1] == n - 1 else places)
-    return _Places(whole, of, None if bool(real.all()) else real)
-
-
 def _token_axis(
-    axis: AxisSpec, places: Mapping[str, _Places], examples: Sequence[Example]
+    axis: AxisSpec, places: Mapping[str, Places], examples: Sequence[Example]
 ) -> _Known:
     tensors: dict[str, Any] = {
         name: _piece(piece, examples, places) for name, piece in axis.tokens.items()
@@ -222,13 +148,6 @@ def _token_axis(
         return _Known(None, valid)
     facts: dict[str, Any] = {name: _tuple(value) for name, value in axis.facts.items()}
     return _Known(TokenAxis(**facts, **tensors, valid=valid), valid)
-
-
-def _valid(
-    axis: AxisSpec, places: Mapping[str, _Places], known: tuple[_Known, ...]
-) -> Tensor | None:
-    del axis, places
-    return known[0].valid
 
 
 def _tuple(value: Any) -> Any:

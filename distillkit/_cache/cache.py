@@ -46,6 +46,7 @@ from .identity import (
 from .index import Index
 from .inputs import check_inputs, comparable, fingerprints, keys_of
 from .needs import Needs, needs_of, positions, wanted_of
+from .packing import check_repeats
 from .planning import Codings, plan_signals
 from .shard import Example
 from .spec import SignalSpec
@@ -225,6 +226,8 @@ class SignalCache:
                     header = self._begun(source, signals, view, used, keys, weights)
                 examples = packed(signals, header, keys, new, view)
                 if out is None:
+                    again = source.run(batch)[0]
+                    check_repeats(header.signals, examples, packed(again, header, keys, new, view))
                     estimate = self._estimate(header, examples, total)
                     check_fits(estimate, self._store.place)
                     number = self._index.next_number(name)

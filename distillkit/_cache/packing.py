@@ -10,7 +10,7 @@ from .._attention import Attention
 from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
 from ..errors import CacheError
-from .coding import coding
+from .coding import coding, relative_error
 from .places import stored_places
 from .planning import measured_error
 from .reading import (
@@ -23,10 +23,12 @@ from .reading import (
     token_tensors,
     tokens_of,
 )
-from .shard import Example, raw
+from .shard import Example, raw, tensor_of
 from .spec import AxisSpec, PieceSpec, SignalSpec
 
 Numbers = dict[str, Any]
+
+_ROUNDING = 0.01  # of the root mean square: runs on a GPU need not agree to the last digit
 
 
 class _Axis:
@@ -70,6 +72,41 @@ def pack(
         )
         for i in chosen
     ]
+
+
+def check_repeats(
+    specs: Sequence[SignalSpec], once: Sequence[Example], again: Sequence[Example]
+) -> None:
+    """Refuse a teacher that gives the same examples other signals in another run.
+
+    Raises:
+        CacheError: the signal. Runs differ by rounding, which is no more than a hundredth.
+    """
+    for spec in specs:
+        for piece in (piece for layer in spec.pieces for piece in layer.values()):
+            part = piece.parts[0]
+            dtype: torch.dtype = getattr(torch, part.dtype)
+            one, other = (
+                [tensor_of(example.arrays[part.name], dtype).float() for example in examples]
+                for examples in (once, again)
+            )
+            pairs = zip(one, other, strict=True)
+            if any(x.shape != y.shape for x, y in pairs) or _differ(
+                torch.cat(one), torch.cat(other)
+            ):
+                raise CacheError(
+                    f"{spec.name!r} is another in every run of the teacher, although it is in eval "
+                    "mode: it draws at random, as ViLT draws the order of its patches (its "
+                    "attention.text_to_image is in the order of the image). Compare another "
+                    "signal, or make the teacher's run repeatable"
+                )
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    if not torch.equal(one.isfinite(), other.isfinite()):
+        return True
+    there = one.isfinite()
+    return relative_error(one[there], other[there]) > _ROUNDING
 
 
 def _parts_of_signal(

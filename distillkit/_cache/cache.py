@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .._backbone.backbone import Backbone, Wanted
-from .._backbone.batch import SideOfBatch, checked_batch
+from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
 from .._objective.objective import Objective
 from .._objective.recipe import Recipe, load_recipe
@@ -20,20 +20,7 @@ from .._objective.teacher import SIGNALS
 from .._version import installed_version
 from ..errors import CacheError, CacheWarning, OptionError, unknown_name
 from .care import Damage, damages
-from .filling import (
-    Clock,
-    Estimate,
-    Filled,
-    Source,
-    Writer,
-    check_fits,
-    estimate_of,
-    examples_in,
-    in_eval_mode,
-    packed,
-    shown,
-    writer_of,
-)
+from .filling import Filled, Filling, Ran, Source, Writer, in_eval_mode, shown, writer_of
 from .identity import (
     HEADER,
     Header,
@@ -46,9 +33,10 @@ from .identity import (
 from .index import Index
 from .inputs import check_inputs, comparable, fingerprints, keys_of
 from .needs import Needs, needs_of, positions, wanted_of
-from .packing import check_repeats
+from .packing import pack
 from .planning import Codings, plan_signals
 from .shard import Example
+from .sizes import Estimate, estimate_of, examples_in
 from .spec import SignalSpec
 from .store import Store
 from .unpacking import unpack
@@ -204,44 +192,13 @@ class SignalCache:
             raise OptionError(f"shard_bytes is a number >= 1; got {shard_bytes!r}")
         source = self._source(backbone, key)
         name = writer_of(writer)
-        began, teacher = time.perf_counter(), Clock()
-        stored = known = 0
-        estimate: Estimate | None = None
-        with ExitStack() as stack:
-            stack.enter_context(self._store.writing(name))
-            stack.enter_context(in_eval_mode(source.backbone.model))
+        with self._store.writing(name), in_eval_mode(source.backbone.model):
             self._index.refresh()
-            out: Writer | None = None
-            total = examples_in(loader)
-            for batch in shown(loader, progress=progress):
-                keys = keys_of(checked_batch(batch), source.key)
-                new = self._new(keys)
-                known += len(keys) - len(new)
-                if not new:
-                    self._compare_known(batch, keys)
-                    continue
-                with teacher.running():
-                    signals, view, used = source.run(batch)
-                if out is None:
-                    header = self._begun(source, signals, view, used, keys, weights)
-                examples = packed(signals, header, keys, new, view)
-                if out is None:
-                    again = source.run(batch)[0]
-                    check_repeats(header.signals, examples, packed(again, header, keys, new, view))
-                    estimate = self._estimate(header, examples, total)
-                    check_fits(estimate, self._store.place)
-                    number = self._index.next_number(name)
-                    out = Writer(self._store, name, number, header, shard_bytes, self._index.take)
-                self._compare_known(batch, keys)
-                out.add(examples)
-                stored += len(new)
-            if out is not None:
-                out.flush()
-        if stored + known == 0:
-            raise CacheError("the loader brought no example")
-        seconds = time.perf_counter() - began
-        written = 0 if out is None else out.written
-        return Filled(stored, known, written, seconds, teacher.seconds, estimate)
+            if self._header is not None:
+                self._check_teacher(source.backbone, weights)
+            begin = partial(self._begun, source, weights)
+            filling = Filling(self._store, self._index, source, begin, shard_bytes, name)
+            return filling.run(shown(loader, progress=progress), self._header)
 
     def estimate(
         self,
@@ -254,11 +211,13 @@ class SignalCache:
         source = self._source(backbone, key)
         with in_eval_mode(source.backbone.model):
             for batch in loader:
-                keys = keys_of(checked_batch(batch), source.key)
-                signals, view, used = source.run(batch)
-                header = self._header or self._new_header(source, signals, view, used, keys, "?")
-                examples = packed(signals, header, keys, range(len(keys)), view)
-                return self._estimate(header, examples, examples_in(loader))
+                ran = source.run(batch)
+                header = self._header or self._new_header(source, "", ran)
+                inputs = fingerprints(ran.view, header.compared)
+                every = range(len(ran.keys))
+                found = pack(ran.signals, header.signals, ran.keys, every, inputs, ran.view)
+                free = self._store.free_bytes()
+                return estimate_of(header, found, examples_in(loader), free)
         raise CacheError("the loader brought no batch")
 
     def signals(self, batch: Mapping[str, Any] | Sequence[Any] | Tensor, *names: str) -> Signals:
@@ -296,8 +255,6 @@ class SignalCache:
 
     def stream(self, *names: str) -> Iterator[tuple[list[Any], Signals]]:
         """Every shard's keys and signals, shard after shard: how files are read fastest."""
-        import json
-
         specs = self._specs(names)
         for shard in self._index.shards.values():
             keys = shard.contents.keys
@@ -338,6 +295,21 @@ class SignalCache:
         return frozenset({*header.key, *header.compared, *follows})
 
     # care of the files
+
+    @property
+    def shards(self) -> list[str]:
+        """The files with examples."""
+        return sorted(self._index.shards)
+
+    def sizes(self) -> dict[str, int]:
+        """Signal -> the bytes of all its examples."""
+        shards = self._index.shards.values()
+        return {
+            signal.name: sum(
+                shard.bytes_of(part.name) for shard in shards for part in signal.every_part()
+            )
+            for signal in self.header.signals
+        }
 
     def verify(self, *, remove: bool = False) -> list[Damage]:
         """Read every byte; what is damaged, and with ``remove`` no longer there afterwards.
@@ -423,27 +395,6 @@ class SignalCache:
         stored = {name: [one.inputs[name] for one in examples] for name in there}
         check_inputs(keys, stored, fingerprints(view, there))
 
-    def _compare_known(self, batch: Mapping[str, Any], keys: Sequence[str]) -> None:
-        """Refuse to go on with examples that are other ones than those of the same key before."""
-        there = [i for i, one in enumerate(keys) if one in self._index]
-        if not there or self._inputs == () or not self.header.compared:
-            return
-        view = SideOfBatch(batch, "teacher")
-        names = comparable(view, self.header.compared, len(keys))
-        found = fingerprints(view, names)
-        examples = self._index.examples([keys[i] for i in there], [])
-        stored = {name: [one.inputs[name] for one in examples] for name in names}
-        check_inputs(
-            [keys[i] for i in there],
-            stored,
-            {name: [numbers[i] for i in there] for name, numbers in found.items()},
-        )
-
-    def _new(self, keys: Sequence[str]) -> list[int]:
-        """The examples that are not stored; of several with one key, the first."""
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        return sorted(i for key, i in first.items() if key not in self._index)
-
     def _source(self, backbone: Backbone | nn.Module, key: str | Sequence[str]) -> Source:
         one = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
         entries = (key,) if isinstance(key, str) else tuple(key)
@@ -456,35 +407,21 @@ class SignalCache:
             raise CacheError("what is to be stored? Name the recipe: SignalCache(place, recipe)")
         return Source(one, entries, wanted_of(self._needs))
 
-    def _begun(
-        self,
-        source: Source,
-        signals: Signals,
-        view: SideOfBatch,
-        used: set[str],
-        keys: Sequence[str],
-        weights: str | None,
-    ) -> Header:
+    def _begun(self, source: Source, weights: str | None, ran: Ran) -> Header:
         """The header of the cache, which is made where there is none yet."""
         if self._header is None:
             checksum = weights or weights_checksum(source.backbone.model)
-            made = self._new_header(source, signals, view, used, keys, checksum)
-            self._store.create(HEADER, made.to_bytes())
-            self._open()  # another rank may have been first
-        self._check_teacher(source.backbone, weights)
+            made = self._new_header(source, checksum, ran)
+            if not self._store.create(HEADER, made.to_bytes()):  # another rank was first
+                self._open()
+                self._check_teacher(source.backbone, checksum)
+            else:
+                self._header = made
         return self.header
 
-    def _new_header(
-        self,
-        source: Source,
-        signals: Signals,
-        view: SideOfBatch,
-        used: set[str],
-        keys: Sequence[str],
-        weights: str,
-    ) -> Header:
+    def _new_header(self, source: Source, weights: str, ran: Ran) -> Header:
         assert self._needs is not None
-        inputs = tuple(sorted(name.removeprefix("teacher_") for name in used))
+        inputs = tuple(sorted(name.removeprefix("teacher_") for name in ran.used))
         return Header(
             version=installed_version(),
             teacher=teacher_name(source.backbone.model),
@@ -493,9 +430,9 @@ class SignalCache:
             preprocessing=self._preprocessing,
             key=source.key,
             inputs=inputs,
-            compared=comparable(view, inputs, len(keys)),
+            compared=comparable(ran.view, inputs, len(ran.keys)),
             error=self._error,
-            signals=plan_signals(signals, self._needs, view, self._error, self._codings),
+            signals=plan_signals(ran.signals, self._needs, ran.view, self._error, self._codings),
         )
 
     def _check_teacher(self, backbone: Backbone, weights: str | None) -> None:
@@ -522,9 +459,6 @@ class SignalCache:
                 "Fill another cache with this recipe; SignalCache(place, [recipe, other]) stores "
                 "for several"
             )
-
-    def _estimate(self, header: Header, examples: Sequence[Example], total: int | None) -> Estimate:
-        return estimate_of(header, examples, total, self._store.free_bytes())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in vars(self).items() if name != "_needs"}

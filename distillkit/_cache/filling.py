@@ -6,77 +6,25 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .._backbone.backbone import Backbone
+from .._backbone.backbone import Backbone, Wanted
 from .._backbone.batch import SideOfBatch, checked_batch
 from .._backbone.signals import Signals
 from ..errors import CacheError, OptionError
 from .identity import Header
-from .inputs import fingerprints
-from .packing import pack
+from .index import Index
+from .inputs import check_inputs, fingerprints, keys_of
+from .packing import check_repeats, pack
 from .shard import Example, encode, name_of
-from .spec import SignalSpec
+from .sizes import Estimate, check_fits, estimate_of, examples_in
 from .store import Store
 
 _WRITER = re.compile(r"[\w-]+")
-
-
-class SizeOfSignal(NamedTuple):
-    """What one signal takes.
-
-    Attributes:
-        name: of the signal.
-        form: how an attention is written: as queries and keys, or as a map.
-        coding: how its numbers are written.
-        bytes: the mean of an example.
-        error: the mean error of the coding: KL divergence in nats for logits and attention, of
-            other tensors that of the root mean square.
-    """
-
-    name: str
-    form: str
-    coding: str
-    bytes: float
-    error: float
-
-
-class Estimate(NamedTuple):
-    """What a cache will take, from its first batch.
-
-    Attributes:
-        signals: one for each signal.
-        bytes_per_example: of all signals, with what is kept beside them.
-        examples: how many there will be; None: the loader does not say.
-        free_bytes: what fits; None: the place does not say.
-    """
-
-    signals: tuple[SizeOfSignal, ...]
-    bytes_per_example: float
-    examples: int | None
-    free_bytes: int | None
-
-    @property
-    def bytes(self) -> float | None:
-        """Of all examples."""
-        return None if self.examples is None else self.examples * self.bytes_per_example
-
-    def __str__(self) -> str:
-        lines = [
-            f"{one.name}: {readable(one.bytes)} an example, {one.form}, {one.coding}"
-            + (f", mean error {one.error:.2g}" if one.error else "")
-            for one in self.signals
-        ]
-        total = f"{readable(self.bytes_per_example)} an example"
-        if self.bytes is not None:
-            total += f", {readable(self.bytes)} for {self.examples:,} examples"
-        if self.free_bytes is not None:
-            total += f"; {readable(self.free_bytes)} are free"
-        return "\n".join([*lines, total])
 
 
 class Filled(NamedTuple):
@@ -97,19 +45,6 @@ class Filled(NamedTuple):
     seconds: float
     teacher_seconds: float
     estimate: Estimate | None
-
-
-def readable(count: float) -> str:
-    """Bytes for people.
-
-    Examples:
-        >>> readable(27_800_000_000)
-        '27.8 GB'
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def writer_of(given: str | None) -> str:
@@ -155,14 +90,19 @@ class Writer:
             for signal in header.signals
             for part in signal.every_part()
         }
-        self._waiting: list[Example] = []
+        self._waiting: dict[str, Example] = {}
         self._size = 0
         self.written = 0
+
+    @property
+    def waiting(self) -> Mapping[str, Example]:
+        """Examples that are not in a shard yet, by their keys."""
+        return self._waiting
 
     def add(self, examples: Sequence[Example]) -> None:
         """Take examples; full shards are written at once."""
         for one in examples:
-            self._waiting.append(one)
+            self._waiting[one.key] = one
             self._size += sum(array.nbytes for array in one.arrays.values())
             if self._size >= self._limit:
                 self.flush()
@@ -171,13 +111,29 @@ class Writer:
         """Write what waits."""
         if not self._waiting:
             return
-        data, digest = encode(self._waiting, self._dtypes)
+        data, digest = encode(list(self._waiting.values()), self._dtypes)
         name = name_of(self._writer, self._number, digest)
         self._store.write(name, data, writer=self._writer)
         self._number += 1
         self.written += len(data)
-        self._waiting, self._size = [], 0
+        self._waiting, self._size = {}, 0
         self._on_shard(name)
+
+
+class Ran(NamedTuple):
+    """One batch that a teacher ran on.
+
+    Attributes:
+        keys: of its examples.
+        signals: of the teacher.
+        view: the batch as the teacher sees it.
+        used: the entries that it read.
+    """
+
+    keys: list[str]
+    signals: Signals
+    view: SideOfBatch
+    used: set[str]
 
 
 class Source(NamedTuple):
@@ -191,15 +147,125 @@ class Source(NamedTuple):
 
     backbone: Backbone
     key: tuple[str, ...]
-    wanted: Any
+    wanted: Wanted
 
-    def run(self, batch: Mapping[str, Any]) -> tuple[Signals, SideOfBatch, set[str]]:
-        """The signals of a batch, the teacher's view of it, and the entries that it read."""
+    def run(self, batch: Mapping[str, Any]) -> Ran:
+        """The signals of a batch, without gradient."""
         used: set[str] = set()
-        view = SideOfBatch(checked_batch(batch), "teacher", used)
+        view = SideOfBatch(checked_batch(batch), "teacher")
         with torch.no_grad():
-            signals = self.backbone.run(view, wanted=self.wanted)[1]
-        return signals, SideOfBatch(batch, "teacher"), used
+            signals = self.backbone.run(view.noting(used), wanted=self.wanted)[1]
+        return Ran(keys_of(view, self.key), signals, view, used)
+
+
+class Filling:
+    """One run over a data set.
+
+    Args:
+        store: where shards go.
+        index: what is there.
+        source: the teacher.
+        header_of: makes or finds the header, by the first batch that is new.
+        shard_bytes: of a shard.
+        writer: the start of the shards' names.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index: Index,
+        source: Source,
+        header_of: Callable[[Ran], Header],
+        shard_bytes: int,
+        writer: str,
+    ) -> None:
+        self._store, self._index, self._source = store, index, source
+        self._header_of, self._shard_bytes, self._name = header_of, shard_bytes, writer
+        self._header: Header | None = None
+        self._out: Writer | None = None
+        self._estimate: Estimate | None = None
+        self._teacher = Clock()
+
+    def run(self, loader: Iterable[Mapping[str, Any]], header: Header | None) -> Filled:
+        """Store what is missing."""
+        began = time.perf_counter()
+        stored = known = 0
+        total = examples_in(loader)
+        for batch in loader:
+            view = SideOfBatch(checked_batch(batch), "teacher")
+            keys = keys_of(view, self._source.key)
+            if self._header is None:
+                self._header = header
+            inputs = {} if self._header is None else fingerprints(view, self._header.compared)
+            new = self._new(keys)
+            if new:
+                examples, inputs = self._ran(batch, new, total)
+                stored += len(new)
+            self._check_known(keys, new, inputs)
+            if new:
+                assert self._out is not None
+                self._out.add(examples)
+            known += len(keys) - len(new)
+        if self._out is not None:
+            self._out.flush()
+        if stored + known == 0:
+            raise CacheError("the loader brought no example")
+        seconds = time.perf_counter() - began
+        written = 0 if self._out is None else self._out.written
+        return Filled(stored, known, written, seconds, self._teacher.seconds, self._estimate)
+
+    def _ran(
+        self, batch: Mapping[str, Any], new: Sequence[int], total: int | None
+    ) -> tuple[list[Example], dict[str, list[int]]]:
+        """The new examples of a batch, and what the teacher saw of all of them."""
+        with self._teacher.running():
+            ran = self._source.run(batch)
+        if self._out is None:
+            self._header = self._header_of(ran)
+        assert self._header is not None
+        inputs = fingerprints(ran.view, self._header.compared)
+        examples = pack(ran.signals, self._header.signals, ran.keys, new, inputs, ran.view)
+        if self._out is None:
+            again = self._source.run(batch).signals
+            specs = self._header.signals
+            check_repeats(specs, examples, pack(again, specs, ran.keys, new, inputs, ran.view))
+            self._estimate = estimate_of(self._header, examples, total, self._store.free_bytes())
+            check_fits(self._estimate, self._store.place)
+            self._out = Writer(
+                self._store, self._name, self._index.next_number(self._name), self._header,
+                self._shard_bytes, self._index.take,
+            )  # fmt: skip
+        return examples, inputs
+
+    def _new(self, keys: Sequence[str]) -> list[int]:
+        """The examples that are not stored; of several with one key, the first."""
+        waiting = {} if self._out is None else self._out.waiting
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        return sorted(
+            i for key, i in first.items() if key not in self._index and key not in waiting
+        )
+
+    def _check_known(
+        self, keys: Sequence[str], new: Sequence[int], inputs: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Refuse examples that are other ones than those of the same key before.
+
+        Raises:
+            CacheError: the key does not tell examples apart, or they are not what they were.
+        """
+        before = {keys[i]: {name: numbers[i] for name, numbers in inputs.items()} for i in new}
+        others = [i for i in range(len(keys)) if i not in set(new)]
+        in_shards = [key for key in {keys[i] for i in others} if key in self._index]
+        before |= {one.key: dict(one.inputs) for one in self._index.examples(in_shards, [])}
+        if self._out is not None:
+            before |= {key: dict(one.inputs) for key, one in self._out.waiting.items()}
+        there = [i for i in others if keys[i] in before]
+        check_inputs(
+            [keys[i] for i in there],
+            {name: [before[keys[i]][name] for i in there] for name in inputs},
+            {name: [numbers[i] for i in there] for name, numbers in inputs.items()},
+            filling=True,
+        )
 
 
 @contextlib.contextmanager
@@ -226,61 +292,6 @@ def shown(loader: Iterable[Any], *, progress: bool) -> Iterable[Any]:
     return bar
 
 
-def examples_in(loader: Iterable[Any]) -> int | None:
-    """How many examples a loader will bring; None: it does not say."""
-    sampler = getattr(loader, "sampler", None)
-    for one in (sampler, getattr(loader, "dataset", None)):
-        if isinstance(one, Sized):
-            with contextlib.suppress(TypeError):
-                return len(one)
-    return None
-
-
-def estimate_of(
-    header: Header, examples: Sequence[Example], total: int | None, free: int | None
-) -> Estimate:
-    """What a cache takes, from some of its examples."""
-    count = max(1, len(examples))
-    sizes = []
-    for signal in header.signals:
-        parts = {part.name for part in signal.every_part()}
-        size = sum(x.nbytes for one in examples for name, x in one.arrays.items() if name in parts)
-        sizes.append(SizeOfSignal(signal.name, *described(signal), size / count, error_of(signal)))
-    dtypes = {
-        part.name: getattr(torch, part.dtype)
-        for signal in header.signals
-        for part in signal.every_part()
-    }
-    whole = len(encode(examples, dtypes)[0]) if examples else 0
-    return Estimate(tuple(sizes), whole / count, total, free)
-
-
-def described(signal: SignalSpec) -> tuple[str, str]:
-    """How a signal is written: its form and its coding."""
-    codings = {piece.coding for layer in signal.pieces for piece in layer.values()}
-    return signal.form, "+".join(sorted(codings))
-
-
-def error_of(signal: SignalSpec) -> float:
-    """The mean error that was measured when the cache was begun."""
-    return max(piece.error for layer in signal.pieces for piece in layer.values())
-
-
-def check_fits(estimate: Estimate, place: str) -> None:
-    """Refuse to begin what will not fit.
-
-    Raises:
-        CacheError: more bytes than are free.
-    """
-    if estimate.bytes is None or estimate.free_bytes is None:
-        return
-    if estimate.bytes > estimate.free_bytes:
-        raise CacheError(
-            f"the signals do not fit into {place}:\n{estimate}\n"
-            "Allow an error, SignalCache(..., error=1e-3), choose codings, or another place"
-        )
-
-
 class Clock:
     """Seconds, all together."""
 
@@ -294,15 +305,3 @@ class Clock:
             yield
         finally:
             self.seconds += time.perf_counter() - began
-
-
-def packed(
-    signals: Signals,
-    header: Header,
-    keys: Sequence[str],
-    new: Sequence[int],
-    view: SideOfBatch,
-) -> list[Example]:
-    """The new examples of a batch."""
-    inputs = fingerprints(view, header.compared)
-    return pack(signals, header.signals, keys, new, inputs, view)

@@ -131,6 +131,8 @@ def check_inputs(
     keys: Sequence[str],
     stored: Mapping[str, Sequence[int]],
     found: Mapping[str, Sequence[int]],
+    *,
+    filling: bool = False,
 ) -> None:
     """Refuse examples that are not what the teacher saw.
 
@@ -139,13 +141,23 @@ def check_inputs(
     """
     for entry, numbers in found.items():
         wrong = [key for key, a, b in zip(keys, numbers, stored[entry], strict=True) if a != b]
-        if not wrong:
-            continue
-        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise CacheError(
-            f"{entry!r} is not what the teacher saw, in {len(wrong)} of {len(keys)} examples "
-            f"({shown}). If it is augmented at random, give each view a seed that is part of the "
-            'key, fill(..., key=("id", "seed")); if the preprocessing changed, fill another cache; '
-            f"if it is meant for the student alone, call it {'student_' + entry!r}; to compare no "
-            "inputs, say so: SignalCache(..., inputs=())"
-        )
+        if wrong:
+            shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+            where = f"in {len(wrong)} of {len(keys)} examples ({shown})"
+            raise CacheError(
+                _BEFORE.format(entry, where) if filling else _OTHER.format(entry, where)
+            )
+
+
+_SEED = (
+    "If it is augmented at random, give each view a seed that is part of the key, "
+    'fill(..., key=("id", "seed")); if the preprocessing changed, fill another cache'
+)
+_BEFORE = (
+    "{0!r} is not what it was when an example of the same key was stored, {1}. If several examples "
+    'share an id, name what tells them apart, fill(..., key=("image_id", "question_id")). ' + _SEED
+)
+_OTHER = (
+    "{0!r} is not what the teacher saw, {1}. " + _SEED + "; if it is meant for the student alone, "
+    "call it 'student_{0}'; to compare no inputs, say so: SignalCache(..., inputs=())"
+)

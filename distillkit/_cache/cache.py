@@ -20,7 +20,7 @@ from .._objective.teacher import SIGNALS
 from .._version import installed_version
 from ..errors import CacheError, CacheWarning, OptionError, unknown_name
 from .care import Damage, damages
-from .filling import Filled, Filling, Ran, Source, Writer, in_eval_mode, shown, writer_of
+from .filling import Filled, Filling, Ran, Source, Writer, in_eval_mode, writer_of
 from .identity import (
     HEADER,
     Header,
@@ -198,7 +198,7 @@ class SignalCache:
                 self._check_teacher(source.backbone, weights)
             begin = partial(self._begun, source, weights)
             filling = Filling(self._store, self._index, source, begin, shard_bytes, name)
-            return filling.run(shown(loader, progress=progress), self._header)
+            return filling.run(loader, self._header, progress=progress)
 
     def estimate(
         self,

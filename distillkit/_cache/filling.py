@@ -186,16 +186,17 @@ class Filling:
         self._estimate: Estimate | None = None
         self._teacher = Clock()
 
-    def run(self, loader: Iterable[Mapping[str, Any]], header: Header | None) -> Filled:
-        """Store what is missing."""
+    def run(
+        self, loader: Iterable[Mapping[str, Any]], header: Header | None, *, progress: bool
+    ) -> Filled:
+        """Store what is missing; ``header`` is that of a cache that is there."""
         began = time.perf_counter()
         stored = known = 0
         total = examples_in(loader)
-        for batch in loader:
+        self._header = header
+        for batch in shown(loader, progress=progress):
             view = SideOfBatch(checked_batch(batch), "teacher")
             keys = keys_of(view, self._source.key)
-            if self._header is None:
-                self._header = header
             inputs = {} if self._header is None else fingerprints(view, self._header.compared)
             new = self._new(keys)
             if new:
@@ -240,10 +241,9 @@ class Filling:
     def _new(self, keys: Sequence[str]) -> list[int]:
         """The examples that are not stored; of several with one key, the first."""
         waiting = {} if self._out is None else self._out.waiting
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        return sorted(
-            i for key, i in first.items() if key not in self._index and key not in waiting
-        )
+        first = {keys[i]: i for i in reversed(range(len(keys)))}
+        known = (self._index, waiting)
+        return sorted(i for key, i in first.items() if not any(key in one for one in known))
 
     def _check_known(
         self, keys: Sequence[str], new: Sequence[int], inputs: Mapping[str, Sequence[int]]

@@ -144,9 +144,8 @@ def check_inputs(
         if wrong:
             shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
             where = f"in {len(wrong)} of {len(keys)} examples ({shown})"
-            raise CacheError(
-                _BEFORE.format(entry, where) if filling else _OTHER.format(entry, where)
-            )
+            said = _BEFORE if filling else _OTHER
+            raise CacheError(said.format(entry, where))
 
 
 _SEED = (

@@ -487,6 +487,8 @@ def _lacking(spec: SignalSpec, need: Any) -> Iterator[str]:
     details = any(set(axis.tokens) - {"valid"} for axis in spec.axes)
     if need.tokens and not details and any(axis.facts for axis in spec.axes):
         yield f"  {spec.name!r}: which tokens its entries are, which an aligner asks"
+    if spec.averages_heads and not need.averages_heads:
+        yield f"  {spec.name!r}: the heads apart; their mean is stored"
     if need.padding and spec.axes and "valid" not in spec.axes[0].tokens:
         yield f'  {spec.name!r}: padded positions, which rows = "all" counts'
 

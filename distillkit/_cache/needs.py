@@ -18,12 +18,14 @@ class Need:
         layers: as indices from either end; empty for a signal without layers.
         tokens: an aligner asks which tokens its entries are.
         padding: a term counts padded positions too.
+        averages_heads: every term compares an attention's probabilities averaged over its heads.
         terms: what compares it: a loss may read more of an attention than its probabilities.
     """
 
     layers: LayerIndices
     tokens: bool
     padding: bool
+    averages_heads: bool
     terms: tuple[Term, ...]
 
 
@@ -37,7 +39,13 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
         wanted = wanted_layers(objective, 1)
         for term in objective.each():
             for name in term.on:
-                one = Need(wanted[name], term.takes_tokens, term.rows == "all", (term,))
+                one = Need(
+                    wanted[name],
+                    term.takes_tokens,
+                    term.rows == "all",
+                    _averages_heads(term),
+                    (term,),
+                )
                 found[name] = _together(found[name], one) if name in found else one
     return found
 
@@ -59,4 +67,15 @@ def _together(one: Need, other: Need) -> Need:
     if not isinstance(one.layers, str) and not isinstance(other.layers, str):
         layers = one.layers | other.layers
     tokens, padding = one.tokens or other.tokens, one.padding or other.padding
-    return Need(layers, tokens, padding, one.terms + other.terms)
+    averages = one.averages_heads and other.averages_heads
+    return Need(layers, tokens, padding, averages, one.terms + other.terms)
+
+
+def _averages_heads(term: Term) -> bool:
+    """Whether a term needs no more of an attention than one map for all heads.
+
+    At a temperature the heads are softened before they are averaged, and aligners see them apart.
+    """
+    options = term.options
+    plain = options.get("temperature", 1.0) == 1.0 and not len(term.aligners)
+    return options.get("heads") == "mean" and plain

@@ -23,6 +23,7 @@ from .reading import (
     form_of,
     layers_of,
     pieces_of,
+    prepared,
     token_tensors,
     tokens_of,
 )
@@ -126,8 +127,7 @@ def _parts_of_signal(
     values: list[Any] = [signals[spec.name]] if layers is None else [layers[i] for i in spec.layers]
     padding = any("valid" in axis.tokens for axis in spec.axes)
     tokens = tokens_of(signals, spec.name, values[0], padding=padding)
-    if padding:
-        values = [x.with_rows(None) if isinstance(x, Attention) else x for x in values]
+    values = [prepared(x, padding=padding, averages_heads=spec.averages_heads) for x in values]
     if len(values[0].shape) == 0 or values[0].shape[0] != examples:
         raise CacheError(
             f"{spec.name!r} is {tuple(values[0].shape)} for {examples} examples: a cache stores "

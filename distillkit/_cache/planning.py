@@ -25,6 +25,7 @@ from .reading import (
     form_of,
     layers_of,
     pieces_of,
+    prepared,
     token_tensors,
     tokens_of,
 )
@@ -56,7 +57,7 @@ def plan_signals(
     found = []
     for name, need in sorted(needs.items()):
         chosen = codings.get(name)
-        plans = list(_plans(_given(name, signals, need, batch), need, batch, error, chosen))
+        plans = list(_plans(_given(name, signals, need, batch), error, chosen))
         if not plans:
             raise OptionError(
                 f"{name!r} cannot be written as {chosen!r}: any tensor can as exact, float16, "
@@ -77,6 +78,8 @@ class _Given(NamedTuple):
         values: of these layers.
         tokens: its token axes.
         axes: how they are written.
+        vectors: queries, keys and values are needed themselves.
+        averages_heads: of an attention, the mean over heads is enough.
     """
 
     name: str
@@ -85,6 +88,8 @@ class _Given(NamedTuple):
     values: list[Any]
     tokens: tuple[Tokens, ...]
     axes: tuple[AxisSpec, ...]
+    vectors: bool
+    averages_heads: bool
 
 
 def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Given:
@@ -97,21 +102,19 @@ def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Give
         )
     values: list[Any] = [signals[name]] if layers is None else [layers[i] for i in stored]
     tokens = tokens_of(signals, name, values[0], padding=need.padding)
-    if need.padding:
-        values = [x.with_rows(None) if isinstance(x, Attention) else x for x in values]
-    return _Given(name, depth, stored, values, tokens, _axes(name, tokens, need, batch))
-
-
-def _plans(
-    given: _Given, need: Need, batch: SideOfBatch, error: float, chosen: str | None
-) -> Iterator[Plan]:
-    """Every way that stays within the error; the exact ones among them always."""
-    first = given.values[0]
-    vectors = isinstance(first, Attention) and any(
-        _reads_vectors(term, first, batch) for term in need.terms
+    vectors = isinstance(values[0], Attention) and any(
+        _reads_vectors(term, values[0], batch) for term in need.terms
     )
+    averages = need.averages_heads and not vectors
+    values = [prepared(x, padding=need.padding, averages_heads=averages) for x in values]
+    axes = _axes(name, tokens, need, batch)
+    return _Given(name, depth, stored, values, tokens, axes, vectors, averages)
+
+
+def _plans(given: _Given, error: float, chosen: str | None) -> Iterator[Plan]:
+    """Every way that stays within the error; the exact ones among them always."""
     for form in _forms(given):
-        pieces = [pieces_of(value, form, vectors=vectors) for value in given.values]
+        pieces = [pieces_of(value, form, vectors=given.vectors) for value in given.values]
         allowed = _codings(given.name, form, pieces[0])
         if chosen is not None:
             if chosen in allowed:
@@ -173,6 +176,7 @@ def _plan(
         pieces=tuple(specs),
         scales=tuple(x.scale for x in given.values) if form == "products" else (),
         bound=bound,
+        averages_heads=given.averages_heads,
     )
     worst = 0.0
     if chosen != "exact":

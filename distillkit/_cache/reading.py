@@ -81,6 +81,19 @@ def tokens_of(signals: Signals, name: str, layer: Layer, *, padding: bool) -> tu
     return (Tokens(everything, axis, mask) if padding else Tokens(mask, axis),)
 
 
+def prepared(layer: Layer, *, padding: bool, averages_heads: bool) -> Layer:
+    """A layer with what counts of it, and of the heads no more than is compared."""
+    if isinstance(layer, Tensor):
+        return layer
+    attention = layer.with_rows(None) if padding else layer
+    if not averages_heads:
+        return attention
+    # a row counts where every head keeps it, as losses say that average over heads
+    rows = attention.valid_rows().all(1, keepdim=True)
+    mean = attention.probabilities().mean(1, keepdim=True)
+    return Attention.from_probabilities(mean, rows=rows)
+
+
 def _real(
     known: TokenAxis | None, mask: Tensor | None, shape: tuple[int, int], device: torch.device
 ) -> Tensor:

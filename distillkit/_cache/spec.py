@@ -101,6 +101,7 @@ class SignalSpec(_Frozen):
         axes: its token axes: none, that of the tokens, or those of queries and keys.
         pieces: layer -> piece -> tensor, in the order of ``layers``.
         scales: of an attention by queries and keys, the factor of the products of each layer.
+        averages_heads: of an attention, one map stands for the mean over its heads.
         bound: the largest mean error that its coding may have in a batch; None: the coding was
             chosen, and any finite error is right.
     """
@@ -113,6 +114,7 @@ class SignalSpec(_Frozen):
     pieces: tuple[dict[str, PieceSpec], ...]
     scales: tuple[float, ...] = ()
     bound: float | None = None
+    averages_heads: bool = False
 
     def every_piece(self) -> list[PieceSpec]:
         """The tensors of all layers, and of the tokens."""

@@ -196,7 +196,7 @@ class SignalCache:
             self._index.refresh()
             if self._header is not None:
                 self._check_teacher(source.backbone, weights)
-            begin = partial(self._begun, source, weights)
+            begin = partial(self._begun, source, weights, name)
             filling = Filling(self._store, self._index, source, begin, shard_bytes, name)
             return filling.run(loader, self._header, progress=progress)
 
@@ -407,12 +407,12 @@ class SignalCache:
             raise CacheError("what is to be stored? Name the recipe: SignalCache(place, recipe)")
         return Source(one, entries, wanted_of(self._needs))
 
-    def _begun(self, source: Source, weights: str | None, ran: Ran) -> Header:
+    def _begun(self, source: Source, weights: str | None, writer: str, ran: Ran) -> Header:
         """The header of the cache, which is made where there is none yet."""
         if self._header is None:
             checksum = weights or weights_checksum(source.backbone.model)
             made = self._new_header(source, checksum, ran)
-            if not self._store.create(HEADER, made.to_bytes()):  # another rank was first
+            if not self._store.create(HEADER, made.to_bytes(), writer=writer):  # another rank's is
                 self._open()
                 self._check_teacher(source.backbone, checksum)
             else:

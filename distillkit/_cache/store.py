@@ -67,9 +67,9 @@ class Store:
         if self.folder is None:
             self._system.pipe_file(f"{self._root}/{name}", data)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f"{_UNFINISHED}{writer}-{uuid.uuid4().hex}"
+        beside = self.folder / _unfinished(writer)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -77,22 +77,23 @@ class Store:
             beside.replace(self.folder / name)
             self._sync_folder()
         except OSError as error:
+            raise CacheError(
+                f"{self.folder / name} cannot be written ({error.strerror or error}); what was "
+                "stored before is whole, and the next fill goes on from there"
+            ) from error
+        finally:  # whatever interrupts it
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
-            raise CacheError(
-                f"{self.folder / name} cannot be written ({error.strerror}); what was stored "
-                "before is whole, and the next fill goes on from there"
-            ) from error
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, writer: str = "") -> bool:
         """Put a whole file there, if there is none of that name; False: there is one."""
         if self.folder is None:
             if name in self.names():
                 return False
             self.write(name, data)
             return True
-        beside = f"{_UNFINISHED}{uuid.uuid4().hex}"
-        self.write(beside, data)
+        beside = _unfinished(writer)
+        self.write(beside, data, writer=writer)
         try:
             os.link(self.folder / beside, self.folder / name)
         except FileExistsError:
@@ -123,7 +124,7 @@ class Store:
         copy = folder / name
         if not copy.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            beside = folder / _unfinished("")
             self._system.get_file(f"{self._root}/{name}", str(beside))
             beside.replace(copy)
         return copy
@@ -161,11 +162,17 @@ class Store:
         if self.folder is None:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f".{writer}.lock"
-        with path.open("a+") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise CacheError(
+                f"{self.folder} cannot be written to ({error.strerror or error})"
+            ) from error
+        with file:
             _lock(file, path, writer)
-            for old in self.folder.glob(f"{_UNFINISHED}{writer}-*"):
+            for old in self.folder.glob(f"{_UNFINISHED}{writer}.*"):
                 old.unlink(missing_ok=True)
             yield
 
@@ -177,6 +184,11 @@ class Store:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _unfinished(writer: str) -> str:
+    """A name that nobody reads; the dot ends the writer's, which has none itself."""
+    return f"{_UNFINISHED}{writer}.{uuid.uuid4().hex}"
 
 
 def _lock(file: IO[str], path: Path, writer: str) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..errors import CacheError
 from .shard import Example, Shard, parsed_name
 from .spec import PartSpec
 from .store import Store
-
-_OPEN = 256  # files that are mapped at a time: each takes a handle of the process
 
 
 class Index:
@@ -29,7 +27,8 @@ class Index:
         self._store = store
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, tuple[str, int]] = {}
-        self._mapped: OrderedDict[str, None] = OrderedDict()
+        self._opened: OrderedDict[str, None] = OrderedDict()
+        self._may_open = _may_open()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -57,11 +56,22 @@ class Index:
         names = [name for name in self._store.names() if parsed_name(name) is not None]
         with self._lock:
             if set(self._shards) - set(names):
-                self._shards = {n: x for n, x in self._shards.items() if n in set(names)}
-                self._rows = {k: at for k, at in self._rows.items() if at[0] in self._shards}
+                self._keep(frozenset(names))
             for name in names:
                 if name not in self._shards:
                     self._take(name)
+
+    def _keep(self, names: Collection[str]) -> None:
+        """Forget all other shards; what was in them may be in one of these, too."""
+        shards = {name: shard for name, shard in self._shards.items() if name in names}
+        rows: dict[str, tuple[str, int]] = {}
+        for name, shard in shards.items():
+            for row, key in enumerate(shard.contents.keys):
+                rows.setdefault(key, (name, row))
+        # other threads read the old ones until the new ones are whole
+        self._shards, self._rows = shards, rows
+        for name in [name for name in self._opened if name not in shards]:
+            del self._opened[name]
 
     def take(self, name: str) -> None:
         """Take in one shard that has been written."""
@@ -91,20 +101,20 @@ class Index:
         found = []
         for key in keys:
             name, row = self._rows[key]
-            one = self._mapped_shard(name).example(row, parts)
+            one = self._shard(name).example(row, parts)
             if one.key != key:
                 raise CacheError(f"shard {name} has {one.key} in the place of {key}")
             found.append(one)
         return found
 
-    def _mapped_shard(self, name: str) -> Shard:
+    def _shard(self, name: str) -> Shard:
+        """A shard that is about to be read; of too many open ones, the oldest is closed."""
         with self._lock:
-            shard = self._shards[name]
-            self._mapped[name] = None
-            self._mapped.move_to_end(name)
-            if len(self._mapped) > _OPEN:
-                self._shards[self._mapped.popitem(last=False)[0]].close()
-            return shard
+            self._opened[name] = None
+            self._opened.move_to_end(name)
+            if len(self._opened) > self._may_open:
+                self._shards[self._opened.popitem(last=False)[0]].close()
+            return self._shards[name]
 
     def next_number(self, writer: str) -> int:
         """The number of a writer's next shard."""
@@ -113,6 +123,16 @@ class Index:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, (self._store,)
+
+
+def _may_open() -> int:
+    """How many shards are open at a time: each takes one of the handles that a process has."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 64
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 256 if allowed == resource.RLIM_INFINITY else max(1, min(256, allowed // 4))
 
 
 def _opened(store: Store) -> Index:

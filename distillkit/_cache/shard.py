@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -188,11 +190,14 @@ class Shard:
         self.path = path
         known = parsed_name(path.name)
         assert known is not None
-        with path.open("rb") as file:
-            length = file.read(_LENGTH)
-            size = int.from_bytes(length, "little")
-            header = file.read(size) if size < 1 << 30 else b""
-            total = file.seek(0, 2)
+        try:
+            with path.open("rb") as file:
+                total = os.fstat(file.fileno()).st_size
+                length = file.read(_LENGTH)
+                size = int.from_bytes(length, "little")
+                header = file.read(min(size, total))
+        except OSError as error:
+            raise self._unreadable(error) from error
         if len(length) < _LENGTH or digest_of(length + header) != known[2]:
             raise CacheError(
                 f"the header of shard {path.name} is damaged: its checksum is "
@@ -213,7 +218,7 @@ class Shard:
                 f"shard {path.name} has {total} bytes instead of {self.size}: it was cut short or "
                 f"written to. {_REPAIR}"
             )
-        self._map: Any = None
+        self._opened: _Opened | None = None
         self._ends: dict[str, Numbers] = {}
 
     def __len__(self) -> int:
@@ -257,10 +262,14 @@ class Shard:
     def _numbers(self, part: PartSpec, row: int) -> Numbers:
         """An example's numbers of one part, flat, as unsigned integers."""
         width: int = getattr(torch, part.dtype).itemsize
-        begin, end = self._ends_of(part, width)[row : row + 2]
-        if self._map is None:
-            self._map = np.memmap(self.path, mode="r", dtype=np.uint8)
-        found = self._map[begin:end].tobytes()
+        begin, end = self._ends_of(part, width)[row : row + 2].tolist()
+        opened = self._opened  # another thread may close it meanwhile
+        try:
+            if opened is None:
+                opened = self._opened = _Opened(self.path)
+            found = opened.read(begin, end - begin)
+        except OSError as error:
+            raise self._unreadable(error) from error
         if zlib.crc32(found) != self.contents.checksums[part.name][row]:
             raise CacheError(
                 f"shard {self.path.name}: {part.name!r} of example {self.contents.keys[row]} is "
@@ -291,9 +300,35 @@ class Shard:
         self._ends[part.name] = ends
         return ends
 
+    def _unreadable(self, error: OSError) -> CacheError:
+        return CacheError(f"shard {self.path.name} cannot be read: {error.strerror or error}")
+
     def close(self) -> None:
         """Let go of the file."""
-        self._map = None
+        self._opened = None
+
+
+class _Opened:
+    """A file that is open for as long as somebody reads from it.
+
+    It is not mapped: of a mapped file that is cut short, or on a disk that fails, the system kills
+    the process, and nobody learns which one it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read(self, begin: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # from any number of threads and forked processes at once
+            return os.pread(self._file.fileno(), size, begin)
+        with self._lock:
+            self._file.seek(begin)
+            return self._file.read(size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 _REPAIR = (

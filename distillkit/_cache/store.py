@@ -172,9 +172,13 @@ class Store:
             ) from error
         with file:
             _lock(file, path, writer)
-            for old in self.folder.glob(f"{_UNFINISHED}{writer}.*"):
-                old.unlink(missing_ok=True)
-            yield
+            _locked.add(file)
+            try:
+                for old in self.folder.glob(f"{_UNFINISHED}{writer}.*"):
+                    old.unlink(missing_ok=True)
+                yield
+            finally:
+                _locked.discard(file)
 
     def _sync_folder(self) -> None:
         if os.name != "posix" or self.folder is None:
@@ -184,6 +188,23 @@ class Store:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+_locked: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """In a process that was forked, a loader's worker, say: only the writer itself keeps a lock.
+
+    A worker that lives on for a while would keep a writer that was killed from going on.
+    """
+    for file in _locked:
+        file.close()
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _unfinished(writer: str) -> str:

@@ -121,7 +121,7 @@ class SignalCache:
             check_same(self._store.place, stored, {"preprocessing": given})
         if self._needs is not None:
             self._check_needs(self._needs)
-        self._index.refresh()
+        self._index.belongs_to(header.checksum)
         return header
 
     @property
@@ -251,6 +251,7 @@ class SignalCache:
         Reading and checking then happen in the workers of a DataLoader, ahead of the model; a
         distiller takes the entry by itself.
         """
+        self._index.read()  # once, for all workers that are forked
         return _Joining(self, collate, names)
 
     def stream(self, *names: str) -> Iterator[tuple[list[Any], Signals]]:
@@ -273,6 +274,7 @@ class SignalCache:
             CacheError: every signal or layer that is missing; what of the teacher is another.
         """
         self._check_needs(needs_of(map(_objective, _listed(recipe))))
+        self._index.read()
         if teacher is not None:
             backbone = teacher if isinstance(teacher, Backbone) else Backbone(teacher)
             self._check_teacher(backbone, None)
@@ -320,8 +322,7 @@ class SignalCache:
         if remove:
             for one in found:
                 self._store.remove(one.shard)
-            self._index = Index(self._store)
-            self._index.refresh()
+            self._index = Index(self._store, self.header.checksum)
         return found
 
     def export(
@@ -352,7 +353,11 @@ class SignalCache:
         self._index.refresh()
 
     def __repr__(self) -> str:
-        return f"SignalCache({self._store.place!r}, {len(self)} examples)"
+        try:
+            holds = f"{len(self)} examples"
+        except CacheError:
+            holds = "damaged"
+        return f"SignalCache({self._store.place!r}, {holds})"
 
     # inside
 
@@ -412,12 +417,22 @@ class SignalCache:
         if self._header is None:
             checksum = weights or weights_checksum(source.backbone.model)
             made = self._new_header(source, checksum, ran)
+            self._check_orphans(made)
             if not self._store.create(HEADER, made.to_bytes(), writer=writer):  # another rank's is
                 self._open()
                 self._check_teacher(source.backbone, checksum)
             else:
                 self._header = made
+                self._index.belongs_to(made.checksum)
         return self.header
+
+    def _check_orphans(self, made: Header) -> None:
+        """Refuse to begin among shards whose header was lost, unless it was this one."""
+        try:
+            Index(self._store, made.checksum).refresh()
+        except CacheError:
+            if HEADER not in self._store.names():  # otherwise another rank has begun just now
+                raise
 
     def _new_header(self, source: Source, weights: str, ran: Ran) -> Header:
         assert self._needs is not None

@@ -32,7 +32,7 @@ def damages(store: Store, header: Header) -> Iterator[Damage]:
         if parsed_name(name) is None:
             continue
         try:
-            shard = Shard(store.path(name))
+            shard = Shard(store.path(name), header.checksum)
         except CacheError as error:
             yield Damage(name, str(error), None)
             continue

@@ -85,6 +85,7 @@ class Writer:
     ) -> None:
         self._store, self._writer, self._number = store, writer, number
         self._limit, self._on_shard = shard_bytes, on_shard
+        self._cache = header.checksum
         self._dtypes = {
             part.name: getattr(torch, part.dtype)
             for signal in header.signals
@@ -111,7 +112,7 @@ class Writer:
         """Write what waits."""
         if not self._waiting:
             return
-        data, digest = encode(list(self._waiting.values()), self._dtypes)
+        data, digest = encode(list(self._waiting.values()), self._dtypes, self._cache)
         name = name_of(self._writer, self._number, digest)
         self._store.write(name, data, writer=self._writer)
         self._number += 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from torch import Tensor, nn
 
 from .._backbone.adapter import Adapter
@@ -42,6 +42,8 @@ class Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    _read: str | None = PrivateAttr(None)
+
     format: int = FORMAT
     version: str
     teacher: str
@@ -53,6 +55,15 @@ class Header(BaseModel):
     compared: tuple[str, ...]
     error: float
     signals: tuple[SignalSpec, ...]
+
+    def model_post_init(self, context: str | None) -> None:
+        self._read = context
+
+    @property
+    def checksum(self) -> str:
+        """Of all of this; every shard says it, so that none is taken for one of another cache."""
+        # as the file has it: another version of this class may say more
+        return self._read or _checksum(self.model_dump(mode="json"))
 
     def to_bytes(self) -> bytes:
         """The file, with a checksum of its own."""
@@ -79,7 +90,7 @@ class Header(BaseModel):
                 f"{installed_version()}, which reads {FORMAT}: fill a new cache"
             )
         try:
-            return cls.model_validate(body)
+            return cls.model_validate(body, context=checksum)
         except ValidationError as error:
             raise CacheError(f"{place}/{HEADER} says what nobody wrote: {error}") from error
 

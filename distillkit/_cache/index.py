@@ -21,10 +21,12 @@ class Index:
 
     Args:
         store: where shards are.
+        cache: the checksum of the cache's header; None: there is none yet, and no shard.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, cache: str | None = None) -> None:
+        self._store, self._cache = store, cache
+        self._read = False
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, tuple[str, int]] = {}
         self._opened: OrderedDict[str, None] = OrderedDict()
@@ -32,20 +34,38 @@ class Index:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
+        self.read()
         return len(self._rows)
 
     def __contains__(self, key: object) -> bool:
+        self.read()
         return key in self._rows
 
     @property
     def keys(self) -> Sequence[str]:
         """Of all examples, in the order of the shards."""
+        self.read()
         return list(self._rows)
 
     @property
     def shards(self) -> dict[str, Shard]:
         """Every shard, by its name."""
+        self.read()
         return dict(self._shards)
+
+    def belongs_to(self, cache: str) -> None:
+        """Now there is a header, with this checksum."""
+        if self._cache != cache:
+            self._cache, self._read = cache, False
+
+    def read(self) -> None:
+        """Take in all shards, unless that was done.
+
+        Raises:
+            CacheError: a shard whose header is damaged; as often as it is asked.
+        """
+        if not self._read:
+            self.refresh()
 
     def refresh(self) -> None:
         """Take in the shards that have come, and forget those that have gone.
@@ -53,13 +73,17 @@ class Index:
         Raises:
             CacheError: a shard whose header is damaged.
         """
+        if self._cache is None:
+            return
         names = [name for name in self._store.names() if parsed_name(name) is not None]
         with self._lock:
+            self._read = False
             if set(self._shards) - set(names):
                 self._keep(frozenset(names))
             for name in names:
                 if name not in self._shards:
                     self._take(name)
+            self._read = True
 
     def _keep(self, names: Collection[str]) -> None:
         """Forget all other shards; what was in them may be in one of these, too."""
@@ -79,7 +103,8 @@ class Index:
             self._take(name)
 
     def _take(self, name: str) -> None:
-        shard = self._shards[name] = Shard(self._store.path(name))
+        assert self._cache is not None
+        shard = self._shards[name] = Shard(self._store.path(name), self._cache)
         for row, key in enumerate(shard.contents.keys):
             self._rows.setdefault(key, (name, row))
 
@@ -89,6 +114,7 @@ class Index:
         Raises:
             CacheError: examples that are not there, or damaged.
         """
+        self.read()
         if any(key not in self._rows for key in keys):
             self.refresh()  # another process may have stored them since
         missing = [key for key in keys if key not in self._rows]
@@ -122,7 +148,7 @@ class Index:
         return 1 + max([-1, *(one[1] for one in known if one is not None and one[0] == writer)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self._store,)
+        return Index, (self._store, self._cache)
 
 
 def _may_open() -> int:
@@ -133,9 +159,3 @@ def _may_open() -> int:
         return 64
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 256 if allowed == resource.RLIM_INFINITY else max(1, min(256, allowed // 4))
-
-
-def _opened(store: Store) -> Index:
-    index = Index(store)
-    index.refresh()
-    return index

@@ -37,6 +37,7 @@ class Contents(NamedTuple):
     """What a shard says of its examples; one number for each of them where it says no more.
 
     Attributes:
+        cache: the checksum of the header of the cache that it belongs to.
         keys: of the examples, as JSON.
         lengths: token axis -> how many tokens.
         wholes: token axis -> how long the sequence was, with its padding.
@@ -45,6 +46,7 @@ class Contents(NamedTuple):
         checksums: part -> CRC-32 of the numbers.
     """
 
+    cache: str
     keys: list[str]
     lengths: dict[str, Numbers]
     wholes: dict[str, Numbers]
@@ -54,7 +56,7 @@ class Contents(NamedTuple):
 
     def to_json(self) -> str:
         """The text in a shard's header; numbers in base64, which is read at once."""
-        table: dict[str, Any] = {"keys": self.keys}
+        table: dict[str, Any] = {"cache": self.cache, "keys": self.keys}
         for field, dtype in _COLUMNS.items():
             table[field] = {
                 key: base64.b64encode(np.asarray(x, dtype).tobytes()).decode()
@@ -72,7 +74,7 @@ class Contents(NamedTuple):
             }
             for field, dtype in _COLUMNS.items()
         }
-        return cls(keys=table["keys"], **columns)
+        return cls(table["cache"], table["keys"], **columns)
 
 
 _COLUMNS = {"lengths": "<i4", "wholes": "<i4", "places": "<i4", "inputs": "<i8", "checksums": "<u4"}
@@ -115,7 +117,9 @@ def tensor_of(array: Numbers, dtype: torch.dtype) -> torch.Tensor:
 _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def encode(examples: Sequence[Example], dtypes: Mapping[str, torch.dtype]) -> tuple[bytes, str]:
+def encode(
+    examples: Sequence[Example], dtypes: Mapping[str, torch.dtype], cache: str
+) -> tuple[bytes, str]:
     """A shard's bytes and the checksum of its header."""
     try:
         from safetensors.torch import save
@@ -124,6 +128,7 @@ def encode(examples: Sequence[Example], dtypes: Mapping[str, torch.dtype]) -> tu
             "a signal cache is written by safetensors: pip install 'distillkit[cache]'"
         ) from error
     contents = Contents(
+        cache=cache,
         keys=[one.key for one in examples],
         lengths=_columns([one.lengths for one in examples]),
         wholes=_columns([one.wholes for one in examples]),
@@ -181,12 +186,13 @@ class Shard:
 
     Args:
         path: a local file.
+        cache: the checksum of the cache's header.
 
     Raises:
-        CacheError: its header is damaged, or the file is cut short.
+        CacheError: its header is damaged, the file is cut short, or belongs to another cache.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: str) -> None:
         self.path = path
         known = parsed_name(path.name)
         assert known is not None
@@ -208,6 +214,11 @@ class Shard:
             self.contents = Contents.from_json(table.pop("__metadata__")[_OURS])
         except (ValueError, KeyError, TypeError) as error:
             raise CacheError(f"shard {path.name} was written by something else: {error}") from error
+        if self.contents.cache != cache:
+            raise CacheError(
+                f"shard {path.name} belongs to another cache, whose header has the checksum "
+                f"{self.contents.cache[:16]}, not {cache[:16]}. {_REPAIR}"
+            )
         self._start = _LENGTH + size
         self._spans: dict[str, tuple[int, int]] = {}
         for part, entry in table.items():

@@ -105,7 +105,7 @@ def estimate_of(
         for signal in header.signals
         for part in signal.every_part()
     }
-    whole = len(encode(examples, dtypes)[0]) if examples else 0
+    whole = len(encode(examples, dtypes, header.checksum)[0]) if examples else 0
     return Estimate(tuple(sizes), whole / count, total, free)
 
 

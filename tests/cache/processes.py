@@ -31,7 +31,7 @@ from tests.support.small_cache import Batch, Bits
 
 KILLS = 50
 SHARD_BYTES = 900  # a few examples
-LOADER = small_cache.batches(24)
+LOADER = small_cache.batches(12)
 EXAMPLES = sum(len(batch["id"]) for batch in LOADER)
 
 
@@ -174,29 +174,36 @@ def killed_at_every_step(folder: Path, truth: Bits) -> dict[str, Any]:
 
 def two_writers(folder: Path, truth: Bits) -> dict[str, Any]:
     """One name, two processes: the second is refused and changes nothing."""
-    gate = folder / "gate"
+    place, waits, gate = folder / "cache", folder / "waits", folder / "gate"
 
     def slowly() -> Iterator[Batch]:
-        for batch in LOADER:
-            yield batch
-            _wait_for(gate.exists)
+        yield from LOADER[:6]
+        waits.touch()
+        _wait_for(gate.exists)
+        yield from LOADER[6:]
 
-    first = forked(filling(folder / "cache", slowly()))
-    _wait_for((folder / "cache" / ".rank-0.lock").exists)
-    time.sleep(0.02)
-    before = sorted((folder / "cache").iterdir())
+    first = forked(filling(place, slowly()))
+    _wait_for(waits.exists)
+    being_written = place / ".unfinished-rank-0.0123"
+    being_written.touch()
+    before = sorted(place.iterdir())
     error = ""
     try:
-        filling(folder / "cache")()
+        filling(place)()
     except CacheError as found:
         error = str(found)
-    unchanged = {one.name for one in before} <= {x.name for x in (folder / "cache").iterdir()}
-    other = forked(filling(folder / "cache", writer="other"))  # names of their own get along
-    other_wrote = succeeded(other)
+    unchanged = before == sorted(place.iterdir())
+    # "rank" is how the other's name starts; its unfinished files are not this one's
+    another_name = succeeded(forked(filling(place, writer="rank")))
+    still_there = being_written.exists()
     gate.touch()
     assert succeeded(first)
-    check_filled(folder / "cache", truth)
-    return {"error": error, "unchanged": unchanged, "another_name": other_wrote}
+    check_filled(place, truth)
+    return {
+        "error": error,
+        "unchanged": unchanged and still_there,
+        "another_name": another_name,
+    }
 
 
 def ranks_side_by_side(folder: Path, truth: Bits) -> dict[str, Any]:

@@ -67,6 +67,31 @@ class Store:
         if self.folder is None:
             self._system.pipe_file(f"{self._root}/{name}", data)
             return
+        with self._beside(name, data, writer) as beside:
+            beside.replace(self.folder / name)
+
+    def create(self, name: str, data: bytes, *, writer: str = "") -> bool:
+        """Put a whole file there, if there is none of that name; False: there is one."""
+        if self.folder is None:
+            if name in self.names():
+                return False
+            self.write(name, data)
+            return True
+        with self._beside(name, data, writer) as beside:
+            try:
+                os.link(beside, self.folder / name)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                if (self.folder / name).exists():
+                    return False
+                beside.replace(self.folder / name)
+        return True
+
+    @contextlib.contextmanager
+    def _beside(self, name: str, data: bytes, writer: str) -> Iterator[Path]:
+        """A whole file on the disk that is yet to get its name; otherwise nothing of it is left."""
+        assert self.folder is not None
         beside = self.folder / _unfinished(writer)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +99,7 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(self.folder / name)
+            yield beside
             self._sync_folder()
         except OSError as error:
             raise CacheError(
@@ -84,28 +109,6 @@ class Store:
         finally:  # whatever interrupts it
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
-
-    def create(self, name: str, data: bytes, *, writer: str = "") -> bool:
-        """Put a whole file there, if there is none of that name; False: there is one."""
-        if self.folder is None:
-            if name in self.names():
-                return False
-            self.write(name, data)
-            return True
-        beside = _unfinished(writer)
-        self.write(beside, data, writer=writer)
-        try:
-            os.link(self.folder / beside, self.folder / name)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            if (self.folder / name).exists():
-                return False
-            (self.folder / beside).replace(self.folder / name)
-            return True
-        finally:
-            (self.folder / beside).unlink(missing_ok=True)
-        return True
 
     def read(self, name: str) -> bytes:
         """A whole file."""

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 Action = Callable[[], None]
@@ -71,7 +71,7 @@ class _InHalves:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def __enter__(self) -> _InHalves:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -39,6 +39,12 @@ def batches(count: int, size: int = 2) -> list[Batch]:
     ]
 
 
+def only(examples: list[Batch]) -> Batch:
+    """For a loader of batches that were made before."""
+    (batch,) = examples
+    return batch
+
+
 def fill(cache: dk.SignalCache, loader: Iterable[Batch], **options: Any) -> Any:
     return cache.fill(teacher(), loader, progress=False, **options)
 

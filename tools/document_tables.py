@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distillkit import LossSpec, testing
 from distillkit._plugins.catalogue import catalogue
+from tests.support.cache_faults import DAMAGES, EVENTS
 from tests.support.peer_defects import DEFECTS
 from tests.support.planted_faults import FAULTS
 
@@ -22,6 +23,7 @@ DOCUMENTS = (
     "docs/how-to/choose-a-loss.md",
     "docs/how-to/prove-your-loss.md",
     "docs/explanation/losses.md",
+    "docs/explanation/signal-cache.md",
     "docs/reference/losses.md",
 )
 
@@ -62,6 +64,19 @@ def defects() -> str:
     return table(["number", "what went wrong"], DEFECTS.items())
 
 
+def damages() -> str:
+    rows = [(one.what, one.lost, one.returned, one.found_by) for one in DAMAGES]
+    return table(["changed", *_OUTCOME], rows)
+
+
+def events() -> str:
+    rows = [(one.what, one.lost, one.returned, one.found_by) for one in EVENTS]
+    return table(["happens", *_OUTCOME], rows)
+
+
+_OUTCOME = ("what is lost", "what is returned", "found by")
+
+
 def losses() -> str:
     specs = sorted((entry.spec for entry in catalogue()), key=lambda spec: spec.name)
     rows = [
@@ -88,6 +103,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
     "faults": faults,
     "defects": defects,
+    "damages": damages,
+    "events": events,
     "losses": losses,
     "guide": guide,
 }

@@ -204,11 +204,13 @@ def ours(cache: dk.SignalCache) -> Format:
     """A cache's writer, given the numbers that other formats are given."""
     header = cache.header
     parts = [part for signal in header.signals for part in signal.every_part()]
+    ready = Index(Store(cache.place, None, {}))
+    ready.refresh()
 
     def write(folder: Path, examples: Sequence[Numbers]) -> None:
         store = Store(folder, None, {})
         store.write(HEADER, header.to_bytes())
-        known = cache._index.examples([str(i) for i in range(len(examples))], parts)
+        known = ready.examples([str(i) for i in range(len(examples))], parts)
         writer = Writer(store, "rank-0", 0, header, 1 << 62, lambda _: None)
         for start in range(0, len(known), PER_FILE):
             writer.add(known[start : start + PER_FILE])
@@ -284,8 +286,30 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Each format: bytes, files, and the seconds of filling and of reading in random order."""
     order = random.Random(0).sample(range(len(examples)), len(examples))
-    filling, reading, opening = ({one.name: Timed() for one in formats} for _ in range(3))
+    folders, filling = fill_all(formats, examples, rounds, folder)
+    opening, reading = read_all(formats, examples, rounds, folders, order)
+    gc.collect()
+    return {
+        one.name: {
+            "bytes": size_of(folders[one.name]) / len(examples),
+            "files": sum(path.is_file() for path in folders[one.name].rglob("*")),
+            "fill": filling[one.name].medians(),
+            "fills": filling[one.name].wall,
+            "read": reading[one.name].medians(),
+            "reads": reading[one.name].wall,
+            "opened": opening[one.name].wall[0],
+            "workers": through_workers(Joined(one, folders[one.name]), order),
+        }
+        for one in formats
+    }
+
+
+def fill_all(
+    formats: Sequence[Format], examples: Sequence[Numbers], rounds: int, folder: Path
+) -> tuple[dict[str, Path], dict[str, Timed]]:
+    """Where each format's last files are, and how long each round took."""
     folders: dict[str, Path] = {}
+    filling = {one.name: Timed() for one in formats}
     for number in range(rounds):
         for i, one in enumerate(formats):
             place = folders[one.name] = folder / f"{number}-{i}"
@@ -296,6 +320,18 @@ def compare(
                 bring_to_disk(place)
 
             filling[one.name].add(write)
+    return folders, filling
+
+
+def read_all(
+    formats: Sequence[Format],
+    examples: Sequence[Numbers],
+    rounds: int,
+    folders: Mapping[str, Path],
+    order: Sequence[int],
+) -> tuple[dict[str, Timed], dict[str, Timed]]:
+    """How long it takes to open each format's files, and to read them in an order."""
+    opening, reading = ({one.name: Timed() for one in formats} for _ in range(2))
     readers: dict[str, Reader] = {}
     for one in formats:
 
@@ -304,7 +340,6 @@ def compare(
             readers[one.name](order[:1])
 
         opening[one.name].add(open_it)
-    for one in formats:
         check_same(one.name, padded(readers[one.name](order[:BATCH])), examples, order[:BATCH])
     for _ in range(rounds):
         for one in formats:
@@ -314,21 +349,7 @@ def compare(
                     padded(readers[one.name](order[start : start + BATCH]))
 
             reading[one.name].add(read)
-    readers.clear()
-    gc.collect()
-    found = {}
-    for one in formats:
-        found[one.name] = {
-            "bytes": size_of(folders[one.name]) / len(examples),
-            "files": sum(path.is_file() for path in folders[one.name].rglob("*")),
-            "fill": filling[one.name].medians(),
-            "fills": filling[one.name].wall,
-            "read": reading[one.name].medians(),
-            "reads": reading[one.name].wall,
-            "opened": opening[one.name].wall[0],
-            "workers": through_workers(Joined(one, folders[one.name]), order),
-        }
-    return found
+    return opening, reading
 
 
 def check_same(
@@ -416,7 +437,7 @@ def read_by_user(
             if entries == {"id"}:
                 views = [{"id": some} for some in keys.split(BATCH)]
 
-            def read(views: Any = views, what: str = what) -> None:
+            def read(views: Any = views) -> None:
                 for view in views:
                     cache.signals(view["id"] if len(view) == 1 else view)
 
@@ -541,7 +562,6 @@ def tables_of_ours(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def steps_of_ours(
-    backbone: dk.Backbone,
     data: Sequence[Mapping[str, Tensor]],
     caches: Mapping[float, tuple[dk.SignalCache, dict[str, Any]]],
     rounds: int,
@@ -600,7 +620,7 @@ def main() -> None:
             one.name: flips(one, examples, folder / f"flips-{i}") for i, one in enumerate(formats)
         }
         say("distillkit's own steps")
-        found["steps"] = steps_of_ours(backbone, data, caches, rounds)
+        found["steps"] = steps_of_ours(data, caches, rounds)
         say("an index")
         per_shard = int((1 << 26) / found["formats"][OURS]["bytes"])
         found["index"] = memory_of_index(cache, folder / "index", per_shard)

@@ -63,10 +63,21 @@ def test_measured_tables_without_a_place(text):
         performance_tables.with_tables(text, MEASURED)
 
 
-@pytest.mark.parametrize("name", ["attention_kl", "linear_kl", "distiller"])
-def test_there_is_a_place_for_every_benchmark(name):
-    text = performance_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert performance_tables.with_tables(text, {**MEASURED, "benchmark": name}) != text
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        ("attention_kl", "performance.md"),
+        ("linear_kl", "performance.md"),
+        ("distiller", "performance.md"),
+        ("signal_cache", "explanation/signal-cache.md"),
+    ],
+)
+def test_there_is_a_place_for_every_benchmark(name, document):
+    measured = {**MEASURED, "benchmark": name}
+    found = performance_tables.document_of(measured)
+    assert found == ROOT / "docs" / document
+    text = found.read_text(encoding="utf-8")
+    assert performance_tables.with_tables(text, measured) != text
 
 
 LINES_OF_A_LOSS = (

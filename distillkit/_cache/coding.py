@@ -19,6 +19,7 @@ Parts = dict[str, Tensor]
 _LOWEST = 16.0  # in nats: what is less probable than exp(-16) is written as that
 _STEPS = 254  # of log-probabilities in a byte; the value above them is -inf
 _TOP = "top_k:"
+_AT_ONCE = 1 << 16  # elements whose error is computed together
 
 
 class Coding(NamedTuple):
@@ -50,14 +51,20 @@ def coding(name: str) -> Coding:
 
 def log_probabilities_error(given: Tensor, decoded: Tensor) -> float:
     """The mean KL(given || decoded) of log-probabilities, over rows that have any, in nats."""
-    p = given.double()
-    rows = (p > -torch.inf).any(-1)
-    q = decoded.double()[rows]
-    p = p[rows]
+    # some at a time: what is computed on the way is large, and stays in the processor's cache
+    count = max(1, _AT_ONCE * len(given) // max(1, given.numel()))
+    pairs = zip(torch.split(given, count), torch.split(decoded, count), strict=True)
+    return _mean(torch.cat([_divergences(p, q) for p, q in pairs]))
+
+
+def _divergences(given: Tensor, decoded: Tensor) -> Tensor:
+    """Of each row that has a probability, flat."""
+    rows = (given > -torch.inf).any(-1)
+    p, q = given[rows].double(), decoded[rows].double()
     kept = p > -torch.inf
     q = torch.where(kept, q, -torch.inf).log_softmax(-1)
     values = torch.where(kept, p.exp() * (torch.where(kept, p, 0) - torch.where(kept, q, 0)), 0)
-    return _mean(values.sum(-1))
+    return values.sum(-1)
 
 
 def logits_error(given: Tensor, decoded: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import CacheError, SignalError, unknown_name
 
 _MULTIPLIER = 0x9E3779B1  # odd, with no pattern in its bits: Knuth's golden ratio
+_AT_ONCE = 1 << 17  # elements: ten times as fast on a CPU as all images of a batch together
 
 
 def keys_of(batch: Mapping[str, Any], entries: Sequence[str]) -> list[str]:
@@ -77,8 +78,16 @@ def fingerprints(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, li
     for name in names:
         x = batch[name].detach()
         mask = next((one for one in masks if one.shape == x.shape), None)
-        found[name] = _fingerprint(x, None if x.is_floating_point() else mask).tolist()
+        found[name] = _fingerprints(x, None if x.is_floating_point() else mask).tolist()
     return found
+
+
+def _fingerprints(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``(b,)``; a few examples at a time, so that what is computed on the way stays in a cache."""
+    if mask is not None or x.device.type != "cpu" or x.numel() <= _AT_ONCE:
+        return _fingerprint(x, mask)
+    examples = max(1, _AT_ONCE * len(x) // x.numel())
+    return torch.cat([_fingerprint(some, None) for some in torch.split(x, examples)])
 
 
 def _fingerprint(x: Tensor, mask: Tensor | None) -> Tensor:

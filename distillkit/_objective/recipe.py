@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .._plugins.registry import lookup
-from .._plugins.specs import RecipeSpec
+from .._plugins.specs import RecipeSpec, resource_file
 from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
 from .objective import Objective
@@ -113,6 +112,7 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
         UnknownNameError: no such recipe or file.
         RecipeError: the file says something that no recipe means; every place is named.
+        SpecError: a registered recipe whose package or file is not there.
 
     Examples:
         >>> [term.loss for term in load_recipe("dide").terms]
@@ -124,8 +124,7 @@ def load_recipe(name: str | Path) -> Recipe:
             raise unknown_name("recipe file", str(path), map(str, path.parent.glob("*.toml")))
         text = path.read_text(encoding="utf-8")
     else:
-        package, _, resource = lookup(RecipeSpec, str(name)).resource.partition(":")
-        text = files(package).joinpath(resource).read_text(encoding="utf-8")
+        text = resource_file(lookup(RecipeSpec, str(name))).read_text(encoding="utf-8")
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

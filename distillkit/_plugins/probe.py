@@ -18,7 +18,17 @@ from typing import Any
 from ..errors import DistillKitError, PluginLoadWarning
 from .loading import Plugin, Source, installed, load, plugins
 from .registry import distribution_of
-from .specs import AdapterSpec, LossSpec, RecipeSpec, Spec, references, resolve, resource_file
+from .specs import (
+    AdapterSpec,
+    LossSpec,
+    OperationSpec,
+    RecipeSpec,
+    Spec,
+    check_target,
+    references,
+    resolve,
+    resource_file,
+)
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 MARK = "distillkit-probe:"
@@ -101,6 +111,8 @@ def _reference(spec: Spec, plugin: str) -> Seen:
             return name, True, _adapter_file(spec)
         found = {field: resolve(given) for field, given in references(spec).items()}
         _check_callable(found)
+        if isinstance(spec, OperationSpec):
+            check_target(spec, found["target"])
         if isinstance(spec, LossSpec):
             inputs = spec.signature.partition("->")[0].count("(") or 2  # "attention": two of them
             _check_positional(found["function"], inputs)

@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 from typing import Any, ClassVar, get_args
 
 from ..errors import SpecError, did_you_mean
+from .targets import why_unseen
 
 Reference = str | Callable[..., Any]
 
@@ -163,7 +164,9 @@ class OperationSpec:
 
     Attributes:
         name: what the listing calls it.
-        target: reference to the function that models call, ``"mylib:fused_attention"``.
+        target: reference to the function that models call, ``"mylib:fused_attention"``: a plain
+            Python function, a function of torch or a custom operator. Nothing else can be seen: no
+            ``Function.apply``, ``functools.partial``, bound method or callable object.
         read: reference to ``read(*args, **kwargs) -> Attention``, given the target's own call.
         summary: one line for the listing.
     """
@@ -180,6 +183,7 @@ class OperationSpec:
     def __post_init__(self) -> None:
         _check_texts(self, "summary")
         _check_references(self)
+        check_target(self, self.target)
 
 
 Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
@@ -226,6 +230,17 @@ def resolve(reference: Reference) -> Any:
                 f"{did_you_mean(part, _public(found))}"
             ) from None
     return found
+
+
+def check_target(spec: OperationSpec, target: Any) -> None:
+    """Refuse a target that nothing can see being called.
+
+    Raises:
+        SpecError: why not, and the fix.
+    """
+    why = why_unseen(target)
+    if why is not None:
+        raise SpecError(f"operation {spec.name!r}: target cannot be seen when it is called: {why}")
 
 
 def resource_file(spec: AdapterSpec | RecipeSpec) -> Traversable:

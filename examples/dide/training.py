@@ -223,7 +223,9 @@ def new_student(seed: int, stem: Mapping[str, Tensor]) -> models.DualEncoder:
 
 def compared_signals(distiller: dk.Distiller) -> tuple[str, ...]:
     """The signals that a recipe compares; logits in any case."""
-    return tuple(sorted({"logits", *(n for term in distiller.objective.each() for n in term.on)}))
+    return tuple(
+        sorted({"logits", *(one.teacher for term in distiller.objective.each() for one in term.on)})
+    )
 
 
 def teacher_signals(distiller: dk.Distiller, pairs: data.Pairs) -> dk.Signals:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
+from ..._backbone.signals import TokenAxes
 from ..._plugins.registry import lookup
 from ..._plugins.specs import AlignerSpec, resolve
 from ...errors import RecipeError
+
+AxesOfSides: TypeAlias = "tuple[TokenAxes, TokenAxes]"
+
+TOKENS = ("student_tokens", "teacher_tokens")
+"""The parameters by which an aligner or a loss asks for what is known of the tokens."""
 
 
 def make_aligner(given: str | Mapping[str, Any]) -> nn.Module:
@@ -43,7 +49,20 @@ class _Untrained(nn.Module):
         return self.function(student, teacher, **tokens)
 
 
-def takes_tokens(aligner: nn.Module) -> bool:
-    """Whether an aligner asks, by these two parameters, for what is known of the tokens."""
-    function = aligner.function if isinstance(aligner, _Untrained) else aligner.forward
-    return {"student_tokens", "teacher_tokens"} <= inspect.signature(function).parameters.keys()
+def takes_tokens(function: nn.Module | Callable[..., Any]) -> bool:
+    """Whether an aligner, or a loss, asks for what is known of the tokens, by these parameters."""
+    if isinstance(function, _Untrained):
+        function = function.function
+    if isinstance(function, nn.Module):
+        function = function.forward
+    return set(TOKENS) <= inspect.signature(function).parameters.keys()
+
+
+def axes_after(aligner: nn.Module, axes: AxesOfSides) -> AxesOfSides:
+    """The known facts about the tokens that an aligner returns.
+
+    They are what its method ``align_tokens`` says; one without it keeps the tokens as they are.
+    """
+    inner = aligner.function if isinstance(aligner, _Untrained) else aligner
+    said: Callable[..., AxesOfSides] | None = getattr(inner, "align_tokens", None)
+    return axes if said is None else said(*axes)

@@ -123,8 +123,8 @@ class Comparison:
         )
         if isinstance(self.pairs[0].students[index], Attention):
             return student, teacher
-        axes = self.aligned_axes(index)  # of a tensor that was computed late, they alone know it
-        return _known_mask(student, axes[0]), _known_mask(teacher, axes[1])
+        before, after = self.axes(index), self.aligned_axes(index)
+        return _known_mask(student, before[0], after[0]), _known_mask(teacher, before[1], after[1])
 
     def aligned(self, index: int, *, keep: bool = True) -> Sides:
         """One pair of layers after the term's aligners, in float32 at least.
@@ -217,9 +217,15 @@ def _known_axes(signals: Signals, name: str) -> TokenAxes:
     return (replace(axes[0], valid=mask),)
 
 
-def _known_mask(mask: Tensor | None, axes: TokenAxes) -> Tensor | None:
-    """What a tensor signal's token axis says, which aligners keep up to date; else its mask."""
-    return axes[0].valid if axes and axes[0] is not None else mask
+def _known_mask(mask: Tensor | None, before: TokenAxes, after: TokenAxes) -> Tensor | None:
+    """What a tensor signal's token axis says, which aligners keep up to date; else its mask.
+
+    Of a tensor that was computed late, the axis alone knows it. An aligner that leaves no token
+    axis, such as a mean over tokens, leaves no padding.
+    """
+    if after and after[0] is not None:
+        return after[0].valid
+    return mask if len(before) == len(after) else None
 
 
 def _layer_pairs(

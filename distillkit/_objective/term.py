@@ -255,10 +255,15 @@ class Term(nn.Module):
     def _align(self, index: int, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
         known = dict(zip(TOKENS, axes, strict=True)) if self._takes_tokens[index] else {}
         try:
-            one, other = self.aligners[index](student, teacher, **known)
+            found = self.aligners[index](student, teacher, **known)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        return one, other
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise RecipeError(
+                f"term {self.name!r}: the aligner {self.aligner_names[index]!r} returned a "
+                f"{type(found).__name__}; an aligner returns both sides, (student, teacher)"
+            )
+        return found
 
     def _mask_entry(self, name: str, batch: Mapping[str, Any] | None) -> Tensor:
         """The batch entry of ``mask``; its integers are looked at until they prove to be labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +75,16 @@ class AlignerCase:
     def name(self) -> str:
         """Its name in test reports."""
         return self.aligner if isinstance(self.aligner, str) else self.aligner.name
+
+    @property
+    def has_name(self) -> bool:
+        """Whether its factory can be found by a name, as a pickle wants it."""
+        factory = self.aligner if isinstance(self.aligner, str) else self.aligner.factory
+        try:
+            pickle.dumps(factory)
+        except (pickle.PicklingError, AttributeError):  # of a function, or of code that is run
+            return False
+        return True
 
     def sides(self) -> Sides:
         """The example, the same every time."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._attention import Attention
 from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
-from .align.making import TOKENS, AxesOfSides, axes_after, make_aligner, takes_tokens
+from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
 from .averaging import Per, averaged
 from .compared import On, compared_signals, label_of
 from .comparison import Comparison, Counted, LayerChoice, widened
@@ -106,8 +106,8 @@ class Term(nn.Module):
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
-        self._takes_tokens = [takes_tokens(aligner) for aligner in self.aligners]
-        self._loss_takes_tokens = self._function is not None and takes_tokens(self._function)
+        self._asked = [asked_tokens(aligner) for aligner in self.aligners]
+        self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
         self._counting = Counting(self.name, self.signature, mask)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
@@ -132,7 +132,7 @@ class Term(nn.Module):
             SignalError: a signal that one side does not have.
             RecipeError: layers that are not there.
         """
-        align = self if self._takes_tokens else None
+        align = self if self._asked else None
         return Comparison(self.name, self.on, self.layers, align, student, teacher)
 
     def forward(
@@ -195,8 +195,8 @@ class Term(nn.Module):
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
         known: dict[str, Any] = {}
-        if self._loss_takes_tokens:
-            known = dict(zip(TOKENS, comparison.aligned_axes(0), strict=True))
+        if self._asked_by_loss:
+            known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
         try:
             values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
         except ShapeError as error:
@@ -253,7 +253,7 @@ class Term(nn.Module):
         return axes
 
     def _align(self, index: int, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
-        known = dict(zip(TOKENS, axes, strict=True)) if self._takes_tokens[index] else {}
+        known = told_tokens(self._asked[index], axes)
         try:
             found = self.aligners[index](student, teacher, **known)
         except ShapeError as error:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from .._attention import Attention
 from .._backbone.signals import TokenAxes
-from .._objective.align.making import TOKENS, aligner_of, axes_after, make_aligner, takes_tokens
+from .._objective.align.making import (
+    aligner_of,
+    asked_tokens,
+    axes_after,
+    make_aligner,
+    told_tokens,
+)
 from .._plugins.specs import AlignerSpec
 
 Example = Callable[[], tuple[Any, ...]]
@@ -109,7 +115,7 @@ class AlignerCase:
 
 def returned_by(aligner: nn.Module, sides: Sides) -> Any:
     """What an aligner returns, called as a term calls it."""
-    known = dict(zip(TOKENS, sides.axes, strict=True)) if takes_tokens(aligner) else {}
+    known = told_tokens(asked_tokens(aligner), sides.axes)
     return aligner(sides.student, sides.teacher, **known)
 
 

@@ -229,6 +229,16 @@ class TestLossesThatSeeTokens:
         torch.testing.assert_close(queries.valid, batch["mask"])
         assert len(other) == 2
 
+    def test_a_loss_may_ask_for_one_side_alone(self):
+        def by_grid(student, teacher, *, teacher_tokens=()):
+            return (student - teacher).square().mean(-1) * teacher_tokens[0].grid[1]
+
+        axes = {"h": (dk.TokenAxis("image", grid=(1, 3)),)}
+        one, other = hidden(learns=True), hidden(seed=1)
+        student, teacher = dk.Signals({"h": one}, axes=axes), dk.Signals({"h": other}, axes=axes)
+        expected = 3 * losses.mse(one, other).mean()
+        torch.testing.assert_close(dk.Term(by_grid, on="h")(student, teacher), expected)
+
     def test_what_a_term_gives_by_itself_is_no_option_and_no_input(self):
         dk.register(dk.LossSpec("test_by_patch", by_patch, signature="(d),(d)->()"))
         assert dk.Term("test_by_patch", on=SIDES).options == {}

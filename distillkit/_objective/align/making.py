@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -83,13 +83,19 @@ class _Untrained(nn.Module):
         return self.function(student, teacher, **tokens)
 
 
-def takes_tokens(function: nn.Module | Callable[..., Any]) -> bool:
-    """Whether an aligner, or a loss, asks for what is known of the tokens, by these parameters."""
+def asked_tokens(function: nn.Module | Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters by which an aligner, or a loss, asks for what is known of the tokens."""
     if isinstance(function, _Untrained):
         function = function.function
     if isinstance(function, nn.Module):
         function = function.forward
-    return set(TOKENS) <= inspect.signature(function).parameters.keys()
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in TOKENS if name in parameters)
+
+
+def told_tokens(asked: Collection[str], axes: AxesOfSides) -> dict[str, TokenAxes]:
+    """The arguments for those parameters."""
+    return {name: side for name, side in zip(TOKENS, axes, strict=True) if name in asked}
 
 
 def axes_after(aligner: nn.Module, axes: AxesOfSides) -> AxesOfSides:

@@ -190,7 +190,9 @@ def _shown(value: object) -> str:
 def _more_columns(spec: Spec) -> list[str]:
     if isinstance(spec, LossSpec):
         return [", ".join(spec.tags), spec.reference]
-    return [spec.matches] if isinstance(spec, AdapterSpec) else []
+    if isinstance(spec, AdapterSpec):
+        return [spec.matches, spec.resource or ""]
+    return []
 
 
 def _list_plugins(arguments: Arguments) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from distillkit import LossSpec
+from distillkit import AlignerSpec, LossSpec, Recipe, Schedule, load_recipe
+from distillkit._objective.recipe import TermRecipe
 from distillkit._plugins.registry import provided
+from distillkit.testing.aligner_checks import CHECKS
 from tools import document_tables, performance_tables, scale_table
 
 ROOT = Path(__file__).parents[1]
@@ -129,3 +131,37 @@ def test_every_test_that_the_table_of_loops_names_exists():
     for path, function in named:
         text = (ROOT / path).read_text(encoding="utf-8")
         assert not function or f"def {function}(" in text, (path, function)
+
+
+RECIPES = (ROOT / "docs/reference/recipes.md").read_text(encoding="utf-8")
+
+
+def rows_of(text, heading):
+    """The first cells of the tables below a heading, up to the next one of its rank."""
+    part = text[text.index(f"\n{heading}\n") + 1 :]
+    rank = heading.split()[0]
+    part = re.split(rf"^{rank} ", part[len(rank) :], maxsplit=1, flags=re.MULTILINE)[0]
+    return set(re.findall(r"^\| `(?:\[\[)?(\w+)", part, re.MULTILINE))
+
+
+def test_every_key_of_a_recipe_is_in_the_reference():
+    assert rows_of(RECIPES, "## The recipe") == set(Recipe.model_fields)
+    term = RECIPES[RECIPES.index("## A term") : RECIPES.index("### `on`")]
+    assert rows_of(f"\n{term}", "## A term") == set(TermRecipe.model_fields)
+    assert rows_of(RECIPES, "### `weight`") == set(Schedule.model_fields)
+    for name, owners in provided(AlignerSpec).items():
+        assert "distillkit" not in owners or f'`"{name}"`' in RECIPES, name
+
+
+def test_every_recipe_of_the_reference_is_one(tmp_path):
+    blocks = re.findall(r"^```toml\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 4
+    for block in blocks:
+        file = tmp_path / "one.toml"
+        file.write_text(block if "name =" in block.partition("[[")[0] else f'name = "x"\n{block}')
+        assert load_recipe(file).build().each()
+
+
+def test_every_check_of_an_aligner_is_in_its_page():
+    page = (ROOT / "docs/how-to/write-an-aligner.md").read_text(encoding="utf-8")
+    assert rows_of(page, "## Prove it") == set(CHECKS)

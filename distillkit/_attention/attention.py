@@ -357,7 +357,7 @@ class Attention:
             keep = self._keep.entries(used.device)
             return widen(used if keep is None else torch.where(keep, used, 0))
         scores = self.scores()
-        kept = scores > -torch.inf
+        kept = scores != -torch.inf  # NaN of a broken model stays, and is seen
         seen = kept.any(-1, keepdim=True)
         return torch.where(kept, torch.where(seen, scores, 0).softmax(-1), 0)
 

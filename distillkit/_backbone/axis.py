@@ -122,6 +122,43 @@ class TokenAxis:
                 )
         return cls(**joined)
 
+    def without_special(self) -> TokenAxis:
+        """The axis of the words or patches alone, without the special tokens.
+
+        Examples:
+            >>> axis = TokenAxis("text", special=(0,), ids=torch.tensor([[1, 7, 8]]))
+            >>> axis.without_special().ids
+            tensor([[7, 8]])
+        """
+        if not self.special:
+            return self
+        changed: dict[str, Any] = {
+            name: _without(x, self.special)
+            for name, x in _tensors_of(self).items()
+            if name != "positions"
+        }
+        positions = self._positions_without_special()
+        return replace(self, **changed, special=(), positions=positions)
+
+    def _positions_without_special(self) -> slice | Tensor | None:
+        """Where the other tokens sit in their sequence; None: not known."""
+        positions = self.positions
+        if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+            rank = positions.long().cumsum(1) - 1
+            dropped = torch.tensor(self.special, device=positions.device)
+            return positions & ~torch.isin(rank, dropped)
+        if isinstance(positions, Tensor):
+            return _without(positions, self.special)
+        if positions is None or positions.start is None or positions.stop is None:
+            return None
+        places: list[int] = list(range(positions.start, positions.stop))
+        kept = [place for i, place in enumerate(places) if i not in self.special]
+        if kept and kept[-1] - kept[0] + 1 == len(kept):
+            return slice(kept[0], kept[-1] + 1)
+        if self.valid is None:
+            return None
+        return torch.tensor(kept, device=self.valid.device).expand(len(self.valid), -1)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> TokenAxis:
         """Every tensor through a function."""
         changed: dict[str, Any] = {name: function(x) for name, x in _tensors_of(self).items()}
@@ -169,6 +206,12 @@ def token_axis(
         positions=positions,
         length=length,
     )
+
+
+def _without(x: Tensor, dropped: Sequence[int]) -> Tensor:
+    """What is known of all tokens, ``(b, m, ...)``, of those that are not dropped."""
+    kept = [i for i in range(x.shape[1]) if i not in dropped]
+    return x[:, kept]
 
 
 def _tensors_of(axis: TokenAxis) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,16 @@ class DeclarativeAdapter:
         self._accepted: Accepted | None = None
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> DeclarativeAdapter:
+    def from_toml(cls, path: str | Path | Traversable) -> DeclarativeAdapter:
         """Read an adapter file.
+
+        Args:
+            path: of the file; or the file inside a package, as ``importlib.resources`` finds it.
 
         Raises:
             SignalError: the file says something that no adapter file means.
         """
-        path = Path(path)
+        path = Path(path) if isinstance(path, str) else path
         if not path.is_file():
             raise UnknownNameError(f"there is no adapter file {str(path)!r}")
         try:

@@ -38,7 +38,7 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
     for objective in objectives:
         wanted = wanted_layers(objective, 1)
         for term in objective.each():
-            for name in term.on:
+            for name in (pair.teacher for pair in term.on):
                 one = Need(
                     wanted[name],
                     term.takes_tokens,

@@ -392,9 +392,8 @@ class Distiller(nn.Module):
                 self._checks.check_entries(batch, used, every_term=True)
             except DistillKitError as error:
                 problems.append(str(error))
-        wanted = [name for term in terms for name in term.on]
         offers = [
-            list_offer(side, signals, wanted)
+            list_offer(side, signals, [getattr(one, side) for term in terms for one in term.on])
             for side, signals in (("student", student_signals), ("teacher", teacher_signals))
         ]
         return Check(tuple(seen), tuple(problems), tuple(offers))

@@ -14,6 +14,7 @@ from .._plugins.registry import lookup, provided
 from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, unknown_name
+from .align.making import TOKENS
 from .schedule import Schedule
 
 Choice = TypeVar("Choice")
@@ -121,11 +122,12 @@ def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
 
 
 def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
+    """What a recipe may give a loss; what is known of the tokens, a term gives by itself."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
     return {
         p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
         for p in parameters
-        if p.kind is p.KEYWORD_ONLY
+        if p.kind is p.KEYWORD_ONLY and p.name not in TOKENS
     }
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._attention import Attention, both_rows
 from .._attention.keep import rows_for
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
-from ._signature import check_positive
+from ._signature import check_positive, checked_attentions
 from ._tiled.autograd import compare_in_tiles
 from ._tiled.comparison import ForBackward, Kind, Pair, Side
 from ._tiled.divergences import divergence, mean_over_heads
@@ -338,22 +338,6 @@ def _log_probabilities(attention: Attention, temperature: float, heads: str | No
 def _checked(
     loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
 ) -> tuple[Attention, Attention]:
-    """Both sides, once they are over the same tokens, with nothing that autograd cannot save."""
+    """Both sides, once options and tokens fit."""
     check_positive("temperature", temperature)
-    if heads not in (None, "mean"):
-        raise OptionError(f'{loss}: heads is None or "mean"; got {heads!r}')
-    found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
-    if student.shape[0] != teacher.shape[0]:
-        raise ShapeError(f"{loss} compares example with example; got {found}")
-    if student.shape[2:] != teacher.shape[2:]:
-        raise ShapeError(
-            f"{loss} compares token with token, and these differ in number; got {found}. "
-            "Student and teacher must see the same tokens: the same tokenizer and padding, the "
-            "same patch grid, special tokens kept or dropped on both sides"
-        )
-    if heads is None and student.shape[1] != teacher.shape[1]:
-        raise ShapeError(
-            f'{loss} compares head with head; got {found}. heads="mean" compares the average '
-            "over each side's heads"
-        )
-    return student.trackable(), teacher.trackable()
+    return checked_attentions(loss, student, teacher, heads=heads)

@@ -226,7 +226,7 @@ def teacher_signals(
 ) -> dk.Signals:
     """What a recipe compares of the teacher, on every pair: computed once, and kept in a folder."""
     terms = dk.load_recipe(HERE / recipe).build().each()
-    exact = {name: "exact" for term in terms for name in term.on}
+    exact = {pair.teacher: "exact" for term in terms for pair in term.on}
     if not exact:
         return dk.Signals({})
     # questions and scenes are numbered anew in each batch, so that their entries tell nothing

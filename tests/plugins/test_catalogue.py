@@ -25,7 +25,7 @@ ENTRY = {
 }
 # what takes part in a loss or follows it, and is none
 HELPERS = {
-    "checked_pair", "citation", "distinct_pairs", "distinct_triplets", "gather", "masked_mean",
+    "checked_attentions", "checked_pair", "citation", "distinct_pairs", "distinct_triplets", "gather", "masked_mean",
     "shared_rows", "standardize_logits",
 }  # fmt: skip
 

@@ -70,8 +70,14 @@ def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
         attention = resolve(call.read)(*args, **kwargs)
     except (Unreadable, ShapeError) as reason:
         raise CaptureError(f"the arguments of its fused attention do not tell: {reason}") from None
-    output = call.output
-    return Reading(attention, output if isinstance(output, Tensor) else None)
+    return Reading(attention, _first_tensor(call.output))
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """What a kernel returned; of several things, such as the output and its log-sum, the first."""
+    if isinstance(output, (tuple, list)):
+        return next((one for one in output if isinstance(one, Tensor)), None)
+    return output if isinstance(output, Tensor) else None
 
 
 def _unfold(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -109,6 +109,19 @@ def test_costs_at_scale_are_counted_by_the_script():
     assert scale_table.traffic(pair, 2)["student under DDP: gradients, all-reduce"] == 2e9 * 4
 
 
+def test_a_cache_at_scale_is_what_one_example_takes_many_times():
+    stored = scale_table.Stored(examples=2**20, words=1, patches=8, heads=2, classes=24, header=8)
+    sizes = stored.bytes_of_example()
+    assert sizes["exact (float32)"] == (2 * 8 * 2 + 24) * 4
+    assert sizes["float16"] == (2 * 8 * 2 + 24) * 2
+    # 2^20 examples of 60 + 8 bytes
+    files = scale_table.files_of_cache(stored).splitlines()
+    assert files[4] == f"| {scale_table.CODED} | 60 | 0.0 | 2 | 1 | 1 |"
+    cost = scale_table.cost_of_cache(stored, 4)
+    assert "| examples | 1,048,576 | 262,144 |" in cost
+    assert "| index in the memory of each process | 0.3 GB | 0.1 GB |" in cost
+
+
 LOOPS = ROOT / "docs/how-to/loops.md"
 
 

@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 
 from .._plugins.specs import LossSpec
 from ..errors import unknown_name
-from . import budget, checks, invariants
+from . import budget, checks, invariants, precision
 from .results import CheckResult
 from .strategies import EVERY, GENERIC, Arguments, arguments
 from .subject import CheckFailedError, Loss
@@ -39,6 +39,8 @@ class Check:
         values: kinds of numbers that it draws.
         side: smallest and largest size of an axis.
         leading: shapes of the leading axes.
+        options: whether options are drawn: left at their "default", "inside" of their bounds, or
+            at the "edges" of them, too.
         share: the part of the examples that it draws; what is slow draws fewer.
     """
 
@@ -48,6 +50,7 @@ class Check:
     side: tuple[int, int] = (1, 4)
     leading: Sequence[tuple[int, ...]] = ((), (1,), (2,), (3,), (2, 2))
     share: float = 1.0
+    options: Literal["default", "inside", "edges"] = "inside"
 
     @property
     def name(self) -> str:
@@ -74,13 +77,19 @@ class Check:
         wanted = budget.examples() if examples is None else examples
         count = max(1, math.ceil(self.share * wanted))
         drawn = arguments(
-            loss.spec, values=self.values, side=self.side, least=loss.least, leading=self.leading
+            loss.spec,
+            values=self.values,
+            side=self.side,
+            least=loss.least,
+            leading=self.leading,
+            options=self._options(loss),
         )
         failing: list[Arguments] = []
 
         @settings(max_examples=count, deadline=None, database=None, report_multiple_bugs=False)
         @hypothesis_given(drawn)
         def falsify(call: Arguments) -> None:
+            call = loss.accepted(call)
             try:
                 self.function(loss, call)
             except Exception:
@@ -93,6 +102,17 @@ class Check:
             seen = _said(error, loss.spec)
             return CheckResult(self.name, passed=False, seen=seen, failing=_last(failing))
         return CheckResult(self.name, passed=True, seen=f"{count} examples")
+
+    def _options(self, loss: Loss) -> dict[str, tuple[Any, ...]]:
+        """The values of each option that this check draws."""
+        if self.options == "default":
+            return {}
+        at_edges = self.options == "edges"
+        drawn = {
+            name: (*one.inside, *(one.edges if at_edges else ()))
+            for name, one in loss.options.items()
+        }
+        return {name: values for name, values in drawn.items() if values}
 
 
 def _always(_: Loss) -> bool:
@@ -108,12 +128,17 @@ def _takes_where(loss: Loss) -> bool:
     return "where" in loss.takes and re.match(r"\(\w+\)", loss.spec.signature) is not None
 
 
+def _states_bounds(loss: Loss) -> bool:
+    return any(option.outside for option in loss.options.values())
+
+
 _SEVERAL = ((2,), (3,), (2, 2))
 _ONE = ((2,), (3,))
+_STORED = ("plain", "generic", "extreme", "large")
 
 CHECKS = (
-    Check(checks.shape, _always, values=EVERY),
-    Check(checks.finite_gradient, _always, values=EVERY),
+    Check(checks.shape, _always, values=EVERY, options="edges"),
+    Check(checks.finite_gradient, _always, values=EVERY, options="edges"),
     Check(checks.edge_sizes, _always, GENERIC, side=(1, 1), leading=((), (1,), (0,), (2, 0))),
     Check(checks.gradcheck, _always, GENERIC, side=(1, 3), leading=((1,), (2,)), share=0.25),
     Check(checks.gradient_reaches_student, _always, GENERIC, side=(3, 4), leading=_ONE, share=0.5),
@@ -122,7 +147,7 @@ CHECKS = (
     Check(checks.split_invariance, _always, leading=_SEVERAL, share=0.5),
     Check(checks.padding, _always, leading=_ONE, share=0.5),
     Check(checks.permutation, _always, side=(2, 4), leading=_SEVERAL, share=0.5),
-    Check(checks.low_precision, _always, values=("plain", "generic", "extreme"), share=0.5),
+    Check(precision.low_precision, _always, values=_STORED, share=0.5),
     Check(checks.same_twice, _always, values=EVERY, share=0.5),
     Check(checks.inputs_unchanged, _always, share=0.5),
     Check(checks.memory_layout, _always, leading=((3,), (2, 2)), share=0.5),
@@ -135,8 +160,10 @@ CHECKS = (
     Check(
         invariants.exactly_zero_at_identity, _tagged("exactly_zero_at_identity"), values=EVERY
     ),
-    Check(invariants.bounded, lambda loss: loss.spec.bound is not None, values=EVERY),
-    Check(invariants.symmetric, _tagged("symmetric"), values=EVERY),
+    Check(
+        invariants.bounded, lambda loss: loss.spec.bound is not None, EVERY, options="default"
+    ),
+    Check(invariants.symmetric, _tagged("symmetric"), values=EVERY, options="default"),
     Check(invariants.shift_invariant, _tagged("shift_invariant")),
     Check(invariants.scale_invariant, _tagged("scale_invariant")),
     Check(invariants.permutation_invariant, _tagged("permutation_invariant"), side=(2, 4)),
@@ -147,9 +174,7 @@ CHECKS = (
     Check(invariants.minus_infinity, _tagged("logits"), side=(2, 4), share=0.5),
     Check(invariants.where, _takes_where, share=0.5),
     Check(invariants.functional, _tagged("functional"), GENERIC, (2, 3), ((2,),), share=0.1),
-    Check(
-        invariants.option_bounds, lambda loss: any(invariants.bad_options(loss)), share=0.1
-    ),
+    Check(invariants.option_bounds, _states_bounds, share=0.1, options="default"),
 )  # fmt: skip
 """Every check, cheap ones first."""
 

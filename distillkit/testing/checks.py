@@ -95,7 +95,7 @@ def nan_reaches_value(loss: Loss, given: Arguments) -> None:
     for i, x in enumerate(bare.student):
         student = list(bare.student)
         student[i] = first_is_nan(x) if isinstance(x, Tensor) else _nan_queries(x)
-        value = loss(replace(bare, student=tuple(student)))[0]
+        value = loss(replace(bare, student=tuple(student)))[0].detach()
         require(value.isnan().any(), f"value {float(value.flatten()[0]):.6g} of a student of NaN")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from hypothesis import given as hypothesis_given
@@ -20,6 +21,7 @@ from .subject import CheckFailedError, Loss
 
 if TYPE_CHECKING:
     import pytest
+    from hypothesis.strategies import SearchStrategy
 
 TAGS = (
     "exactly_zero_at_identity", "functional", "logits", "mass_covering", "mode_seeking",
@@ -76,18 +78,22 @@ class Check:
         """Run this check on a loss, with so many examples."""
         wanted = budget.examples() if examples is None else examples
         count = max(1, math.ceil(self.share * wanted))
-        drawn = arguments(
-            loss.spec,
-            values=self.values,
-            side=self.side,
-            least=loss.least,
-            leading=self.leading,
-            options=self._options(loss),
-        )
+        drawn = self._calls(loss)
+        share = math.ceil(count / len(drawn))
+        for calls in drawn:
+            failed = self._falsified(loss, calls, share)
+            if failed is not None:
+                return failed
+        return CheckResult(self.name, passed=True, seen=f"{share * len(drawn)} examples")
+
+    def _falsified(
+        self, loss: Loss, calls: SearchStrategy[Arguments], count: int
+    ) -> CheckResult | None:
+        """What the smallest failing one of so many calls shows; None: all pass."""
         failing: list[Arguments] = []
 
         @settings(max_examples=count, deadline=None, database=None, report_multiple_bugs=False)
-        @hypothesis_given(drawn)
+        @hypothesis_given(calls)
         def falsify(call: Arguments) -> None:
             call = loss.accepted(call)
             try:
@@ -101,7 +107,31 @@ class Check:
         except Exception as error:
             seen = _said(error, loss.spec)
             return CheckResult(self.name, passed=False, seen=seen, failing=_last(failing))
-        return CheckResult(self.name, passed=True, seen=f"{count} examples")
+        return None
+
+    def _calls(self, loss: Loss) -> list[SearchStrategy[Arguments]]:
+        """Calls at the default options, with other options, and with averaged heads.
+
+        Each has its part of the examples, so that no chance leaves one of them out.
+        """
+        options = self._options(loss)
+        averaged = options.pop("heads", ())
+        calls = [self._drawn(loss, {})]
+        if options:
+            calls.append(self._drawn(loss, options))
+        calls += [self._drawn(loss, options).map(partial(_with, heads=one)) for one in averaged]
+        return calls
+
+    def _drawn(self, loss: Loss, options: dict[str, tuple[Any, ...]]) -> SearchStrategy[Arguments]:
+        drawn: SearchStrategy[Arguments] = arguments(
+            loss.spec,
+            values=self.values,
+            side=self.side,
+            least=loss.least,
+            leading=self.leading,
+            options=options,
+        )
+        return drawn
 
     def _options(self, loss: Loss) -> dict[str, tuple[Any, ...]]:
         """The values of each option that this check draws."""
@@ -109,10 +139,14 @@ class Check:
             return {}
         at_edges = self.options == "edges"
         drawn = {
-            name: (*one.inside, *(one.edges if at_edges else ()))
+            name: tuple(dict.fromkeys((*one.inside, *(one.edges if at_edges else ()))))
             for name, one in loss.options.items()
         }
         return {name: values for name, values in drawn.items() if values}
+
+
+def _with(call: Arguments, **options: Any) -> Arguments:
+    return replace(call, options={**call.options, **options})
 
 
 def _always(_: Loss) -> bool:
@@ -153,7 +187,7 @@ CHECKS = (
     Check(checks.memory_layout, _always, leading=((3,), (2, 2)), share=0.5),
     Check(checks.device, _always, share=0.25),
     Check(checks.bad_shapes, _always, side=(2, 3), leading=((2,), (3,)), share=0.25),
-    Check(checks.compiles, _always, GENERIC, side=(3, 3), leading=((2,),), share=0.0),
+    Check(checks.compiles, _always, GENERIC, (3, 3), ((2,),), share=0.0, options="default"),
     Check(invariants.nonnegative, _tagged("nonnegative"), values=EVERY),
     # generic: what nothing correlates with, a constant, may have a value of its own
     Check(invariants.zero_at_identity, _tagged("zero_at_identity"), GENERIC, side=(2, 4)),

@@ -18,17 +18,21 @@ from .transforms import every_row_counts, reorder
 
 EPS = torch.finfo(torch.float64).eps
 
+_ROUNDINGS = {torch.float64: 8, torch.float32: 64}
+"""How many eps a value may be below 0; in float32 there is room for constant factors."""
+
 
 def nonnegative(loss: Loss, given: Arguments) -> None:
     """No value is below 0, but for rounding, in float32 and near equality too."""
-    calls = {"": given}
+    calls = [("", given)]
     if given.can_be_identical(loss.spec):
-        calls[" where student nearly equals teacher"] = _nearly_identical(given)
-    for name, one in calls.items():
+        near = [_nearly_identical(one) for one in (given, *_large(loss, given))]
+        calls += [(" where student nearly equals teacher", one) for one in near]
+    for name, one in calls:
         for dtype in (torch.float64, torch.float32):
-            value = loss(one.map_floating(lambda x, d=dtype: x.to(d)))  # type: ignore[misc]
+            value = loss(one.map_floating(lambda x, d=dtype: x.to(d))).detach()  # type: ignore[misc]
             size = max(1.0, float(value.nan_to_num().abs().max()))
-            rounding = 8 * torch.finfo(dtype).eps * size * magnified(given)
+            rounding = _ROUNDINGS[dtype] * torch.finfo(dtype).eps * size * magnified(loss, given)
             least = f"value {float(value.min()):.6g}{name}"
             require((value >= -rounding).all(), f"{least}, in {_short(dtype)}")
 
@@ -53,7 +57,7 @@ def symmetric(loss: Loss, given: Arguments) -> None:
 
 def bounded(loss: Loss, given: Arguments) -> None:
     """No value is above the spec's ``bound``, but for rounding."""
-    bound, largest = loss.spec.bound, loss(given).max()
+    bound, largest = loss.spec.bound, loss(given).detach().max()
     assert bound is not None
     require(largest <= bound * (1 + 8 * EPS), f"value {float(largest):.6g}, bound {bound:.6g}")
 
@@ -241,8 +245,9 @@ def _refused_in_a_recipe(loss: Loss, given: Arguments, name: str, value: float) 
 def _zero_at_identity(loss: Loss, given: Arguments, eps: int) -> None:
     for one in (given, *_large(loss, given), *_of_many_classes(loss, given)):
         for dtype in (torch.float64, torch.float32):
-            value = loss(one.identical().map_floating(lambda x, d=dtype: x.to(d)))  # type: ignore[misc]
-            most = eps * torch.finfo(dtype).eps * magnified(given)
+            same = one.identical().map_floating(lambda x, d=dtype: x.to(d))  # type: ignore[misc]
+            value = loss(same).detach()
+            most = eps * torch.finfo(dtype).eps * magnified(loss, given)
             require((value >= 0).all(), f"value {float(value.min()):.3g} at identity")
             require(
                 (value <= most).all(),
@@ -274,10 +279,11 @@ def _nearly_identical(given: Arguments) -> Arguments:
     return replace(same, teacher=(*same.map(moved).teacher[:count], *same.teacher[count:]))
 
 
-def magnified(given: Arguments) -> float:
-    """By how much the drawn options may enlarge the rounding of a value."""
-    numbers = [float(x) for x in given.options.values() if isinstance(x, int | float)]
-    return math.prod(max(1.0, abs(x)) ** 2 for x in numbers)
+def magnified(loss: Loss, given: Arguments) -> float:
+    """By how much options, such as weights and temperatures, may enlarge a value's rounding."""
+    chosen = {name: option.default for name, option in loss.options.items()} | given.passed
+    numbers = [x for x in map(chosen.get, loss.options) if isinstance(x, int | float)]
+    return math.prod(max(1.0, abs(float(x))) ** 2 for x in numbers)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -217,7 +217,7 @@ def arguments(
         side: the smallest and largest size of an axis.
         least: axis -> the smallest size that the loss takes, where ``side`` begins below it.
         leading: shapes of the leading axes; losses of ``Attention``s take those of one axis.
-        options: option -> values beside its default; half of the calls leave all at their defaults.
+        options: option -> values that are drawn beside its default.
     """
     inputs, _ = parsed(spec.signature)
     one_axis = [shape for shape in leading if len(shape) == 1]
@@ -233,10 +233,11 @@ def arguments(
         torch.Generator().manual_seed(draw(st.integers(0, 2**16))),
     )
     given = made_from(spec, made)
-    if not options or not draw(st.booleans()):
-        return given
-    drawn = {name: draw(st.integers(0, len(values))) for name, values in options.items()}
-    chosen = {name: options[name][i - 1] for name, i in drawn.items() if i}
+    chosen = {}
+    for name, values in (options or {}).items():
+        place = draw(st.integers(0, len(values)), label=name)
+        if place:  # at 0, the simplest, it stays at its default
+            chosen[name] = values[place - 1]
     return replace(given, options=chosen)
 
 

@@ -164,7 +164,7 @@ def worst(value: Tensor) -> float:
 
 def gradients(value: Tensor, leaves: list[Tensor], weights: Tensor | None = None) -> list[Tensor]:
     """The gradient of the weighted sum of a value to each leaf; zeros where none arrives."""
-    if not value.requires_grad:
+    if not leaves or not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     total = (value if weights is None else value * weights).sum()
     found = torch.autograd.grad(total, leaves, allow_unused=True)

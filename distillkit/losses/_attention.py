@@ -41,7 +41,7 @@ def attention_kl(
     teacher: Attention,
     *,
     temperature: Temperature = 1.0,
-    heads: Heads = None,
+    heads: Literal["mean"] | None = None,
     method: Method = "auto",
 ) -> Tensor:
     r"""Forward KL of attention probabilities, KL(teacher || student), row by row.
@@ -95,7 +95,7 @@ def attention_reverse_kl(
     teacher: Attention,
     *,
     temperature: Temperature = 1.0,
-    heads: Heads = None,
+    heads: Literal["mean"] | None = None,
     method: Method = "auto",
 ) -> Tensor:
     r"""Reverse KL of attention probabilities, KL(student || teacher), row by row.
@@ -125,7 +125,7 @@ def attention_jsd(
     *,
     beta: Beta = 0.5,
     temperature: Temperature = 1.0,
-    heads: Heads = None,
+    heads: Literal["mean"] | None = None,
     method: Method = "auto",
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence of attention probabilities, row by row.
@@ -163,7 +163,7 @@ def attention_mse(
     teacher: Attention,
     *,
     temperature: Temperature = 1.0,
-    heads: Heads = None,
+    heads: Literal["mean"] | None = None,
 ) -> Tensor:
     r"""Mean squared difference of attention probabilities over the keys that either side keeps.
 
@@ -195,7 +195,7 @@ def attention_cosine_distance(
     teacher: Attention,
     *,
     temperature: Temperature = 1.0,
-    heads: Heads = None,
+    heads: Literal["mean"] | None = None,
 ) -> Tensor:
     r"""One minus the cosine of two rows of attention probabilities.
 
@@ -221,7 +221,9 @@ def attention_cosine_distance(
     return torch.where(counted, temperature**2 * (1 - cosine).clamp(0, 1), 0)
 
 
-def shared_rows(student: Attention, teacher: Attention, *, heads: Heads = None) -> Tensor:
+def shared_rows(
+    student: Attention, teacher: Attention, *, heads: Literal["mean"] | None = None
+) -> Tensor:
     """The rows that count for a loss: the mask of its mean.
 
     A row counts where the teacher has a key left for it and both sides' ``rows`` keep it.

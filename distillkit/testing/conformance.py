@@ -179,7 +179,7 @@ CHECKS = (
     Check(checks.nan_reaches_value, _always, side=(2, 4), leading=_ONE, share=0.25),
     Check(checks.positions_independent, _always, leading=_SEVERAL),
     Check(checks.split_invariance, _always, leading=_SEVERAL, share=0.5),
-    Check(checks.padding, _always, leading=_ONE, share=0.5),
+    Check(checks.padding, _always, side=(2, 4), leading=_ONE, share=0.5),
     Check(checks.permutation, _always, side=(2, 4), leading=_SEVERAL, share=0.5),
     Check(precision.low_precision, _always, values=_STORED, share=0.5),
     Check(checks.same_twice, _always, values=EVERY, share=0.5),

@@ -23,7 +23,7 @@ def low_precision(loss: Loss, given: Arguments) -> None:
     In float32 the tolerance is relative, plus 4 eps of the largest input, plus what 32 roundings of
     the inputs change in float64: a loss that is ill-conditioned there may show it. Half precision
     and autocast give what float32 gives on the same numbers, to 2e-4. The gradient, stored in the
-    input's dtype, is within 1 % of the right gradient's norm, plus 1e-5; of a scale-invariant
+    input's dtype, is within 1 % of the right gradient's norm, plus 1e-5; of a scale- or shift-invariant
     loss, plus 1e-5 over the inputs' spread.
     """
     if not _underflows(loss, given):
@@ -122,8 +122,9 @@ def _sensitivity(
 
 def _floor(loss: Loss, student: Sequence[Tensor], given: Arguments) -> float:
     """What a gradient may be off by, however small it is."""
-    # a loss that does not see the inputs' size has a gradient in units of 1 / difference
-    sizeless = "scale_invariant" in loss.spec.tags
+    # a loss that does not see the inputs' size has a gradient in units of 1 / difference; so does
+    # a correlation of probabilities
+    sizeless = bool({"scale_invariant", "shift_invariant"} & set(loss.spec.tags))
     floor = 1e-5 / max(_spread(student), 1e-3) if sizeless else 1e-5
     # a product with inputs of 1e4 makes 1e-3 of the rounding of a probability
     return floor * max(1.0, _largest(student) / 100) * magnified(loss, given)

@@ -23,8 +23,8 @@ def low_precision(loss: Loss, given: Arguments) -> None:
     In float32 the tolerance is relative, plus 4 eps of the largest input, plus what 32 roundings of
     the inputs change in float64: a loss that is ill-conditioned there may show it. Half precision
     and autocast give what float32 gives on the same numbers, to 2e-4. The gradient, stored in the
-    input's dtype, is within 1 % of the right gradient's norm, plus 1e-5; of a scale- or shift-invariant
-    loss, plus 1e-5 over the inputs' spread.
+    input's dtype, is within 1 % of the right gradient's norm, plus 1e-5; of a scale- or
+    shift-invariant loss, plus 1e-5 over the inputs' spread.
     """
     if not _underflows(loss, given):
         _float32_is_float64(loss, given)

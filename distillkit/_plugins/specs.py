@@ -7,8 +7,9 @@ be the object itself.
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -34,8 +35,10 @@ class LossSpec:
         function: reference to ``function(student, teacher, *, ...)``.
         signature: the axes it consumes and returns, in numpy's gufunc notation:
             ``"(v),(v)->()"``; ``"attention"`` for a loss of two ``Attention``s.
-        tags: properties that the conformance kit checks, such as ``"nonnegative"``.
-        bound: the largest value at the default options, where there is one; checked too.
+        tags: properties that the conformance kit checks, such as ``"nonnegative"``, at every option
+            within its bounds (``"symmetric"``: at the defaults); any iterable, kept as a tuple.
+        bound: the largest value at the default options, where there is one; checked too. Any
+            number, kept as a float.
         example: reference to ``example(draw) -> Arguments``, of ``distillkit.testing``, where the
             signature does not say what the arguments are (labels, indices).
         summary: one line for the listing.
@@ -49,7 +52,7 @@ class LossSpec:
     function: Reference
     _: KW_ONLY
     signature: str
-    tags: tuple[str, ...] = ()
+    tags: Iterable[str] = ()
     bound: float | None = None
     example: Reference | None = None
     summary: str = ""
@@ -60,11 +63,9 @@ class LossSpec:
         if self.name == "task":
             raise SpecError('no loss may be called "task": recipes call the student\'s own loss so')
         _check_references(self)
-        if not (isinstance(self.tags, tuple) and all(isinstance(tag, str) for tag in self.tags)):
-            raise SpecError(
-                f'loss {self.name!r}: tags is a tuple of strings, such as ("nonnegative",); '
-                f"got {self.tags!r}"
-            )
+        # frozen: what may be given in several forms is brought to one
+        object.__setattr__(self, "tags", _tags(self))
+        object.__setattr__(self, "bound", _bound(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +299,7 @@ def _check_texts(spec: Spec, *fields: str) -> None:
             )
 
 
+<<<<<<< HEAD
 def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
     given: Any = spec.resource
     if given is not None and not (isinstance(given, str) and _RESOURCE.fullmatch(given)):
@@ -305,6 +307,33 @@ def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
             f"{spec.kind} {spec.name!r}: resource is a TOML file inside a package, "
             f'"package:{spec.kind}s/x.toml"; got {given!r}'
         )
+=======
+def _tags(spec: LossSpec) -> tuple[str, ...]:
+    given = spec.tags
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    tags = tuple(given) if listed else ()
+    if not listed or not all(isinstance(tag, str) for tag in tags):
+        raise SpecError(
+            f"loss {spec.name!r}: tags are strings in a tuple or another iterable, such as "
+            f'("nonnegative",); got {(tags if listed else given)!r}'
+        )
+    return tags
+
+
+def _bound(spec: LossSpec) -> float | None:
+    if spec.bound is None:
+        return None
+    try:
+        bound = math.nan if isinstance(spec.bound, str | bool) else float(spec.bound)
+    except (TypeError, ValueError):
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise SpecError(
+            f"loss {spec.name!r}: bound is the largest value of the loss, a finite number, or "
+            f"None where there is none; got {spec.bound!r}"
+        )
+    return bound
+>>>>>>> h-losskit
 
 
 def _check_references(spec: Spec) -> None:

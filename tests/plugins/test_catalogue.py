@@ -57,7 +57,7 @@ def test_an_entry_is_a_spec_and_a_row_of_the_guide():
     [
         ({"sumary": "x"}, r"\[distance\]: there is no key 'sumary'; did you mean 'summary'\?"),
         ({"tags": "smooth"}, r"\[distance\]: tags is a list of strings; got 'smooth'"),
-        ({"tags": [1]}, r"'distance': tags is a tuple of strings.*got \(1,\)"),
+        ({"tags": [1]}, r"'distance': tags are strings.*got \(1,\)"),
         ({"bound": 1}, r"\[distance\]: bound is a number with a decimal point; got 1"),
         ({"bound": "1"}, r"\[distance\]: bound is a number with a decimal point; got '1'"),
         ({"example": "labelled"}, r"'distance': example is \"package.module:attribute\""),

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._attention.selection import Selection
 from .._transfer import Destination, is_inference, portable, trackable
 from ..errors import ShapeError
-from .layout import ModalityTokens
+from .layout import ModalityTokens, check_count
 from .tokens import chosen
 
 
@@ -23,10 +23,10 @@ class TokenAxis:
     Attributes:
         modality: whose tokens they are.
         valid: boolean ``(b, m)``: no padding; None: all of them.
-        special: positions of tokens that stand for no word or patch.
-        grid: rows and columns of patches.
-        extents: ``(b, m, 2)`` characters or ``(b, m, 4)`` boxes; nothing of no size and no padding
-            lies anywhere.
+        special: positions of tokens that stand for no word or patch, or boolean ``(b, m)``.
+        grid: rows and columns of patches, or ``(b, g, 2)`` of several pictures.
+        extents: ``(b, m, 2)`` characters, ``(b, m, 4)`` boxes, or ``(b, m, 6)`` boxes of several
+            images or frames; nothing of no size and no padding lies anywhere.
         ids: vocabulary entries ``(b, m)``.
         positions: where they sit in their stream's sequence, as ``ModalityTokens.positions`` says;
             None: not known.
@@ -35,8 +35,8 @@ class TokenAxis:
 
     modality: str
     valid: Tensor | None = None
-    special: tuple[int, ...] = ()
-    grid: tuple[int, int] | None = None
+    special: tuple[int, ...] | Tensor = ()
+    grid: tuple[int, int] | Tensor | None = None
     extents: Tensor | None = None
     ids: Tensor | None = None
     positions: slice | Tensor | None = None
@@ -111,6 +111,8 @@ class TokenAxis:
             given: Sequence[Any] = [getattr(part, one.name) for part in parts]
             if one.name == "valid":
                 given = valid_everywhere(given, counts)
+            if one.name == "special":
+                given = _alike_special(given)
             if any(isinstance(x, Tensor) for x in given):
                 joined[one.name] = joined_entries(given, counts)
             elif all(x == given[0] for x in given):
@@ -144,10 +146,13 @@ def token_axis(
         length = positions.shape[-1]
     if valid is not None:
         length = valid.shape[1]
-        chosen = Selection(positions, length)
-        present = chosen.present(3)
-        valid = chosen.along(valid, 1)
-        valid = valid if present is None else valid & present[:, 0, 0]
+    if length is not None:
+        selected = Selection(positions, length)
+        present = selected.present(3)
+        _check_tokens(tokens, modality, selected.count, packed=present is not None)
+        if valid is not None:
+            valid = selected.along(valid, 1)
+            valid = valid if present is None else valid & present[:, 0, 0]
     extents = tokens.extents
     if extents is not None:
         _check_extents(extents, modality)
@@ -178,9 +183,43 @@ def _tensors_of(axis: TokenAxis) -> dict[str, Tensor]:
 
 
 def _examples_of(axis: TokenAxis) -> int | None:
-    """How many examples it is of, where an entry tells; extents alone may stand for all."""
+    """How many examples it is of, where an entry tells; those of a grid may stand for all."""
     entries = _tensors_of(axis).items()
-    return max((len(x) for name, x in entries if name != "extents" or len(x) > 1), default=None)
+    for_all = ("extents", "grid", "special")
+    return max((len(x) for name, x in entries if name not in for_all or len(x) > 1), default=None)
+
+
+def _alike_special(parts: Sequence[tuple[int, ...] | Tensor]) -> Sequence[Any]:
+    """Special tokens of several forwards, all as positions or all as masks."""
+    masks = [x for x in parts if isinstance(x, Tensor)]
+    if not masks or len({x.shape[1] for x in masks}) > 1:
+        return [() if masks else x for x in parts]
+    found = []
+    for x in parts:
+        mask = x if isinstance(x, Tensor) else torch.zeros_like(masks[0][:1])
+        if not isinstance(x, Tensor):
+            mask[:, list(x)] = True
+        found.append(mask)
+    return found
+
+
+def _check_tokens(tokens: ModalityTokens, modality: str, count: int, *, packed: bool) -> None:
+    """Refuse special tokens and a grid that so many tokens cannot have."""
+    try:
+        check_count(tokens, count)
+    except ShapeError as error:
+        raise ShapeError(f"the {modality} tokens: {error}") from None
+    if packed and isinstance(tokens.grid, tuple):
+        raise ShapeError(
+            f"the {modality} tokens are a grid of {tokens.grid}, but examples have unequally many "
+            "of them: a grid (b, g, 2) says the rows and columns of each"
+        )
+    special = tokens.special
+    if isinstance(special, Tensor) and special.shape[1] != count:
+        raise ShapeError(
+            f"special of the {modality} tokens is (b, {count}), True where one is; got "
+            f"{tuple(special.shape)}"
+        )
 
 
 def joined_entries(parts: Sequence[Any], counts: Sequence[int | None]) -> Tensor | None:
@@ -216,8 +255,9 @@ def valid_everywhere(
 
 
 def _check_extents(extents: Tensor, modality: str) -> None:
-    if extents.ndim != 3 or extents.shape[2] not in (2, 4):
+    if extents.ndim != 3 or extents.shape[2] not in (2, 4, 6):
         raise ShapeError(
             f"the {modality} extents are (b, m, 2), characters from start to stop, or (b, m, 4), "
-            f"boxes as fractions of the raw image; got {tuple(extents.shape)}"
+            "boxes as fractions of the raw image, (b, m, 6) of several images or frames; got "
+            f"{tuple(extents.shape)}"
         )

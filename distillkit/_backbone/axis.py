@@ -146,8 +146,8 @@ def token_axis(
         length = positions.shape[-1]
     if valid is not None:
         length = valid.shape[1]
-    if length is not None:
-        selected = Selection(positions, length)
+    selected = None if length is None else Selection(positions, length)
+    if selected is not None:
         present = selected.present(3)
         _check_tokens(tokens, modality, selected.count, packed=present is not None)
         if valid is not None:
@@ -156,13 +156,14 @@ def token_axis(
     extents = tokens.extents
     if extents is not None:
         _check_extents(extents, modality)
+        examples = len(extents) if valid is None else len(valid)
+        count = extents.shape[1] if selected is None else selected.count
+        if len(extents) not in (1, examples) or extents.shape[1] != count:
+            raise ShapeError(
+                f"the {modality} extents are of {extents.shape[1]} tokens in {extents.shape[0]} "
+                f"examples, but there are {count} {modality} tokens in {examples} examples"
+            )
         if valid is not None:
-            if len(extents) not in (1, len(valid)) or valid.shape[1] != extents.shape[1]:
-                raise ShapeError(
-                    f"the {modality} extents are of {extents.shape[1]} tokens in "
-                    f"{extents.shape[0]} examples, but there are {valid.shape[1]} {modality} "
-                    f"tokens in {valid.shape[0]} examples"
-                )
             extents = torch.where(valid[..., None], extents, 0)
     return TokenAxis(
         modality,

@@ -15,7 +15,8 @@ from ..errors import SignalError, did_you_mean
 from .adapter_file import checked_tables, read_adapter_file
 from .directions import build_signals, first_tensor, layer_sources
 from .layout import TokenLayout
-from .runs import entry, is_none, stream_tokens
+from .run_entries import entry, is_none
+from .runs import stream_tokens
 from .signals import Signal, Signals
 
 _MODULE = "module:"

@@ -116,22 +116,21 @@ def _whole_stream(
         rows = _modalities_of(stream)[0]
         queries, keys = _modalities_of(stream)
         block = _places_in_tower(layout, queries), _places_in_tower(layout, keys)
-    valid = _tokens(layout, rows).valid
-    attention = attentions[stream]
-    layer = partial(_with_rows, attention, valid=valid, stream=rows, block=block)
+    attention, tokens = attentions[stream], _tokens(layout, rows)
+    layer = partial(_with_rows, attention, tokens=tokens, stream=rows, block=block)
     return Layers([partial(layer, i) for i in range(len(attention))])
 
 
 def _with_rows(
     attention: Sequence[Attention],
     layer: int,
-    valid: Tensor | None,
+    tokens: StreamTokens,
     stream: str,
     block: tuple[Tokens | None, Tokens | None],
 ) -> Attention:
     found: Attention = attention[layer]
-    _check_length(found.shape[2], valid, stream)
-    return _block_between(found.with_rows(valid), *block)
+    _check_length(found.shape[2], tokens, stream)
+    return _block_between(found.with_rows(tokens.valid), *block)
 
 
 def _block_between(attention: Attention, rows: Tokens | None, keys: Tokens | None) -> Attention:
@@ -166,26 +165,27 @@ def _block(
             )
     rows, keys = (tokens[modality].positions for modality in modalities)
     return Layers(
-        [partial(_block_of_layer, joint, i, tokens.valid, rows, keys) for i in range(len(joint))]
+        [partial(_block_of_layer, joint, i, tokens, rows, keys) for i in range(len(joint))]
     )
 
 
 def _block_of_layer(
     joint: Sequence[Attention],
     layer: int,
-    valid: Tensor | None,
+    tokens: StreamTokens,
     rows: slice | Tensor,
     keys: slice | Tensor,
 ) -> Attention:
     found: Attention = joint[layer]
-    _check_length(found.shape[2], valid, "joint")
-    return found.with_rows(valid).between(rows, keys)
+    _check_length(found.shape[2], tokens, "joint")
+    return found.with_rows(tokens.valid).between(rows, keys)
 
 
-def _check_length(length: int, valid: Tensor | None, stream: str) -> None:
-    if valid is not None and valid.shape[1] != length:
+def _check_length(length: int, tokens: StreamTokens, stream: str) -> None:
+    described = stream_length(tokens)
+    if described is not None and described != length:
         raise SignalError(
-            f"the layout of stream {stream!r} describes {valid.shape[1]} tokens, but its attention "
+            f"the layout of stream {stream!r} describes {described} tokens, but its attention "
             f"has {length}: a run of [[tokens.{stream}]] is missing or has another length"
         )
 

@@ -15,7 +15,7 @@ from ..errors import CaptureError, SignalError, did_you_mean
 from .adapter import Adapter, adapter_for
 from .declarative import output_field
 from .layout import TokenLayout
-from .runs import entry
+from .run_entries import entry
 from .signals import Signals
 
 

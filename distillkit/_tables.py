@@ -54,7 +54,7 @@ def validated(
         found = []
         for one in error.errors():
             message = one["msg"].replace("Value error, ", "")
-            place = ".".join(map(str, one["loc"])) or name
-            at = "" if line is None else f"line {line(one['loc'], message)}: "
-            found.append(f"  {at}{place}: {message}")
+            place = ".".join(map(str, one["loc"]))
+            at = [] if line is None else [f"line {line(one['loc'], message)}"]
+            found.append(f"  {': '.join([*at, *filter(None, [place]), message])}")
         raise error_type("\n".join([f"{name}:", *found])) from None

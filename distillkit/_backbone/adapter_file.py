@@ -44,8 +44,8 @@ class AdapterFile(Table):
         for stream, runs in self.tokens.items():
             if self.streams and stream not in known:
                 raise ValueError(
-                    f"`tokens` describes the stream {stream!r}, which is none of `streams` and no "
-                    f"end of one; {did_you_mean(stream, known)}"
+                    f"[[tokens.{stream}]] is of no stream that `streams` names and no end of one; "
+                    f"{did_you_mean(stream, known)}"
                 )
             problem = next(_contradictions(runs), None)
             if problem is not None:

@@ -358,8 +358,9 @@ def extents_of(run: TokenRun, cells: Cells, boxes: Tensor | None) -> Tensor | No
         boxes = boxes.float()
     shown = cells.shown.to(boxes)
     examples = max(len(boxes), len(shown))
-    number = cells.image.to(boxes.device)[..., None].expand(examples, -1, 4)
-    box = boxes.expand(examples, -1, 4).gather(1, number)
+    box = boxes.expand(examples, -1, 4)
+    if box.shape[1] > 1:  # else it is what all images show
+        box = box.gather(1, cells.image.to(box.device)[..., None].expand(examples, -1, 4))
     corner, size = box[..., :2], box[..., 2:] - box[..., :2]
     ends = [corner + shown[..., :2] * size, corner + shown[..., 2:] * size]
     # special tokens and padding lie nowhere, also in an image that is shown in part

@@ -80,6 +80,13 @@ def _only_moves(
 ) -> str:
     """Tokens of the changed modality move, and those of the other one less than by their own."""
     other = "text" if modality == "image" else "image"
+    if not any(one.sequence.tokens and modality in one.sequence.tokens for one in by_own):
+        raise NotApplicable(f"no stream has {modality} tokens")
+    if not any(bool(one.by.any()) for one in by_own):
+        raise Unverified(
+            f"another {modality} moves no token of any stream: the model, with these weights, does "
+            "not pass it on"
+        )
     moved_any, doubts = 0, []
     for i, one in enumerate(by_own):
         tokens = one.sequence.tokens
@@ -100,8 +107,6 @@ def _only_moves(
                 "declared"
             )
         moved_any += int(must.sum())
-    if not moved_any:
-        raise NotApplicable(f"no stream has {modality} tokens")
     if doubts:
         raise Unverified(doubts[0])
     return f"{moved_any} {modality} tokens moved"

@@ -258,7 +258,6 @@ def _boxes(run: TokenRun, image: Image) -> list[Sequence[float]]:
     return [*whole, *tiles] if run.thumbnail == "first" else [*tiles, *whole]
 
 
-@functools.lru_cache(maxsize=256)  # batches come again with the same sizes
 def cells_of(run: TokenRun, examples: tuple[Images, ...], length: int | None) -> Cells:
     """The tokens of patches, special ones among them.
 
@@ -307,8 +306,15 @@ def _as_pair(grids: Tensor) -> tuple[int, int] | Tensor:
     return grids
 
 
+@functools.lru_cache(maxsize=256)  # examples come again with the same sizes
 def _example_cells(run: TokenRun, images: Images) -> tuple[Tensor, Tensor]:
     """Of each token what is known of it, ``(m, 8)``, and the grids of all pictures ``(g, 2)``."""
+    # kept for other forwards, in whatever mode and on whatever device they are
+    with torch.inference_mode(mode=False), torch.device("cpu"):
+        return _new_example_cells(run, images)
+
+
+def _new_example_cells(run: TokenRun, images: Images) -> tuple[Tensor, Tensor]:
     exact = torch.float64  # of boxes in any precision
     parts, grids = [torch.zeros(0, 8, dtype=exact)], [torch.zeros(0, 2)]
     for number, image in enumerate(images):

@@ -108,6 +108,23 @@ class TestGrids:
         padded = stream([{**run, "length": 6}], {"shapes": torch.tensor([[2, 2]])}, "image")
         assert padded.valid.tolist() == [[True] * 4 + [False] * 2]
 
+    def test_of_an_image_in_a_run_that_is_longer(self):
+        run = {"modality": "image", "patch": 8, "length": "tokens", "uncropped": True}
+        batch = {"pixel_values": torch.zeros(2, 3, 16, 8), "tokens": torch.zeros(2, 5, 4)}
+        found = stream([run], batch, "image")
+        assert found.valid.tolist() == [[True, True, False, False, False]]
+        with pytest.raises(errors.SignalError, match="has 1 tokens, but its patches .* are 2"):
+            stream([run], {**batch, "tokens": torch.zeros(2, 1, 4)}, "image")
+
+    def test_that_were_first_seen_in_inference_mode(self):
+        run = {"modality": "image", "grid": [3, 5], "extents": "boxes"}
+        boxes = torch.tensor([[0.0, 0, 1, 1]])
+        with torch.inference_mode():
+            stream([run], {"boxes": boxes}, "image")
+        batch = {"boxes": boxes.clone().requires_grad_()}
+        stream([run], batch, "image")["image"].extents.square().sum().backward()
+        assert batch["boxes"].grad.any()
+
     def test_in_pixels(self):
         run = {"modality": "image", "grid": "image_sizes", "patch": 16}
         batch = {"image_sizes": torch.tensor([[32, 48]])}

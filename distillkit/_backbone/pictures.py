@@ -309,8 +309,7 @@ def _as_pair(grids: Tensor) -> tuple[int, int] | Tensor:
 @functools.lru_cache(maxsize=256)  # examples come again with the same sizes
 def _example_cells(run: TokenRun, images: Images) -> tuple[Tensor, Tensor]:
     """Of each token what is known of it, ``(m, 8)``, and the grids of all pictures ``(g, 2)``."""
-    # kept for other forwards, in whatever mode and on whatever device they are
-    with torch.inference_mode(mode=False), torch.device("cpu"):
+    with torch.device("cpu"):  # kept for forwards under another default device
         return _new_example_cells(run, images)
 
 

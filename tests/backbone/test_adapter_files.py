@@ -116,10 +116,10 @@ class TestGrids:
         with pytest.raises(errors.SignalError, match="has 1 tokens, but its patches .* are 2"):
             stream([run], {**batch, "tokens": torch.zeros(2, 1, 4)}, "image")
 
-    def test_that_were_first_seen_in_inference_mode(self):
+    def test_that_were_first_seen_in_another_mode(self):
         run = {"modality": "image", "grid": [3, 5], "extents": "boxes"}
         boxes = torch.tensor([[0.0, 0, 1, 1]])
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.device("meta"):
             stream([run], {"boxes": boxes}, "image")
         batch = {"boxes": boxes.clone().requires_grad_()}
         stream([run], batch, "image")["image"].extents.square().sum().backward()
@@ -277,6 +277,20 @@ class TestTiles:
         assert found["image"].special == (0,)
         assert found["image"].grid.tolist() == [[[1, 2], [2, 1]]]
         assert found["image"].extents[2, 4].tolist() == [0.5, 0, 1, 1]
+
+    def test_runs_whose_marks_take_turns(self):
+        ids = torch.tensor([[99, 98, 5, 99, 98], [5, 99, 98, 99, 98]])
+        runs = [
+            {**MARKED, "extents": "boxes"},
+            {**MARKED, "equals": 98, "length": 2, "special": [0, 1]},
+            WORDS,
+        ]
+        boxes = torch.arange(40.0).view(2, 5, 4)
+        image = stream(runs, {"ids": ids, "boxes": boxes})["image"]
+        assert image.special == (1, 3)
+        assert torch.equal(image.extents[0, [0, 2]], boxes[0, [0, 3]])
+        assert torch.equal(image.extents[1, [0, 2]], boxes[1, [1, 3]])
+        assert image.extents[:, [1, 3]].eq(0).all()
 
 
 class TestMarks:

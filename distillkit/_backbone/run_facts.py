@@ -11,7 +11,8 @@ from torch import Tensor
 from .._transfer import trackable
 from ..errors import ShapeError, SignalError
 from .layout import ModalityTokens
-from .pictures import Cells, cells_of, extents_of, images_of
+from .patch_cells import Cells, cells_of, extents_of
+from .pictures import images_of
 from .run_entries import RunEntries
 from .token_run import TokenRun
 from .tokens import select_tokens

@@ -413,6 +413,13 @@ def test_what_a_file_names_reaches_a_forward_that_takes_anything():
     backbone = dk.Backbone(TakesAnything(), dk.DeclarativeAdapter(**tables))
     assert sorted(backbone.adapter.inputs(batch)) == ["ids", "mask", "pixels"]
     backbone.run(batch)
+    tables["tokens"]["image"][0]["grid"] = "shapes"  # what only the layout needs stays here
+    tables["tokens"]["image"][0]["extents"] = "boxes"
+    batch |= {"shapes": torch.tensor([[2, 2]] * 3), "boxes": torch.tensor([[0.0, 0, 1, 1]] * 3)}
+    backbone = dk.Backbone(TakesAnything(), dk.DeclarativeAdapter(**tables))
+    assert sorted(backbone.adapter.inputs(batch)) == ["ids", "mask", "pixels"]
+    assert {"shapes", "boxes"} < backbone.adapter.entries
+    assert backbone.run(batch)[1].axes("attention.text_to_image")[1].grid == (2, 2)
 
 
 # ------------------------------------------------------------------------- what a file cannot say

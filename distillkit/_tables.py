@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -28,15 +28,33 @@ class Table(BaseModel):
 T = TypeVar("T", bound=Table)
 
 
+Line = Callable[[Sequence[str | int], str], int]
+"""The line of a file on which a message about a place of its tables belongs."""
+
+
 def validated(
-    model: type[T], table: Mapping[str, Any], name: str, error_type: type[DistillKitError]
+    model: type[T],
+    table: Mapping[str, Any],
+    name: str,
+    error_type: type[DistillKitError],
+    line: Line | None = None,
 ) -> T:
-    """The table as ``model``, or an error that names every place where it is wrong."""
+    """The table as ``model``, or an error that names every place where it is wrong.
+
+    Args:
+        model: what the table should be.
+        table: as it was read.
+        name: of the table as a whole, for messages.
+        error_type: the error to raise.
+        line: where a message belongs in the file, if there is one.
+    """
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        found = [
-            f"  {'.'.join(map(str, one['loc'])) or name}: {one['msg']}".replace("Value error, ", "")
-            for one in error.errors()
-        ]
+        found = []
+        for one in error.errors():
+            message = one["msg"].replace("Value error, ", "")
+            place = ".".join(map(str, one["loc"]))
+            at = [] if line is None else [f"line {line(one['loc'], message)}"]
+            found.append(f"  {': '.join([*at, *filter(None, [place]), message])}")
         raise error_type("\n".join([f"{name}:", *found])) from None

@@ -14,9 +14,12 @@ from pathlib import Path
 
 from distillkit import LossSpec, testing
 from distillkit._plugins.catalogue import catalogue
+from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
 from tests.support.cache_faults import DAMAGES, EVENTS
+from tests.support.layout_models import TOWERS
 from tests.support.peer_defects import DEFECTS
 from tests.support.planted_faults import FAULTS
+from tests.support.planted_layouts import CAUGHT_BY, planted, verdict
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -24,6 +27,7 @@ DOCUMENTS = (
     "docs/how-to/prove-your-loss.md",
     "docs/explanation/losses.md",
     "docs/explanation/signal-cache.md",
+    "docs/reference/adapters.md",
     "docs/reference/losses.md",
 )
 
@@ -58,6 +62,27 @@ def chosen_by(check: testing.Check) -> str:
 def faults() -> str:
     rows = [(fault.what, f"`{fault.caught_by}`") for fault in FAULTS]
     return table(["planted fault", "caught by"], rows)
+
+
+def layouts() -> str:
+    """Planted layouts: for each tower, how many models and what the kit says."""
+    lies = [(lie.kind, lie.tower) for lie in planted()]
+
+    def cell(kind: str, tower: str) -> str:
+        models = lies.count((kind, tower))
+        return f"{verdict(kind, tower)} ({models})" if models else "-"
+
+    rows = [
+        (kind, *(cell(kind, tower) for tower in TOWERS), f"`{check}`")
+        for kind, check in CAUGHT_BY.items()
+    ]
+    return table(["planted layout", *TOWERS, "by"], rows)
+
+
+def adapter_checks() -> str:
+    rows = [(f"`{name}`", (check.__doc__ or "").partition("\n")[0]) for name, check in
+            ADAPTER_CHECKS.items()]  # fmt: skip
+    return table(["check", "what it asks"], rows)
 
 
 def defects() -> str:
@@ -102,6 +127,8 @@ def guide() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
     "faults": faults,
+    "layouts": layouts,
+    "adapter_checks": adapter_checks,
     "defects": defects,
     "damages": damages,
     "events": events,

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._attention.selection import Selection
 from .._transfer import Destination, is_inference, portable, trackable
 from ..errors import ShapeError
-from .layout import ModalityTokens
+from .layout import ModalityTokens, check_count
 from .tokens import chosen
 
 
@@ -23,10 +23,10 @@ class TokenAxis:
     Attributes:
         modality: whose tokens they are.
         valid: boolean ``(b, m)``: no padding; None: all of them.
-        special: positions of tokens that stand for no word or patch.
-        grid: rows and columns of patches.
-        extents: ``(b, m, 2)`` characters or ``(b, m, 4)`` boxes; nothing of no size and no padding
-            lies anywhere.
+        special: positions of tokens that stand for no word or patch, or boolean ``(b, m)``.
+        grid: rows and columns of patches, or ``(b, g, 2)`` of several pictures.
+        extents: ``(b, m, 2)`` characters, ``(b, m, 4)`` boxes, or ``(b, m, 6)`` boxes of several
+            images or frames; nothing of no size and no padding lies anywhere.
         ids: vocabulary entries ``(b, m)``.
         positions: where they sit in their stream's sequence, as ``ModalityTokens.positions`` says;
             None: not known.
@@ -35,8 +35,8 @@ class TokenAxis:
 
     modality: str
     valid: Tensor | None = None
-    special: tuple[int, ...] = ()
-    grid: tuple[int, int] | None = None
+    special: tuple[int, ...] | Tensor = ()
+    grid: tuple[int, int] | Tensor | None = None
     extents: Tensor | None = None
     ids: Tensor | None = None
     positions: slice | Tensor | None = None
@@ -111,6 +111,8 @@ class TokenAxis:
             given: Sequence[Any] = [getattr(part, one.name) for part in parts]
             if one.name == "valid":
                 given = valid_everywhere(given, counts)
+            if one.name == "special":
+                given = _alike_special(given)
             if any(isinstance(x, Tensor) for x in given):
                 joined[one.name] = joined_entries(given, counts)
             elif all(x == given[0] for x in given):
@@ -130,29 +132,46 @@ class TokenAxis:
             >>> axis.without_special().ids
             tensor([[7, 8]])
         """
-        if not self.special:
-            return self
+        special = self.special_places()
+        if not special:
+            return replace(self, special=())
         changed: dict[str, Any] = {
-            name: _without(x, self.special)
+            name: _without(x, special)
             for name, x in _tensors_of(self).items()
-            if name != "positions"
+            if name not in ("positions", "special")
         }
-        positions = self._positions_without_special()
+        positions = self._positions_without(special)
         return replace(self, **changed, special=(), positions=positions)
 
-    def _positions_without_special(self) -> slice | Tensor | None:
+    def special_places(self) -> tuple[int, ...]:
+        """The places of the special tokens, the same in all examples.
+
+        Raises:
+            ShapeError: they are elsewhere in some examples (``special_ids``).
+        """
+        if not isinstance(self.special, Tensor):
+            return self.special
+        if not bool((self.special == self.special[:1]).all()):
+            raise ShapeError(
+                f"the special tokens of {self.modality} are at other places in each example, so "
+                'that leaving them out would move the others; align = ["overlap"] compares by '
+                "place, and leaves tokens out that lie nowhere"
+            )
+        return tuple(int(one) for one in self.special[:1].any(0).nonzero()[:, 0])
+
+    def _positions_without(self, special: tuple[int, ...]) -> slice | Tensor | None:
         """Where the other tokens sit in their sequence; None: not known."""
         positions = self.positions
         if isinstance(positions, Tensor) and positions.dtype == torch.bool:
             rank = positions.long().cumsum(1) - 1
-            dropped = torch.tensor(self.special, device=positions.device)
+            dropped = torch.tensor(special, device=positions.device)
             return positions & ~torch.isin(rank, dropped)
         if isinstance(positions, Tensor):
-            return _without(positions, self.special)
+            return _without(positions, special)
         if positions is None or positions.start is None or positions.stop is None:
             return None
         places: list[int] = list(range(positions.start, positions.stop))
-        kept = [place for i, place in enumerate(places) if i not in self.special]
+        kept = [place for i, place in enumerate(places) if i not in special]
         if kept and kept[-1] - kept[0] + 1 == len(kept):
             return slice(kept[0], kept[-1] + 1)
         if self.valid is None:
@@ -181,21 +200,25 @@ def token_axis(
         length = positions.shape[-1]
     if valid is not None:
         length = valid.shape[1]
-        chosen = Selection(positions, length)
-        present = chosen.present(3)
-        valid = chosen.along(valid, 1)
-        valid = valid if present is None else valid & present[:, 0, 0]
+    selected = None if length is None else Selection(positions, length)
+    if selected is not None:
+        present = selected.present(3)
+        _check_tokens(tokens, modality, selected.count, packed=present is not None)
+        if valid is not None:
+            valid = selected.along(valid, 1)
+            valid = valid if present is None else valid & present[:, 0, 0]
     extents = tokens.extents
     if extents is not None:
         _check_extents(extents, modality)
+        examples = len(extents) if valid is None else len(valid)
+        count = extents.shape[1] if selected is None else selected.count
+        if len(extents) not in (1, examples) or extents.shape[1] != count:
+            raise ShapeError(
+                f"the {modality} extents are of {extents.shape[1]} tokens in {extents.shape[0]} "
+                f"examples, but there are {count} {modality} tokens in {examples} examples"
+            )
         if valid is not None:
-            if len(extents) not in (1, len(valid)) or valid.shape[1] != extents.shape[1]:
-                raise ShapeError(
-                    f"the {modality} extents are of {extents.shape[1]} tokens in "
-                    f"{extents.shape[0]} examples, but there are {valid.shape[1]} {modality} "
-                    f"tokens in {valid.shape[0]} examples"
-                )
-            extents = torch.where(valid[..., None], extents, 0)
+            extents = torch.where(valid[..., None], extents.to(valid.device), 0)
     return TokenAxis(
         modality,
         valid,
@@ -221,9 +244,43 @@ def _tensors_of(axis: TokenAxis) -> dict[str, Tensor]:
 
 
 def _examples_of(axis: TokenAxis) -> int | None:
-    """How many examples it is of, where an entry tells; extents alone may stand for all."""
+    """How many examples it is of, where an entry tells; those of a grid may stand for all."""
     entries = _tensors_of(axis).items()
-    return max((len(x) for name, x in entries if name != "extents" or len(x) > 1), default=None)
+    for_all = ("extents", "grid", "special")
+    return max((len(x) for name, x in entries if name not in for_all or len(x) > 1), default=None)
+
+
+def _alike_special(parts: Sequence[tuple[int, ...] | Tensor]) -> Sequence[Any]:
+    """Special tokens of several forwards, all as positions or all as masks."""
+    masks = [x for x in parts if isinstance(x, Tensor)]
+    if not masks or len({x.shape[1] for x in masks}) > 1:
+        return [() if masks else x for x in parts]
+    found = []
+    for x in parts:
+        mask = x if isinstance(x, Tensor) else torch.zeros_like(masks[0][:1])
+        if not isinstance(x, Tensor):
+            mask[:, list(x)] = True
+        found.append(mask)
+    return found
+
+
+def _check_tokens(tokens: ModalityTokens, modality: str, count: int, *, packed: bool) -> None:
+    """Refuse special tokens and a grid that so many tokens cannot have."""
+    try:
+        check_count(tokens, count)
+    except ShapeError as error:
+        raise ShapeError(f"the {modality} tokens: {error}") from None
+    if packed and isinstance(tokens.grid, tuple):
+        raise ShapeError(
+            f"the {modality} tokens are a grid of {tokens.grid}, but examples have unequally many "
+            "of them: a grid (b, g, 2) says the rows and columns of each"
+        )
+    special = tokens.special
+    if isinstance(special, Tensor) and special.shape[1] != count:
+        raise ShapeError(
+            f"special of the {modality} tokens is (b, {count}), True where one is; got "
+            f"{tuple(special.shape)}"
+        )
 
 
 def joined_entries(parts: Sequence[Any], counts: Sequence[int | None]) -> Tensor | None:
@@ -259,8 +316,9 @@ def valid_everywhere(
 
 
 def _check_extents(extents: Tensor, modality: str) -> None:
-    if extents.ndim != 3 or extents.shape[2] not in (2, 4):
+    if extents.ndim != 3 or extents.shape[2] not in (2, 4, 6):
         raise ShapeError(
             f"the {modality} extents are (b, m, 2), characters from start to stop, or (b, m, 4), "
-            f"boxes as fractions of the raw image; got {tuple(extents.shape)}"
+            "boxes as fractions of the raw image, (b, m, 6) of several images or frames; got "
+            f"{tuple(extents.shape)}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .signals import Layers, Signal, Signals, TokenAxes
 
 DIRECTIONS = {"text_to_image": ("text", "image"), "image_to_text": ("image", "text")}
 
+Tokens: TypeAlias = "slice | Tensor"
 T = TypeVar("T", Tensor, Attention, TokenAxis)
 
 _LAYOUT_LINES = """say where its tokens sit, one run after another, in the adapter file:
@@ -112,19 +113,45 @@ def _whole_stream(
     stream: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
 ) -> Layers[Attention]:
     rows = stream
+    block: tuple[Tokens | None, Tokens | None] = (None, None)
     if _modalities_of(stream) and stream not in layout:
         rows = _modalities_of(stream)[0]
-    valid = _tokens(layout, rows).valid
-    attention = attentions[stream]
-    return Layers([partial(_with_rows, attention, i, valid, rows) for i in range(len(attention))])
+        queries, keys = _modalities_of(stream)
+        block = _places_in_tower(layout, queries), _places_in_tower(layout, keys)
+    attention, tokens = attentions[stream], _tokens(layout, rows)
+    layer = partial(_with_rows, attention, tokens=tokens, stream=rows, block=block)
+    return Layers([partial(layer, i) for i in range(len(attention))])
 
 
 def _with_rows(
-    attention: Sequence[Attention], layer: int, valid: Tensor | None, stream: str
+    attention: Sequence[Attention],
+    layer: int,
+    tokens: StreamTokens,
+    stream: str,
+    block: tuple[Tokens | None, Tokens | None],
 ) -> Attention:
     found: Attention = attention[layer]
-    _check_length(found.shape[2], valid, stream)
-    return found.with_rows(valid)
+    _check_length(found.shape[2], tokens, stream)
+    return _block_between(found.with_rows(tokens.valid), *block)
+
+
+def _block_between(attention: Attention, rows: Tokens | None, keys: Tokens | None) -> Attention:
+    """Some rows and keys of an attention; None: all of them."""
+    if rows is None and keys is None:
+        return attention
+    return attention.between(*(slice(None) if one is None else one for one in (rows, keys)))
+
+
+def _places_in_tower(layout: TokenLayout, modality: str) -> Tokens | None:
+    """Where a tower's own modality sits among learned tokens of other names; None: it is alone."""
+    tokens = layout.get(modality)
+    if tokens is None or modality not in tokens or len(tokens) == 1:
+        return None
+    positions = tokens[modality].positions
+    if isinstance(positions, slice):
+        return positions
+    index = layout.pairs.get(modality)
+    return positions if index is None else positions[index]
 
 
 def _block(
@@ -140,26 +167,27 @@ def _block(
             )
     rows, keys = (tokens[modality].positions for modality in modalities)
     return Layers(
-        [partial(_block_of_layer, joint, i, tokens.valid, rows, keys) for i in range(len(joint))]
+        [partial(_block_of_layer, joint, i, tokens, rows, keys) for i in range(len(joint))]
     )
 
 
 def _block_of_layer(
     joint: Sequence[Attention],
     layer: int,
-    valid: Tensor | None,
+    tokens: StreamTokens,
     rows: slice | Tensor,
     keys: slice | Tensor,
 ) -> Attention:
     found: Attention = joint[layer]
-    _check_length(found.shape[2], valid, "joint")
-    return found.with_rows(valid).between(rows, keys)
+    _check_length(found.shape[2], tokens, "joint")
+    return found.with_rows(tokens.valid).between(rows, keys)
 
 
-def _check_length(length: int, valid: Tensor | None, stream: str) -> None:
-    if valid is not None and valid.shape[1] != length:
+def _check_length(length: int, tokens: StreamTokens, stream: str) -> None:
+    described = stream_length(tokens)
+    if described is not None and described != length:
         raise SignalError(
-            f"the layout of stream {stream!r} describes {valid.shape[1]} tokens, but its attention "
+            f"the layout of stream {stream!r} describes {described} tokens, but its attention "
             f"has {length}: a run of [[tokens.{stream}]] is missing or has another length"
         )
 
@@ -172,13 +200,15 @@ def _cross_towers(
     """DiDE's definition for two towers; where their depths differ, layers pair from the top."""
     query, key = modalities
     rows, keys = (_valid_pairs(layout, modality) for modality in modalities)
+    places = tuple(_places_in_tower(layout, modality) for modality in modalities)
     depth = min(len(attentions[query]), len(attentions[key]))
 
     def layer(index: int) -> Attention:
         of_query, of_key = (
             pair_examples(attentions[m][index - depth], layout.pairs.get(m)) for m in modalities
         )
-        return Attention.cross(of_query, of_key, rows=rows, keys=keys)
+        crossed = Attention.cross(of_query, of_key, rows=rows, keys=keys)
+        return _block_between(crossed, *places)
 
     return Layers([partial(layer, index) for index in range(depth)])
 

@@ -13,8 +13,9 @@ from .._capture.record import Record
 from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError, did_you_mean
 from .adapter import Adapter, adapter_for
-from .declarative import entry, output_field
+from .declarative import output_field
 from .layout import TokenLayout
+from .run_entries import entry
 from .signals import Signals
 
 

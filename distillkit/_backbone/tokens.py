@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,21 +14,29 @@ WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 """The box ``(1, 4)`` of an image that is shown as it is."""
 
 
-def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> Tensor:
+def grid_extents(
+    grid: tuple[int, int], boxes: Tensor, *, special: int | Sequence[int] = 0
+) -> Tensor:
     """Where the cells of a patch grid lie in the raw image.
 
     Args:
         grid: rows and columns of patches.
         boxes: ``(b, 4)``: the part of each raw image that the grid covers: top, left, bottom,
             right as fractions; ``[0, 0, 1, 1]`` is all of it.
-        special: number of tokens without a place that stand before the patches.
+        special: positions of the tokens without a place among all, ``-1`` for the last; or a
+            number: so many of them stand before the patches.
 
     Returns:
         ``(b, special + rows * columns, 4)``, row by row.
 
+    Raises:
+        ShapeError: boxes of another shape; special tokens beyond the last, or one twice.
+
     Examples:
         >>> grid_extents((1, 2), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))[0].tolist()
         [[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]
+        >>> grid_extents((1, 1), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), special=[-1])[0].tolist()
+        [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ShapeError(
@@ -40,7 +50,44 @@ def grid_extents(grid: tuple[int, int], boxes: Tensor, *, special: int = 0) -> T
     cells = torch.stack([row / rows, column / columns, (row + 1) / rows, (column + 1) / columns], 1)
     corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
     placed = torch.cat([corner + cells[:, :2] * size, corner + cells[:, 2:] * size], 2)
-    return torch.cat([placed.new_zeros(len(boxes), special, 4), placed], 1)
+    before = range(special) if isinstance(special, int) else special
+    return insert_special(placed, before)
+
+
+def insert_special(placed: Tensor, special: Sequence[int]) -> Tensor:
+    """Zeros ``(b, m, e)`` among what is known of the others, where special tokens stand.
+
+    Args:
+        placed: ``(b, n, e)``: of the others, in order.
+        special: positions among all m tokens; ``-1`` is the last.
+
+    Raises:
+        ShapeError: a position beyond the last, or one twice.
+    """
+    if not special:
+        return placed
+    is_special = special_mask(special, placed.shape[1] + len(special))
+    found = placed.new_zeros(len(placed), len(is_special), placed.shape[2])
+    found[:, ~is_special] = placed
+    return found
+
+
+def special_mask(special: Sequence[int], count: int) -> Tensor:
+    """Boolean ``(count,)``: the special ones of ``count`` tokens.
+
+    Raises:
+        ShapeError: a position beyond the last, or one twice.
+    """
+    is_special = torch.zeros(count, dtype=torch.bool)
+    beyond = [one for one in special if not -count <= one < count]
+    if beyond:
+        raise ShapeError(
+            f"special = {list(special)}: there are {count} tokens, at positions 0 to {count - 1}"
+        )
+    is_special[list(special)] = True
+    if int(is_special.sum()) < len(special):
+        raise ShapeError(f"special = {list(special)} names one of {count} tokens twice")
+    return is_special
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:

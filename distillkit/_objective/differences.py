@@ -134,13 +134,15 @@ def _token_differences(
         if _close(ours.extents, theirs.extents):
             return []
         return [f"{name}: the {what} lie elsewhere in the raw input on each side. {_EXTENTS}"]
-    if ours.grid and theirs.grid and ours.grid != theirs.grid:
-        grids = f"{ours.grid} and {theirs.grid}"
-        return [f"{name}: the {what} are patches of different grids, {grids}. {_EXTENTS}"]
-    if ours.special and theirs.special and ours.special != theirs.special:
-        places = f"{ours.special} and {theirs.special}"
+    grids = ours.grid is not None and theirs.grid is not None
+    if grids and _differ(ours.grid, theirs.grid):
+        shapes = f"{_shown(ours.grid)} and {_shown(theirs.grid)}"
+        return [f"{name}: the {what} are patches of different grids, {shapes}. {_EXTENTS}"]
+    special = [_is_any(side.special) for side in (ours, theirs)]
+    if all(special) and _differ(ours.special, theirs.special):
+        places = f"{_shown(ours.special)} and {_shown(theirs.special)}"
         return [f"{name}: the {what} have their special tokens at {places}. {_SPECIAL}"]
-    if bool(ours.special) != bool(theirs.special) and ours.grid and theirs.grid:
+    if special[0] != special[1] and grids:
         return [f"{name}: only one side's {what} have a special token. {_SPECIAL}"]
     for of, one, other in (("text", ours.ids, theirs.ids), ("padding", ours.valid, theirs.valid)):
         if one is not None and other is not None and one is not other and not _equal(one, other):
@@ -151,9 +153,29 @@ def _token_differences(
 
 def _differ_in_special(axes: Sequence[TokenAxis | None], counts: Sequence[int]) -> bool:
     """Whether special tokens are all that one side has more than the other."""
-    if axes[0] is None or axes[1] is None or axes[0].special == axes[1].special:
+    specials = [() if axis is None else axis.special for axis in axes]
+    # those that differ between examples are no fixed number of tokens
+    numbers = [len(one) for one in specials if isinstance(one, tuple)]
+    if None in axes or len(numbers) < 2 or specials[0] == specials[1]:
         return False
-    return counts[0] - len(axes[0].special) == counts[1] - len(axes[1].special)
+    return counts[0] - numbers[0] == counts[1] - numbers[1]
+
+
+def _is_any(special: tuple[int, ...] | Tensor) -> bool:
+    return bool(special.any()) if isinstance(special, Tensor) else bool(special)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two facts differ, of which both are plain or differ between examples."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        size = max(len(one), len(other))
+        sides = [x.expand(size, *x.shape[1:]) if len(x) == 1 else x for x in (one, other)]
+        return not _equal(*sides)
+    return isinstance(one, Tensor) or isinstance(other, Tensor) or bool(one != other)
+
+
+def _shown(fact: Any) -> str:
+    return f"others in each example {tuple(fact.shape)}" if isinstance(fact, Tensor) else f"{fact}"
 
 
 def _tensor_differences(

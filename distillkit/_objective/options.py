@@ -122,14 +122,10 @@ def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
 
 
 def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
-<<<<<<< HEAD
     """What a recipe may give a loss; what is known of the tokens, a term gives by itself."""
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
-=======
     # the call of a module takes anything, and hands it on
     called = function.forward if isinstance(function, nn.Module) else function
     parameters = inspect.signature(called, eval_str=True).parameters.values()
->>>>>>> h-losskit
     return {
         p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
         for p in parameters

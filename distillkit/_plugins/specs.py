@@ -299,7 +299,6 @@ def _check_texts(spec: Spec, *fields: str) -> None:
             )
 
 
-<<<<<<< HEAD
 def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
     given: Any = spec.resource
     if given is not None and not (isinstance(given, str) and _RESOURCE.fullmatch(given)):
@@ -307,7 +306,8 @@ def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
             f"{spec.kind} {spec.name!r}: resource is a TOML file inside a package, "
             f'"package:{spec.kind}s/x.toml"; got {given!r}'
         )
-=======
+
+
 def _tags(spec: LossSpec) -> tuple[str, ...]:
     given = spec.tags
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes)
@@ -333,7 +333,6 @@ def _bound(spec: LossSpec) -> float | None:
             f"None where there is none; got {spec.bound!r}"
         )
     return bound
->>>>>>> h-losskit
 
 
 def _check_references(spec: Spec) -> None:

@@ -359,23 +359,4 @@ def _checked(
 ) -> tuple[Attention, Attention]:
     """Both sides, once options and tokens fit."""
     check_positive("temperature", temperature)
-<<<<<<< HEAD
     return checked_attentions(loss, student, teacher, heads=heads)
-=======
-    _check_heads(loss, heads)
-    found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
-    if student.shape[0] != teacher.shape[0]:
-        raise ShapeError(f"{loss} compares example with example; got {found}")
-    if student.shape[2:] != teacher.shape[2:]:
-        raise ShapeError(
-            f"{loss} compares token with token, and these differ in number; got {found}. "
-            "Student and teacher must see the same tokens: the same tokenizer and padding, the "
-            "same patch grid, special tokens kept or dropped on both sides"
-        )
-    if heads is None and student.shape[1] != teacher.shape[1]:
-        raise ShapeError(
-            f'{loss} compares head with head; got {found}. heads="mean" compares the average '
-            "over each side's heads"
-        )
-    return student.trackable(), teacher.trackable()
->>>>>>> h-losskit

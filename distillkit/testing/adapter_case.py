@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .._backbone.backbone import Backbone
+from .._backbone.batch import SideOfBatch
 from .._backbone.layout import TokenLayout
 from .._backbone.signals import Signals
+from .._capture.find import find_attention
+from .._capture.record import Record
 from .sequences import TokenSequence, sequences_of
 
 Factory = Callable[[], tuple[Any, ...]]
@@ -21,6 +26,7 @@ Factory = Callable[[], tuple[Any, ...]]
 class Run:
     """One forward: what the adapter made of what was captured."""
 
+    record: Record
     layout: TokenLayout
     signals: Signals
     sequences: tuple[TokenSequence, ...]
@@ -32,7 +38,7 @@ class AdapterCase:
     Args:
         factory: ``factory() -> (model, batch)`` or ``(model, batch, adapter)``, where the adapter
             is whatever :func:`distillkit.adapter_for` takes. A tiny model and two examples are
-            enough; texts of unequal length show more.
+            enough; texts of unequal length, with the [CLS] of a tokenizer, show more.
     """
 
     def __init__(self, factory: Factory) -> None:
@@ -53,6 +59,13 @@ class AdapterCase:
         """One forward of them."""
         return forward(*self.made)
 
+    @functools.cached_property
+    def attentions(self) -> tuple[str, ...]:
+        """The names of every module of the model that attends, of the adapter's streams or not."""
+        backbone, batch = self.made
+        with torch.random.fork_rng(), torch.no_grad():
+            return find_attention(backbone.model, **backbone.arguments(SideOfBatch(batch))).names
+
     def make(self) -> tuple[Backbone, dict[str, Any]]:
         """The same ones made anew."""
         with torch.random.fork_rng():
@@ -60,6 +73,37 @@ class AdapterCase:
             model, batch, *given = self.factory()
         model.eval()
         return Backbone(model, given[0] if given else None), dict(batch)
+
+    @contextlib.contextmanager
+    def silenced(self, stream: str) -> Iterator[int]:
+        """Every attention but that of one stream returns zeros: nothing mixes tokens before it.
+
+        Gives the number of modules that are silenced.
+        """
+        backbone, _ = self.made
+        names = backbone.scope.names
+        pattern = backbone.adapter.streams[stream].partition("#")[0]
+        own = {names.modules[name] for name in names.matching(pattern)}
+        plain = {name: names.modules[names.plain.get(name, name)] for name in self.attentions}
+        others = [
+            module
+            for module in dict.fromkeys(plain.values())
+            if not any(module is one or one in set(module.modules()) for one in own)
+        ]
+        handles = [module.register_forward_hook(_silence) for module in others]
+        try:
+            yield len(others)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _silence(_module: nn.Module, _inputs: object, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return torch.zeros_like(output)
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return output
 
 
 def forward(
@@ -70,4 +114,4 @@ def forward(
         torch.manual_seed(seed)
         done = backbone.trace(batch)
     sequences = sequences_of(backbone.adapter.streams, done.record, done.layout)
-    return Run(done.layout, done.signals, sequences)
+    return Run(done.record, done.layout, done.signals, sequences)

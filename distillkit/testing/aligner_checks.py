@@ -15,7 +15,6 @@ from .._attention import Attention
 from .._backbone.axis import TokenAxis
 from .._backbone.signals import TokenAxes
 from ..errors import DistillKitError
-from .adapter_checks import UnmetError
 from .aligner_case import (
     AlignerCase,
     Sides,
@@ -28,7 +27,7 @@ from .aligner_case import (
     weighted_sum,
 )
 from .aligner_examples import SIDES, counted, padded, token_counts, wrong_sides
-from .perturb import NotApplicable
+from .verdicts import NotApplicable, UnmetError
 
 
 def returns_both_sides(case: AlignerCase) -> str:

@@ -18,11 +18,10 @@ from .._capture.watcher import Hooks
 from .._objective.distiller import Distilled, Distiller
 from .._objective.teacher import flags_before, flags_of
 from ..errors import CaptureError, OptionError
-from .adapter_checks import UnmetError
-from .perturb import NotApplicable
 from .ranks import in_two_processes
 from .results import CheckResult
 from .running import asserted, results_of
+from .verdicts import NotApplicable, UnmetError
 
 DistillerFactory = Callable[[], tuple[Distiller, Mapping[str, Any]]]
 _CLOSE = 1e-5  # of the loss, and of the largest gradient

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .._objective.distiller import Distiller
-from .adapter_checks import UnmetError
+from .verdicts import UnmetError
 
 _RANKS = 2
 _PATIENCE = 120.0  # seconds

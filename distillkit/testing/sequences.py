@@ -93,3 +93,10 @@ def covered(sequence: TokenSequence) -> Tensor:
             ones = torch.ones_like(positions)
             counts.scatter_add_(1, positions.expand(b, -1), ones.expand(b, -1))
     return counts
+
+
+def real_tokens(sequence: TokenSequence, length: int) -> Tensor:
+    """Which tokens of a sequence are no padding, ``(b, n)``."""
+    valid = None if sequence.tokens is None else sequence.tokens.valid
+    shape = (sequence.attention.shape[0], length)
+    return torch.ones(shape, dtype=torch.bool) if valid is None else valid

@@ -23,8 +23,8 @@ class DropSpecial:
     Which tokens are special is what the layouts say, ``special = [0]``.
 
     Raises:
-        ShapeError: signals without tokens, a side whose special tokens nobody knows, or a layout
-            that names a token that is not there.
+        ShapeError: signals without tokens, special tokens elsewhere in each example, a side whose
+            special tokens nobody knows, or a layout that names a token that is not there.
 
     Examples:
         >>> import torch
@@ -100,16 +100,17 @@ def _drops(
             side = "student" if one is None else "teacher"
             known = one or other
             assert known is not None
-            if known.special:
+            if known.special_places():
                 raise ShapeError(
-                    f"drop_special: one side's {known.modality} tokens {list(known.special)} are "
+                    f"drop_special: one side's {known.modality} tokens "
+                    f"{list(known.special_places())} are "
                     f"special, but nothing is known of the {side}'s; its layout names them, "
                     "`special = [0]`, or says by a run without them that there are none. "
                     + _KNOWN_OF
                 )
         differ = one is not None and other is not None and _differ(one, other)
-        found[0].append(one.special if differ and one is not None else ())
-        found[1].append(other.special if differ and other is not None else ())
+        found[0].append(one.special_places() if differ and one is not None else ())
+        found[1].append(other.special_places() if differ and other is not None else ())
     return found
 
 
@@ -118,7 +119,7 @@ def _at(axes: TokenAxes, index: int) -> TokenAxis | None:
 
 
 def _differ(one: TokenAxis, other: TokenAxis) -> bool:
-    return set(one.special) != set(other.special)
+    return set(one.special_places()) != set(other.special_places())
 
 
 def _without(signal: Any, side: str, drops: list[tuple[int, ...]]) -> Any:

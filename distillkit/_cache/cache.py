@@ -499,8 +499,7 @@ def _lacking(spec: SignalSpec, need: Any) -> Iterator[str]:
         layers = [i for i in positions(need.layers, spec.depth) if i not in spec.layers]
         if layers:
             yield f"  {spec.name!r}: layers {layers}; stored are {list(spec.layers)}"
-    details = any(set(axis.tokens) - {"valid"} for axis in spec.axes)
-    if need.tokens and not details and any(axis.facts for axis in spec.axes):
+    if need.tokens and not spec.tokens:
         yield f"  {spec.name!r}: which tokens its entries are, which an aligner asks"
     if spec.averages_heads and not need.averages_heads:
         yield f"  {spec.name!r}: the heads apart; their mean is stored"

@@ -140,7 +140,7 @@ def _parts_of_signal(
         )
     for axis, one in zip(spec.axes, tokens, strict=True):
         axes[axis.name] = _Axis(axis, one, batch)
-        yield from _tokens_of_axis(axis, one)
+        yield from _tokens_of_axis(axis, one, details=spec.tokens)
     names = [axis.name for axis in spec.axes]
     pieces = [_checked_pieces(spec, i, x, tokens) for i, x in enumerate(values)]
     if any(piece.coding != "exact" for layer in spec.pieces for piece in layer.values()):
@@ -183,14 +183,13 @@ def _checked_pieces(
     return pieces
 
 
-def _tokens_of_axis(axis: AxisSpec, tokens: Tokens) -> Any:
+def _tokens_of_axis(axis: AxisSpec, tokens: Tokens, *, details: bool) -> Any:
     facts = None if tokens.known is None else facts_of(tokens.known)
     if facts != axis.facts:
         raise CacheError(
             f"the tokens of {axis.signal!r} are {facts}, and were {axis.facts} "
             "when the cache was begun"
         )
-    details = any(name != "valid" for name in axis.tokens)
     tensors = token_tensors(tokens, details=details)
     if set(tensors) != set(axis.tokens):
         raise CacheError(

@@ -80,6 +80,7 @@ class _Given(NamedTuple):
         axes: how they are written.
         vectors: queries, keys and values are needed themselves.
         averages_heads: of an attention, the mean over heads is enough.
+        details: what is known of its tokens is needed.
     """
 
     name: str
@@ -90,6 +91,7 @@ class _Given(NamedTuple):
     axes: tuple[AxisSpec, ...]
     vectors: bool
     averages_heads: bool
+    details: bool
 
 
 def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Given:
@@ -108,7 +110,7 @@ def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Give
     averages = need.averages_heads and not vectors
     values = [prepared(x, padding=need.padding, averages_heads=averages) for x in values]
     axes = _axes(name, tokens, need, batch)
-    return _Given(name, depth, stored, values, tokens, axes, vectors, averages)
+    return _Given(name, depth, stored, values, tokens, axes, vectors, averages, need.tokens)
 
 
 def _plans(given: _Given, error: float, chosen: str | None) -> Iterator[Plan]:
@@ -177,6 +179,7 @@ def _plan(
         scales=tuple(x.scale for x in given.values) if form == "products" else (),
         bound=bound,
         averages_heads=given.averages_heads,
+        tokens=given.details,
     )
     worst = 0.0
     if chosen != "exact":

@@ -166,12 +166,14 @@ def facts_of(axis: TokenAxis) -> dict[str, Any]:
 
 
 def token_tensors(tokens: Tokens, *, details: bool) -> dict[str, Piece]:
-    """What is known of each token, ``(b, m, ...)``: which are padding; ``details``: all else."""
+    """What is known of each token, ``(b, m, ...)``: padding, special; ``details``: all else."""
     found = {} if tokens.valid is None else {"valid": Piece(tokens.valid, (0,))}
     b, m = tokens.real.shape
     for one in fields(TokenAxis):
         value = getattr(tokens.known, one.name, None)
-        if not isinstance(value, Tensor) or one.name in (*_OF_A_BATCH, "valid") or not details:
+        if not isinstance(value, Tensor) or one.name in (*_OF_A_BATCH, "valid", "grid"):
+            continue
+        if not details and one.name != "special":
             continue
         if value.ndim < 2 or value.shape[0] not in (1, b) or value.shape[1] != m:
             raise CacheError(

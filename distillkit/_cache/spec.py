@@ -101,6 +101,7 @@ class SignalSpec(_Frozen):
         axes: its token axes: none, that of the tokens, or those of queries and keys.
         pieces: layer -> piece -> tensor, in the order of ``layers``.
         scales: of an attention by queries and keys, the factor of the products of each layer.
+        tokens: all is stored that is known of the tokens of its axes.
         averages_heads: of an attention, one map stands for the mean over its heads.
         bound: the largest mean error that its coding may have in a batch; None: the coding was
             chosen, and any finite error is right.
@@ -114,6 +115,7 @@ class SignalSpec(_Frozen):
     pieces: tuple[dict[str, PieceSpec], ...]
     scales: tuple[float, ...] = ()
     bound: float | None = None
+    tokens: bool = False
     averages_heads: bool = False
 
     def every_piece(self) -> list[PieceSpec]:

@@ -31,7 +31,7 @@ from .identity import (
     weights_checksum,
 )
 from .index import Index
-from .inputs import check_inputs, comparable, fingerprints, keys_of
+from .inputs import check_inputs, comparable, entries_read, fingerprints, keys_of, seen
 from .needs import Needs, needs_of, positions, wanted_of
 from .packing import pack
 from .planning import Codings, plan_signals
@@ -213,7 +213,7 @@ class SignalCache:
             for batch in loader:
                 ran = source.run(batch)
                 header = self._header or self._new_header(source, "", ran)
-                inputs = fingerprints(ran.view, header.compared)
+                inputs = seen(ran.view, header, len(ran.keys))
                 every = range(len(ran.keys))
                 found = pack(ran.signals, header.signals, ran.keys, every, inputs, ran.view)
                 free = self._store.free_bytes()
@@ -393,7 +393,7 @@ class SignalCache:
                 "SignalCache(..., inputs=())"
             )
         stored = {name: [one.inputs[name] for one in examples] for name in there}
-        check_inputs(keys, stored, fingerprints(view, there))
+        check_inputs(keys, stored, fingerprints(view, there, self.header.inputs))
 
     def _source(self, backbone: Backbone | nn.Module, key: str | Sequence[str]) -> Source:
         one = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
@@ -421,7 +421,7 @@ class SignalCache:
 
     def _new_header(self, source: Source, weights: str, ran: Ran) -> Header:
         assert self._needs is not None
-        inputs = tuple(sorted(name.removeprefix("teacher_") for name in ran.used))
+        inputs = entries_read(ran.used)
         return Header(
             version=installed_version(),
             teacher=teacher_name(source.backbone.model),

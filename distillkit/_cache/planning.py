@@ -60,8 +60,9 @@ def plan_signals(
         if not plans:
             raise OptionError(
                 f"{name!r} cannot be written as {chosen!r}: any tensor can as exact, float16, "
-                "bfloat16 or int8, logits as top_k:8 to 512 (fewer than there are classes), an "
-                "attention as map, map:float16 or uint8"
+                "bfloat16 or int8, logits as top_k:8 to 512 (fewer than there are classes, and "
+                "where losses compare nothing but probabilities), an attention as map, map:float16 "
+                "or uint8"
             )
         found.append(min(plans, key=lambda plan: plan.bytes).signal)
     return tuple(found)
@@ -110,15 +111,18 @@ def _plans(
     vectors = isinstance(first, Attention) and any(
         _reads_vectors(term, first, batch) for term in need.terms
     )
+    logits = isinstance(first, Tensor) and is_logits(given.name)
+    normalised = logits and all(_compares_probabilities(term, first, batch) for term in need.terms)
+    temperatures = need.temperatures
     for form in _forms(given):
-        pieces = [pieces_of(value, form, vectors=vectors) for value in given.values]
-        allowed = _codings(given.name, form, pieces[0])
+        pieces = [pieces_of(given.name, value, form, vectors=vectors) for value in given.values]
+        allowed = _codings(form, pieces[0], normalised=normalised)
         if chosen is not None:
             if chosen in allowed:
-                yield _plan(given, form, allowed[chosen], pieces, None)
+                yield _plan(given, form, allowed[chosen], pieces, temperatures, None)
             continue
         for one in sorted(set(allowed.values())) if error > 0 else ["exact"]:
-            plan = _plan(given, form, one, pieces, error)
+            plan = _plan(given, form, one, pieces, temperatures, error)
             # other batches have other errors: half of what is allowed leaves them room
             if one == "exact" or plan.error <= error / 2:
                 yield plan
@@ -135,14 +139,17 @@ def _forms(given: _Given) -> list[Form]:
     return ["log_probabilities"] if len(found) > 1 else sorted({*found, "log_probabilities"})
 
 
-def _codings(name: str, form: Form, pieces: Mapping[str, Piece]) -> dict[str, str]:
-    """What a user may call a way to write this form -> its coding."""
+def _codings(form: Form, pieces: Mapping[str, Piece], *, normalised: bool) -> dict[str, str]:
+    """What a user may call a way to write this form -> its coding.
+
+    ``normalised``: it is logits, and nothing but their probabilities is compared.
+    """
     if form == "used":
         return {"exact": "exact", "float16": "float16"}
     if form == "log_probabilities":
         return {"map": "exact", "map:float16": "float16", "uint8": "uint8"}
     found = ["exact", "float16", "bfloat16", "int8"]
-    if is_logits(name):
+    if normalised:
         classes = pieces[""].values.shape[-1]
         found += [f"top_k:{k}" for k in _TOP if k < classes]
     return {one: one for one in found}
@@ -158,6 +165,7 @@ def _plan(
     form: Form,
     chosen: str,
     pieces: list[dict[str, Piece]],
+    temperatures: tuple[float, ...],
     bound: float | None,
 ) -> Plan:
     specs = []
@@ -172,6 +180,7 @@ def _plan(
         axes=given.axes,
         pieces=tuple(specs),
         scales=tuple(x.scale for x in given.values) if form == "products" else (),
+        temperatures=temperatures,
         bound=bound,
     )
     worst = 0.0
@@ -215,13 +224,16 @@ def _error(
     ):
         return math.inf
     if isinstance(value, Tensor):
-        measure = logits_error if is_logits(signal.name) else relative_error
+        one, other = given[""].values, decoded[""]
         if tokens:
             real = tokens[0].real
-            return measure(given[""].values[real], decoded[""][real])
-        return measure(given[""].values, decoded[""])
+            one, other = one[real], other[real]
+        if is_logits(signal.name):
+            return max(logits_error(one, other, t) for t in signal.temperatures)
+        return relative_error(one, other)
     if signal.form == "log_probabilities":
-        return log_probabilities_error(given["log_p"].values, decoded["log_p"])
+        log_p = given["log_p"].values, decoded["log_p"]
+        return max(log_probabilities_error(*log_p, t) for t in signal.temperatures)
     if signal.form == "used":
         return relative_error(given["used"].values, decoded["used"])
     rows, keys = (one.real for one in tokens)
@@ -232,7 +244,7 @@ def _error(
         ).scores().log_softmax(-1).nan_to_num(-math.inf)
         for one in ({key: x.values for key, x in given.items()}, decoded)
     ]  # fmt: skip
-    return log_probabilities_error(*maps)
+    return max(log_probabilities_error(*maps, t) for t in signal.temperatures)
 
 
 def _through(spec: PieceSpec, values: Tensor) -> Tensor:
@@ -320,3 +332,20 @@ def _reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool
     except DistillKitError:
         return True
     return False
+
+
+def _compares_probabilities(term: Term, logits: Tensor, batch: SideOfBatch) -> bool:
+    """Whether a term's loss reads nothing but the probabilities of logits: it is tried."""
+    if term.aligners:  # what they make of logits is not known
+        return False
+    student = logits.float().flip(-1) / 2
+    shift = torch.arange(len(logits), device=logits.device).float() + 1
+    others = logits.float() + shift.reshape(-1, *[1] * (logits.ndim - 1))
+    try:
+        values = [
+            term.values([student] * len(term.on), [one] * len(term.on), batch)
+            for one in (logits.float(), others)
+        ]
+    except DistillKitError:
+        return False
+    return torch.allclose(*values, rtol=1e-3, atol=1e-4, equal_nan=True)

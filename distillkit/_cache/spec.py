@@ -101,6 +101,7 @@ class SignalSpec(_Frozen):
         axes: its token axes: none, that of the tokens, or those of queries and keys.
         pieces: layer -> piece -> tensor, in the order of ``layers``.
         scales: of an attention by queries and keys, the factor of the products of each layer.
+        temperatures: at which a coding's error is measured, of logits and attention: the largest.
         bound: the largest mean error that its coding may have in a batch; None: the coding was
             chosen, and any finite error is right.
     """
@@ -112,6 +113,7 @@ class SignalSpec(_Frozen):
     axes: tuple[AxisSpec, ...]
     pieces: tuple[dict[str, PieceSpec], ...]
     scales: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = (1.0,)
     bound: float | None = None
 
     def every_piece(self) -> list[PieceSpec]:

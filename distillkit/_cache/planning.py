@@ -12,8 +12,8 @@ from torch import Tensor
 from .._attention import Attention
 from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
-from .._objective.term import Term
-from ..errors import CacheError, DistillKitError, OptionError
+from ..errors import CacheError, OptionError
+from .choices import Codings, check_named, codings_of, is_logits
 from .coding import coding, log_probabilities_error, logits_error, relative_error
 from .needs import Need, Needs, positions
 from .places import followed
@@ -29,11 +29,7 @@ from .reading import (
     tokens_of,
 )
 from .spec import AxisSpec, Form, PartSpec, PieceSpec, SignalSpec, Size
-
-Codings = Mapping[str, str]
-"""Signal -> the coding that somebody has chosen for it."""
-
-_TOP = (8, 16, 32, 64, 128, 256, 512)
+from .trials import compares_probabilities, reads_vectors
 
 
 class Plan(NamedTuple):
@@ -48,11 +44,7 @@ def plan_signals(
     signals: Signals, needs: Needs, batch: SideOfBatch, error: float, codings: Codings
 ) -> tuple[SignalSpec, ...]:
     """How each signal is written in the fewest bytes, with a mean error of at most ``error``."""
-    unknown = set(codings) - set(needs)
-    if unknown:
-        raise CacheError(
-            f"a coding is given for {sorted(unknown)}, and the recipe needs {sorted(needs)}"
-        )
+    check_named(codings, needs)
     found = []
     for name, need in sorted(needs.items()):
         chosen = codings.get(name)
@@ -109,14 +101,14 @@ def _plans(
     """Every way that stays within the error; the exact ones among them always."""
     first = given.values[0]
     vectors = isinstance(first, Attention) and any(
-        _reads_vectors(term, first, batch) for term in need.terms
+        reads_vectors(term, first, batch) for term in need.terms
     )
     logits = isinstance(first, Tensor) and is_logits(given.name)
-    normalised = logits and all(_compares_probabilities(term, first, batch) for term in need.terms)
+    normalised = logits and all(compares_probabilities(term, first, batch) for term in need.terms)
     temperatures = need.temperatures
     for form in _forms(given):
         pieces = [pieces_of(given.name, value, form, vectors=vectors) for value in given.values]
-        allowed = _codings(form, pieces[0], normalised=normalised)
+        allowed = codings_of(form, pieces[0], normalised=normalised)
         if chosen is not None:
             if chosen in allowed:
                 yield _plan(given, form, allowed[chosen], pieces, temperatures, None)
@@ -137,27 +129,6 @@ def _forms(given: _Given) -> list[Form]:
         return ["used"]
     # the map can always be written; queries and keys only where they say all of it
     return ["log_probabilities"] if len(found) > 1 else sorted({*found, "log_probabilities"})
-
-
-def _codings(form: Form, pieces: Mapping[str, Piece], *, normalised: bool) -> dict[str, str]:
-    """What a user may call a way to write this form -> its coding.
-
-    ``normalised``: it is logits, and nothing but their probabilities is compared.
-    """
-    if form == "used":
-        return {"exact": "exact", "float16": "float16"}
-    if form == "log_probabilities":
-        return {"map": "exact", "map:float16": "float16", "uint8": "uint8"}
-    found = ["exact", "float16", "bfloat16", "int8"]
-    if normalised:
-        classes = pieces[""].values.shape[-1]
-        found += [f"top_k:{k}" for k in _TOP if k < classes]
-    return {one: one for one in found}
-
-
-def is_logits(name: str) -> bool:
-    """Whether a signal's last axis is classes."""
-    return name.partition(".")[0] == "logits"
 
 
 def _plan(
@@ -244,7 +215,7 @@ def _error(
         ).scores().log_softmax(-1).nan_to_num(-math.inf)
         for one in ({key: x.values for key, x in given.items()}, decoded)
     ]  # fmt: skip
-    return max(log_probabilities_error(*maps, t) for t in signal.temperatures)
+    return max(log_probabilities_error(maps[0], maps[1], t) for t in signal.temperatures)
 
 
 def _through(spec: PieceSpec, values: Tensor) -> Tensor:
@@ -321,31 +292,3 @@ def bytes_of(signal: SignalSpec, tokens: tuple[Tokens, ...]) -> float:
         itemsize: int = getattr(torch, part.dtype).itemsize
         total += itemsize * float(size.mean()) if size.numel() else 0.0
     return total
-
-
-def _reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool:
-    """Whether a term's loss reads more of an attention than its probabilities: it is tried."""
-    plain = Attention.from_scores(attention.scores(), rows=attention.rows)
-    sides = [plain] * len(term.on)
-    try:
-        term.values(sides, sides, batch)
-    except DistillKitError:
-        return True
-    return False
-
-
-def _compares_probabilities(term: Term, logits: Tensor, batch: SideOfBatch) -> bool:
-    """Whether a term's loss reads nothing but the probabilities of logits: it is tried."""
-    if term.aligners:  # what they make of logits is not known
-        return False
-    student = logits.float().flip(-1) / 2
-    shift = torch.arange(len(logits), device=logits.device).float() + 1
-    others = logits.float() + shift.reshape(-1, *[1] * (logits.ndim - 1))
-    try:
-        values = [
-            term.values([student] * len(term.on), [one] * len(term.on), batch)
-            for one in (logits.float(), others)
-        ]
-    except DistillKitError:
-        return False
-    return torch.allclose(*values, rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -32,7 +32,7 @@ from .identity import (
     weights_checksum,
 )
 from .index import Index
-from .inputs import check_inputs, comparable, entries_read, fingerprints, keys_of, seen
+from .inputs import check_inputs, comparable, entries_read, fingerprints, key_of, keys_of, seen
 from .needs import Needs, needs_of, positions, wanted_of
 from .packing import pack
 from .planning import plan_signals
@@ -155,7 +155,13 @@ class SignalCache:
         return len(self._index)
 
     def __contains__(self, key: object) -> bool:
-        return keys_of({"key": [key]}, ["key"])[0] in self._index
+        parts = len(self._header.key) if self._header is not None else 1
+        if parts > 1 and (not isinstance(key, (tuple, list)) or len(key) != parts):
+            raise CacheError(
+                f"examples are told apart by {self.header.key} together: ask for a tuple of "
+                f"{parts}; got {key!r}"
+            )
+        return key_of(key) in self._index
 
     def missing(self, keys: Iterable[Any]) -> list[Any]:
         """Those of the keys whose examples are not stored, in their order."""
@@ -218,13 +224,15 @@ class SignalCache:
         with in_eval_mode(source.backbone.model):
             for batch in loader:
                 ran = source.run(batch)
+                if not ran.keys:
+                    continue
                 header = self._header or self._new_header(source, "", ran)
                 inputs = seen(ran.view, header, len(ran.keys))
                 every = range(len(ran.keys))
                 found = pack(ran.signals, header.signals, ran.keys, every, inputs, ran.view)
                 free = self._store.free_bytes()
                 return estimate_of(header, found, examples_in(loader), free)
-        raise CacheError("the loader brought no batch")
+        raise CacheError("the loader brought no example")
 
     def signals(self, batch: Mapping[str, Any] | Sequence[Any] | Tensor, *names: str) -> Signals:
         """The teacher's signals for the examples of a batch, in their order, on the CPU.

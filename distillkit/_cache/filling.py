@@ -232,7 +232,7 @@ class Filling:
             specs = self._header.signals
             check_repeats(specs, examples, pack(again, specs, ran.keys, new, inputs, ran.view))
             self._estimate = estimate_of(self._header, examples, total, self._store.free_bytes())
-            check_fits(self._estimate, self._store.place)
+            check_fits(self._estimate, self._store.place, there=len(self._index))
             self._out = Writer(
                 self._store, self._name, self._index.next_number(self._name), self._header,
                 self._shard_bytes, self._index.take,

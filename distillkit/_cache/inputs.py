@@ -33,6 +33,19 @@ def keys_of(batch: Mapping[str, Any], entries: Sequence[str]) -> list[str]:
     return [json.dumps(row[0] if len(row) == 1 else list(row)) for row in rows]
 
 
+def key_of(given: Any) -> str:
+    """One example's key, as JSON; a tuple where several entries tell examples apart.
+
+    Raises:
+        SignalError: neither whole numbers nor texts.
+    """
+    several = isinstance(given, (tuple, list))
+    parts = given if several else [given]
+    plain = [one.item() if hasattr(one, "item") else one for one in parts]
+    names = [f"key {i}" for i in range(len(plain))] if several else ["key"]
+    return keys_of({name: [one] for name, one in zip(names, plain, strict=True)}, names)[0]
+
+
 def _column(batch: Mapping[str, Any], entry: str) -> list[Any]:
     if entry not in batch:
         error = unknown_name("batch entry", entry, batch)

@@ -147,7 +147,7 @@ def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
     fill.add_argument(
         "--key", action="append", default=[], help="the batch entry that tells examples apart"
     )
-    fill.add_argument("--error", type=float, default=0.0, help="the mean error that is allowed")
+    fill.add_argument("--error", type=float, help="the mean error that is allowed; 0 by default")
     fill.add_argument("--preprocessing", help="a name for it, which readers can ask for")
     fill.add_argument("--weights", help="a name for the weights, in place of their checksum")
     fill.add_argument("--writer", help="a name for this process, in place of its rank's")

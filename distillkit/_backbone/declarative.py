@@ -63,6 +63,11 @@ class DeclarativeAdapter:
         return made
 
     @property
+    def tables(self) -> dict[str, Any]:
+        """All that the file says, as plain data."""
+        return self._file.model_dump(mode="json")
+
+    @property
     def streams(self) -> Mapping[str, str]:
         return self._file.streams
 

@@ -20,6 +20,7 @@ from .._objective.teacher import SIGNALS
 from .._version import installed_version
 from ..errors import CacheError, CacheWarning, OptionError, unknown_name
 from .care import Damage, damages
+from .choices import Codings, check_codings
 from .filling import Filled, Filling, Ran, Source, Writer, in_eval_mode, writer_of
 from .identity import (
     HEADER,
@@ -31,10 +32,10 @@ from .identity import (
     weights_checksum,
 )
 from .index import Index
-from .inputs import check_inputs, comparable, fingerprints, keys_of
+from .inputs import check_inputs, comparable, entries_read, fingerprints, key_of, keys_of, seen
 from .needs import Needs, needs_of, positions, wanted_of
 from .packing import pack
-from .planning import Codings, plan_signals
+from .planning import plan_signals
 from .shard import Example
 from .sizes import Estimate, estimate_of, examples_in
 from .spec import SignalSpec
@@ -67,8 +68,9 @@ class SignalCache:
             list of them. None: as the cache that is there says.
         error: how far what is read may be from what the teacher computed, in the mean of a batch:
             KL divergence in nats for logits and attention, the root mean square as a part of the
-            whole for other tensors. 0 stores every number as it is; with more, the smallest coding
-            that keeps to it is chosen on the first batch and watched on every other.
+            whole for other tensors. 0, which is what a new cache has, stores every number as it is;
+            with more, the smallest coding that keeps to it is chosen on the first batch and watched
+            on every other.
         codings: signal -> coding, where you choose: ``"exact"``, ``"float16"``, ``"bfloat16"``,
             ``"int8"``; of logits also ``"top_k:32"``; of an attention as a map ``"map"`` (every
             number as it is), ``"map:float16"`` and ``"uint8"``.
@@ -80,7 +82,8 @@ class SignalCache:
         storage_options: of the file system, as fsspec takes them.
 
     Raises:
-        CacheError: a cache for another recipe or preprocessing, or a damaged one.
+        CacheError: a cache for another recipe or preprocessing, with another error or codings, or
+            a damaged one.
     """
 
     def __init__(
@@ -88,16 +91,16 @@ class SignalCache:
         place: str | Path,
         recipe: AnyRecipe | Sequence[AnyRecipe] | None = None,
         *,
-        error: float = 0.0,
+        error: float | None = None,
         codings: Codings | None = None,
         preprocessing: Any = None,
         inputs: Iterable[str] | None = None,
         local: str | Path | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if not error >= 0:
+        if error is not None and not error >= 0:
             raise OptionError(f"error is a number >= 0; got {error!r}")
-        self._error, self._codings = float(error), dict(codings or {})
+        self._error, self._codings = error, dict(codings or {})
         self._store = Store(place, local, dict(storage_options or {}))
         self._needs = None if recipe is None else needs_of(map(_objective, _listed(recipe)))
         self._preprocessing = preprocessing_name(preprocessing)
@@ -119,6 +122,9 @@ class SignalCache:
         if self._preprocessing is not None:
             stored, given = {"preprocessing": header.preprocessing}, self._preprocessing
             check_same(self._store.place, stored, {"preprocessing": given})
+        if self._error is not None:
+            check_same(self._store.place, {"error": header.error}, {"error": float(self._error)})
+        check_codings(self._store.place, header.signals, self._codings)
         if self._needs is not None:
             self._check_needs(self._needs)
         self._index.belongs_to(header.checksum)
@@ -149,7 +155,13 @@ class SignalCache:
         return len(self._index)
 
     def __contains__(self, key: object) -> bool:
-        return keys_of({"key": [key]}, ["key"])[0] in self._index
+        parts = len(self._header.key) if self._header is not None else 1
+        if parts > 1 and (not isinstance(key, (tuple, list)) or len(key) != parts):
+            raise CacheError(
+                f"examples are told apart by {self.header.key} together: ask for a tuple of "
+                f"{parts}; got {key!r}"
+            )
+        return key_of(key) in self._index
 
     def missing(self, keys: Iterable[Any]) -> list[Any]:
         """Those of the keys whose examples are not stored, in their order."""
@@ -212,13 +224,15 @@ class SignalCache:
         with in_eval_mode(source.backbone.model):
             for batch in loader:
                 ran = source.run(batch)
+                if not ran.keys:
+                    continue
                 header = self._header or self._new_header(source, "", ran)
-                inputs = fingerprints(ran.view, header.compared)
+                inputs = seen(ran.view, header, len(ran.keys))
                 every = range(len(ran.keys))
                 found = pack(ran.signals, header.signals, ran.keys, every, inputs, ran.view)
                 free = self._store.free_bytes()
                 return estimate_of(header, found, examples_in(loader), free)
-        raise CacheError("the loader brought no batch")
+        raise CacheError("the loader brought no example")
 
     def signals(self, batch: Mapping[str, Any] | Sequence[Any] | Tensor, *names: str) -> Signals:
         """The teacher's signals for the examples of a batch, in their order, on the CPU.
@@ -398,7 +412,7 @@ class SignalCache:
                 "SignalCache(..., inputs=())"
             )
         stored = {name: [one.inputs[name] for one in examples] for name in there}
-        check_inputs(keys, stored, fingerprints(view, there))
+        check_inputs(keys, stored, fingerprints(view, there, self.header.inputs))
 
     def _source(self, backbone: Backbone | nn.Module, key: str | Sequence[str]) -> Source:
         one = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
@@ -436,7 +450,7 @@ class SignalCache:
 
     def _new_header(self, source: Source, weights: str, ran: Ran) -> Header:
         assert self._needs is not None
-        inputs = tuple(sorted(name.removeprefix("teacher_") for name in ran.used))
+        inputs = entries_read(ran.used)
         return Header(
             version=installed_version(),
             teacher=teacher_name(source.backbone.model),
@@ -446,8 +460,10 @@ class SignalCache:
             key=source.key,
             inputs=inputs,
             compared=comparable(ran.view, inputs, len(ran.keys)),
-            error=self._error,
-            signals=plan_signals(ran.signals, self._needs, ran.view, self._error, self._codings),
+            error=self._error or 0.0,
+            signals=plan_signals(
+                ran.signals, self._needs, ran.view, self._error or 0.0, self._codings
+            ),
         )
 
     def _check_teacher(self, backbone: Backbone, weights: str | None) -> None:

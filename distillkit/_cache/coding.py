@@ -49,27 +49,29 @@ def coding(name: str) -> Coding:
     return _CODINGS[name]
 
 
-def log_probabilities_error(given: Tensor, decoded: Tensor) -> float:
+def log_probabilities_error(given: Tensor, decoded: Tensor, temperature: float = 1.0) -> float:
     """The mean KL(given || decoded) of log-probabilities, over rows that have any, in nats."""
     # some at a time: what is computed on the way is large, and stays in the processor's cache
     count = max(1, _AT_ONCE * len(given) // max(1, given.numel()))
     pairs = zip(torch.split(given, count), torch.split(decoded, count), strict=True)
-    return _mean(torch.cat([_divergences(p, q) for p, q in pairs]))
+    return _mean(torch.cat([_divergences(p, q, temperature) for p, q in pairs]))
 
 
-def _divergences(given: Tensor, decoded: Tensor) -> Tensor:
+def _divergences(given: Tensor, decoded: Tensor, temperature: float) -> Tensor:
     """Of each row that has a probability, flat."""
     rows = (given > -torch.inf).any(-1)
-    p, q = given[rows].double(), decoded[rows].double()
+    p, q = (x[rows].double() / temperature for x in (given, decoded))
+    p = p.log_softmax(-1)
     kept = p > -torch.inf
     q = torch.where(kept, q, -torch.inf).log_softmax(-1)
     values = torch.where(kept, p.exp() * (torch.where(kept, p, 0) - torch.where(kept, q, 0)), 0)
     return values.sum(-1)
 
 
-def logits_error(given: Tensor, decoded: Tensor) -> float:
+def logits_error(given: Tensor, decoded: Tensor, temperature: float = 1.0) -> float:
     """The mean KL of the softmax of logits, in nats."""
-    return log_probabilities_error(*(x.double().log_softmax(-1) for x in (given, decoded)))
+    one, other = (x.double().log_softmax(-1) for x in (given, decoded))
+    return log_probabilities_error(one, other, temperature)
 
 
 def relative_error(given: Tensor, decoded: Tensor) -> float:
@@ -102,7 +104,8 @@ def _int8() -> Coding:
     def encode(x: Tensor) -> Parts:
         scale = x.float().abs().amax(-1) / 127
         steps = x.float() / torch.where(scale > 0, scale, 1)[..., None]
-        return {"": steps.round().to(torch.int8), "scale": scale}
+        # of the smallest numbers that there are the scale is rounded, and steps may be more
+        return {"": steps.round().clamp(-127, 127).to(torch.int8), "scale": scale}
 
     def decode(parts: Parts, dtype: torch.dtype, _: int) -> Tensor:
         return (parts[""].float() * parts["scale"][..., None]).to(dtype)

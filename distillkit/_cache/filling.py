@@ -18,7 +18,7 @@ from .._backbone.signals import Signals
 from ..errors import CacheError, OptionError
 from .identity import Header
 from .index import Index
-from .inputs import check_inputs, fingerprints, keys_of
+from .inputs import check_inputs, check_read, keys_of, seen
 from .packing import check_repeats, pack
 from .shard import Example, encode, name_of
 from .sizes import Estimate, check_fits, estimate_of, examples_in
@@ -198,7 +198,7 @@ class Filling:
         for batch in shown(loader, progress=progress):
             view = SideOfBatch(checked_batch(batch), "teacher")
             keys = keys_of(view, self._source.key)
-            inputs = {} if self._header is None else fingerprints(view, self._header.compared)
+            inputs = {} if self._header is None else seen(view, self._header, len(keys))
             new = self._new(keys)
             if new:
                 examples, inputs = self._ran(batch, new, total)
@@ -225,14 +225,15 @@ class Filling:
         if self._out is None:
             self._header = self._header_of(ran)
         assert self._header is not None
-        inputs = fingerprints(ran.view, self._header.compared)
+        check_read(ran.used, self._header.inputs)
+        inputs = seen(ran.view, self._header, len(ran.keys))
         examples = pack(ran.signals, self._header.signals, ran.keys, new, inputs, ran.view)
         if self._out is None:
             again = self._source.run(batch).signals
             specs = self._header.signals
             check_repeats(specs, examples, pack(again, specs, ran.keys, new, inputs, ran.view))
             self._estimate = estimate_of(self._header, examples, total, self._store.free_bytes())
-            check_fits(self._estimate, self._store.place)
+            check_fits(self._estimate, self._store.place, there=len(self._index))
             self._out = Writer(
                 self._store, self._name, self._index.next_number(self._name), self._header,
                 self._shard_bytes, self._index.take,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from .spec import SignalSpec
 FORMAT = 1
 HEADER = "cache.json"
 _CHUNK = 1 << 26
-_OF_ADAPTERS = ("streams", "outputs", "returns", "inputs_table", "masks", "entries", "sources")
+_OF_ADAPTERS = ("streams", "outputs", "returns", "tables", "masks", "entries", "sources")
+_AT_AN_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Header(BaseModel):
@@ -113,10 +115,10 @@ def weights_checksum(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, x in sorted(unwrapped(model).state_dict().items()):
-        if not isinstance(x, Tensor):
-            digest.update(f"{name} {x!r}".encode())
-            continue
         for part, plain in _plain_tensors(name, x):
+            if not isinstance(plain, Tensor):
+                digest.update(f"{part} {plain!r}".encode())
+                continue
             digest.update(f"{part} {tuple(plain.shape)} {plain.dtype}".encode())
             flat = plain.detach().contiguous().reshape(-1).view(torch.uint8)
             for start in range(0, len(flat), _CHUNK):
@@ -124,18 +126,47 @@ def weights_checksum(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _plain_tensors(name: str, x: Tensor) -> Iterable[tuple[str, Tensor]]:
-    """A tensor, or the tensors that a quantised one is made of."""
+def _plain_tensors(name: str, x: Any) -> Iterable[tuple[str, Any]]:
+    """A tensor, those that a quantised one or a state is made of, and plain data.
+
+    Raises:
+        CacheError: what is not here, or is neither.
+    """
+    if isinstance(x, Mapping):
+        return [pair for key in x for pair in _plain_tensors(f"{name}.{key}", x[key])]
+    if isinstance(x, (tuple, list)):
+        return [pair for i, one in enumerate(x) for pair in _plain_tensors(f"{name}.{i}", one)]
+    if not isinstance(x, Tensor):
+        if _AT_AN_ADDRESS.search(repr(x)):
+            raise CacheError(
+                f"the teacher's state {name!r} is {type(x).__name__}, which has no checksum. "
+                f"{_NAME_THEM}"
+            )
+        return [(name, x)]
     if x.is_meta or hasattr(x, "full_tensor"):
         raise CacheError(
             f"the teacher's weight {name!r} is not here as a whole (sharded, offloaded or on the "
-            "meta device), so the weights have no checksum; name them yourself: "
-            'fill(..., weights="vilt-b32-finetuned-vqa, revision abc")'
+            f"meta device), so the weights have no checksum. {_NAME_THEM}"
         )
+    if x.is_quantized:
+        # its steps and zero points are numbers beside, one or many
+        steps = [x.q_scale(), x.q_zero_point()] if _has_one_step(x) else _steps_of(x)
+        return [(name, x.int_repr()), *_plain_tensors(f"{name}.steps", steps)]
     if type(x) in (Tensor, nn.Parameter) or not hasattr(x, "__tensor_flatten__"):
         return [(name, x)]
     inner, _ = x.__tensor_flatten__()
     return [pair for one in inner for pair in _plain_tensors(f"{name}.{one}", getattr(x, one))]
+
+
+def _has_one_step(x: Tensor) -> bool:
+    return x.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+
+
+def _steps_of(x: Tensor) -> list[Any]:
+    return [x.q_per_channel_scales(), x.q_per_channel_zero_points()]
+
+
+_NAME_THEM = 'Name them yourself: fill(..., weights="vilt-b32-finetuned-vqa, revision abc")'
 
 
 def adapter_name(adapter: Adapter) -> str:
@@ -165,13 +196,23 @@ def preprocessing_name(given: Any) -> str | None:
         return given
     table = given.to_dict() if hasattr(given, "to_dict") else given
     try:
-        text = json.dumps(table, sort_keys=True, default=str)
+        text = json.dumps(table, sort_keys=True, default=_said)
     except (TypeError, ValueError) as error:
         raise CacheError(
             "preprocessing is a name, a processor with to_dict(), or plain data; got "
-            f"{type(given).__name__}"
+            f"{type(given).__name__}: {error}"
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _said(value: object) -> object:
+    """What JSON has no form for, as text that is the same in every process."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    text = str(value)
+    if _AT_AN_ADDRESS.search(text):
+        raise TypeError(f"{text} is another text in every process")
+    return text
 
 
 def check_same(place: str, stored: Mapping[str, object], given: Mapping[str, object]) -> None:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError, SignalError, unknown_name
+from .identity import Header
 
+_DECODER = "decoder_"
+_PLACES = 32  # bits for the places along one axis
 _MULTIPLIER = 0x9E3779B1  # odd, with no pattern in its bits: Knuth's golden ratio
 _AT_ONCE = 1 << 17  # elements: ten times as fast on a CPU as all images of a batch together
 
@@ -29,6 +32,19 @@ def keys_of(batch: Mapping[str, Any], entries: Sequence[str]) -> list[str]:
         )
     rows = zip(*columns, strict=True)
     return [json.dumps(row[0] if len(row) == 1 else list(row)) for row in rows]
+
+
+def key_of(given: Any) -> str:
+    """One example's key, as JSON; a tuple where several entries tell examples apart.
+
+    Raises:
+        SignalError: neither whole numbers nor texts.
+    """
+    several = isinstance(given, (tuple, list))
+    parts = given if several else [given]
+    plain = [one.item() if hasattr(one, "item") else one for one in parts]
+    names = [f"key {i}" for i in range(len(plain))] if several else ["key"]
+    return keys_of({name: [one] for name, one in zip(names, plain, strict=True)}, names)[0]
 
 
 def _column(batch: Mapping[str, Any], entry: str) -> list[Any]:
@@ -62,23 +78,31 @@ def comparable(batch: Mapping[str, Any], names: Iterable[str], examples: int) ->
     )
 
 
-def fingerprints(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[int]]:
+def fingerprints(
+    batch: Mapping[str, Any], names: Iterable[str], read: Iterable[str]
+) -> dict[str, list[int]]:
     """A number for each example of each entry, which changes when any element of it does.
 
-    Padding changes nothing: neither zeros at the end of an axis, nor any token that a mask of the
-    same shape leaves out, at either end. The same numbers on another device have the same
-    fingerprint.
+    Padding changes nothing: neither zeros at the end of an axis, nor any token that its mask leaves
+    out, at either end. The same numbers on another device have the same fingerprint.
+
+    Args:
+        batch: the teacher's view of a batch.
+        names: the entries.
+        read: what the teacher reads: other masks may leave out what it sees.
     """
-    masks = [
-        batch[name]
-        for name in batch
-        if name.endswith("mask") and isinstance(batch[name], Tensor) and batch[name].ndim == 2
-    ]
+    masks = {
+        name: batch[name]
+        for name in read
+        if name.endswith("mask") and isinstance(batch.get(name), Tensor) and batch[name].ndim == 2
+    }
     found = {}
     for name in names:
         x = batch[name].detach()
-        mask = next((one for one in masks if one.shape == x.shape), None)
-        found[name] = _fingerprints(x, None if x.is_floating_point() else mask).tolist()
+        mask = None if x.is_floating_point() else _mask_of(name, masks)
+        if mask is not None and mask.shape != x.shape:
+            mask = None
+        found[name] = _fingerprints(x, mask).tolist()
     return found
 
 
@@ -88,6 +112,57 @@ def _fingerprints(x: Tensor, mask: Tensor | None) -> Tensor:
         return _fingerprint(x, mask)
     examples = max(1, _AT_ONCE * len(x) // x.numel())
     return torch.cat([_fingerprint(some, None) for some in torch.split(x, examples)])
+
+
+def entries_read(used: Iterable[str]) -> tuple[str, ...]:
+    """The entries that a teacher read, by the names that it sees them under."""
+    return tuple(sorted({name.removeprefix("teacher_") for name in used}))
+
+
+def check_read(used: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse a batch of which the teacher reads what no fingerprint would be compared of.
+
+    Raises:
+        CacheError: the entries.
+    """
+    others = sorted(set(entries_read(used)) - set(known))
+    if others:
+        raise CacheError(
+            f"the teacher reads {', '.join(map(repr, others))} of this batch, and read "
+            f"{', '.join(map(repr, known))} when the cache was begun: bring the same entries in "
+            "every batch, or fill another cache"
+        )
+
+
+def seen(batch: Mapping[str, Any], header: Header, examples: int) -> dict[str, list[int]]:
+    """The fingerprints of what the teacher sees of each example, entry by entry.
+
+    Raises:
+        CacheError: entries that were there when the cache was begun and are not here.
+    """
+    compared = header.compared
+    lacking = sorted(set(compared) - set(comparable(batch, compared, examples)))
+    if lacking:
+        raise CacheError(
+            f"the teacher saw {', '.join(map(repr, compared))} of each example when the cache was "
+            f"begun, and of {', '.join(map(repr, lacking))} this batch has nothing for each of its "
+            f"{examples} examples: bring the same entries, or fill another cache"
+        )
+    return fingerprints(batch, compared, header.inputs)
+
+
+def _mask_of(entry: str, masks: Mapping[str, Tensor]) -> Tensor | None:
+    """An entry's mask, by its name: two of one shape are of one shape by chance.
+
+    ``decoder_input_ids`` has ``decoder_attention_mask``, and not ``attention_mask``.
+    """
+    stems = {name.removesuffix("mask").removesuffix("attention_"): name for name in masks}
+    fitting = [stem for stem in stems if entry.startswith(stem)]
+    if entry.startswith(_DECODER):
+        fitting = [stem for stem in fitting if stem.startswith(_DECODER)]
+    elif not fitting and len(masks) == 1:
+        fitting = list(stems)
+    return masks[stems[max(fitting, key=len)]] if fitting else None
 
 
 def _fingerprint(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,24 +180,40 @@ def _fingerprint(x: Tensor, mask: Tensor | None) -> Tensor:
     if bits.ndim == 1:
         return bits.long()
     while bits.ndim > 1:
-        places = torch.arange(bits.shape[-1], device=bits.device)
+        # every axis has weights of its own, or rows and columns could change places
+        places = torch.arange(bits.shape[-1], device=bits.device) + (bits.ndim << _PLACES)
         bits = (bits * _weights_of(places, bits.dtype)).sum(-1, dtype=torch.int64)
     return bits
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The elements as integers: those of floating point numbers by their bits."""
+    """The elements as integers: those of floating point numbers by their bits.
+
+    Round numbers have zeros in their lower bits, which no weight would bring back: two of them
+    could change places unseen. So the upper bits are added to the lower ones.
+    """
     if x.is_complex():
         x = torch.view_as_real(x)
     if not x.is_floating_point():
-        return x.to(torch.int32)  # of any width the same
+        return _narrow(x)
     if x.dtype.itemsize == 8:
-        return x.contiguous().view(torch.int64)
+        bits = x.contiguous().view(torch.int64)
+        return bits ^ ((bits >> 32) & 0xFFFFFFFF)
     if x.dtype.itemsize == 4:
-        return x.contiguous().view(torch.int32)
+        bits = x.contiguous().view(torch.int32)
+        return bits ^ ((bits >> 16) & 0xFFFF)
     return (
         x.contiguous().view(torch.int16 if x.dtype.itemsize == 2 else torch.uint8).to(torch.int32)
     )
+
+
+def _narrow(x: Tensor) -> Tensor:
+    """Whole numbers in 32 bits, of any width the same; what does not fit is folded in."""
+    low = x.to(torch.int32)
+    if x.dtype.itemsize < 8:
+        return low
+    high = (x.to(torch.int64) - low) >> 32
+    return low ^ (high * _MULTIPLIER).to(torch.int32)
 
 
 def _weights_of(places: Tensor, dtype: torch.dtype) -> Tensor:

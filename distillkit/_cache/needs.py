@@ -28,6 +28,12 @@ class Need:
     averages_heads: bool
     terms: tuple[Term, ...]
 
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """At which probabilities are compared: 1, and those of the terms."""
+        given = [term.options.get("temperature") for term in self.terms]
+        return tuple(sorted({1.0, *(float(t) for t in given if isinstance(t, (int, float)))}))
+
 
 Needs = dict[str, Need]
 

@@ -174,7 +174,7 @@ def _checked_pieces(
             raise CacheError(
                 f"{spec.name!r} has the scale {value.scale}, and had {spec.scales[index]}"
             )
-    pieces = pieces_of(value, spec.form, vectors=vectors or "value" in stored)
+    pieces = pieces_of(spec.name, value, spec.form, vectors=vectors or "value" in stored)
     if set(pieces) != set(stored):
         raise CacheError(
             f"{spec.name!r} has {sorted(pieces)} in this batch, and had {sorted(stored)} when the "

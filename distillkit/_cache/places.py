@@ -50,11 +50,15 @@ class Places(NamedTuple):
 
 def followed(tokens: Tokens, batch: Mapping[str, Any]) -> Follows | None:
     """The mask of a batch of which a token axis is the image; None: there is none."""
-    real = tokens.real
+    real, known = tokens.real, tokens.known
+    if tokens.valid is not None:  # padding is stored too, and stays where it was
+        return None
+    if known is not None and known.modality == "image" and bool(real.all()):
+        return None  # any mask of ones looks like its own; patches without padding need none
     for mask in _masks(batch, *real.shape):
         if _equal(_sequence(mask, batch), real):
             return Follows(mask=mask, part=False)
-    chosen = None if tokens.known is None else _chosen(tokens.known, len(real))
+    chosen = None if known is None else _chosen(known, len(real))
     if chosen is None:
         return None
     for mask in _masks(batch, *chosen.shape):

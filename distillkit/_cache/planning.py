@@ -12,8 +12,8 @@ from torch import Tensor
 from .._attention import Attention
 from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
-from .._objective.term import Term
-from ..errors import CacheError, DistillKitError, OptionError
+from ..errors import CacheError, OptionError
+from .choices import Codings, check_named, codings_of, is_logits
 from .coding import coding, log_probabilities_error, logits_error, relative_error
 from .needs import Need, Needs, positions
 from .places import followed
@@ -30,11 +30,7 @@ from .reading import (
     tokens_of,
 )
 from .spec import AxisSpec, Form, PartSpec, PieceSpec, SignalSpec, Size
-
-Codings = Mapping[str, str]
-"""Signal -> the coding that somebody has chosen for it."""
-
-_TOP = (8, 16, 32, 64, 128, 256, 512)
+from .trials import compares_probabilities, reads_vectors
 
 
 class Plan(NamedTuple):
@@ -49,11 +45,7 @@ def plan_signals(
     signals: Signals, needs: Needs, batch: SideOfBatch, error: float, codings: Codings
 ) -> tuple[SignalSpec, ...]:
     """How each signal is written in the fewest bytes, with a mean error of at most ``error``."""
-    unknown = set(codings) - set(needs)
-    if unknown:
-        raise CacheError(
-            f"a coding is given for {sorted(unknown)}, and the recipe needs {sorted(needs)}"
-        )
+    check_named(codings, needs)
     found = []
     for name, need in sorted(needs.items()):
         chosen = codings.get(name)
@@ -61,8 +53,9 @@ def plan_signals(
         if not plans:
             raise OptionError(
                 f"{name!r} cannot be written as {chosen!r}: any tensor can as exact, float16, "
-                "bfloat16 or int8, logits as top_k:8 to 512 (fewer than there are classes), an "
-                "attention as map, map:float16 or uint8"
+                "bfloat16 or int8, logits as top_k:8 to 512 (fewer than there are classes, and "
+                "where losses compare nothing but probabilities), an attention as map, map:float16 "
+                "or uint8"
             )
         found.append(min(plans, key=lambda plan: plan.bytes).signal)
     return tuple(found)
@@ -78,9 +71,10 @@ class _Given(NamedTuple):
         values: of these layers.
         tokens: its token axes.
         axes: how they are written.
+        need: what is needed of it.
         vectors: queries, keys and values are needed themselves.
         averages_heads: of an attention, the mean over heads is enough.
-        details: what is known of its tokens is needed.
+        normalised: it is logits, and nothing but their probabilities is compared.
     """
 
     name: str
@@ -89,9 +83,10 @@ class _Given(NamedTuple):
     values: list[Any]
     tokens: tuple[Tokens, ...]
     axes: tuple[AxisSpec, ...]
+    need: Need
     vectors: bool
     averages_heads: bool
-    details: bool
+    normalised: bool
 
 
 def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Given:
@@ -105,19 +100,26 @@ def _given(name: str, signals: Signals, need: Need, batch: SideOfBatch) -> _Give
     values: list[Any] = [signals[name]] if layers is None else [layers[i] for i in stored]
     tokens = tokens_of(signals, name, values[0], padding=need.padding)
     vectors = isinstance(values[0], Attention) and any(
-        _reads_vectors(term, values[0], batch) for term in need.terms
+        reads_vectors(term, values[0], batch) for term in need.terms
     )
-    averages = need.averages_heads and not vectors
+    logits = isinstance(values[0], Tensor) and is_logits(name)
+    normalised = logits and all(
+        compares_probabilities(term, values[0], batch) for term in need.terms
+    )
+    as_used = any(isinstance(x, Attention) and x.is_as_used for x in values)
+    averages = need.averages_heads and not vectors and not as_used
     values = [prepared(x, padding=need.padding, averages_heads=averages) for x in values]
     axes = _axes(name, tokens, need, batch)
-    return _Given(name, depth, stored, values, tokens, axes, vectors, averages, need.tokens)
+    return _Given(name, depth, stored, values, tokens, axes, need, vectors, averages, normalised)
 
 
 def _plans(given: _Given, error: float, chosen: str | None) -> Iterator[Plan]:
     """Every way that stays within the error; the exact ones among them always."""
     for form in _forms(given):
-        pieces = [pieces_of(value, form, vectors=given.vectors) for value in given.values]
-        allowed = _codings(given.name, form, pieces[0])
+        pieces = [
+            pieces_of(given.name, value, form, vectors=given.vectors) for value in given.values
+        ]
+        allowed = codings_of(form, pieces[0], normalised=given.normalised)
         if chosen is not None:
             if chosen in allowed:
                 yield _plan(given, form, allowed[chosen], pieces, None)
@@ -140,24 +142,6 @@ def _forms(given: _Given) -> list[Form]:
     return ["log_probabilities"] if len(found) > 1 else sorted({*found, "log_probabilities"})
 
 
-def _codings(name: str, form: Form, pieces: Mapping[str, Piece]) -> dict[str, str]:
-    """What a user may call a way to write this form -> its coding."""
-    if form == "used":
-        return {"exact": "exact", "float16": "float16"}
-    if form == "log_probabilities":
-        return {"map": "exact", "map:float16": "float16", "uint8": "uint8"}
-    found = ["exact", "float16", "bfloat16", "int8"]
-    if is_logits(name):
-        classes = pieces[""].values.shape[-1]
-        found += [f"top_k:{k}" for k in _TOP if k < classes]
-    return {one: one for one in found}
-
-
-def is_logits(name: str) -> bool:
-    """Whether a signal's last axis is classes."""
-    return name.partition(".")[0] == "logits"
-
-
 def _plan(
     given: _Given,
     form: Form,
@@ -177,9 +161,10 @@ def _plan(
         axes=given.axes,
         pieces=tuple(specs),
         scales=tuple(x.scale for x in given.values) if form == "products" else (),
+        temperatures=given.need.temperatures,
         bound=bound,
         averages_heads=given.averages_heads,
-        tokens=given.details,
+        tokens=given.need.tokens,
     )
     worst = 0.0
     if chosen != "exact":
@@ -222,13 +207,16 @@ def _error(
     ):
         return math.inf
     if isinstance(value, Tensor):
-        measure = logits_error if is_logits(signal.name) else relative_error
+        one, other = given[""].values, decoded[""]
         if tokens:
             real = tokens[0].real
-            return measure(given[""].values[real], decoded[""][real])
-        return measure(given[""].values, decoded[""])
+            one, other = one[real], other[real]
+        if is_logits(signal.name):
+            return max(logits_error(one, other, t) for t in signal.temperatures)
+        return relative_error(one, other)
     if signal.form == "log_probabilities":
-        return log_probabilities_error(given["log_p"].values, decoded["log_p"])
+        log_p = given["log_p"].values, decoded["log_p"]
+        return max(log_probabilities_error(*log_p, t) for t in signal.temperatures)
     if signal.form == "used":
         return relative_error(given["used"].values, decoded["used"])
     rows, keys = (one.real for one in tokens)
@@ -239,7 +227,7 @@ def _error(
         ).scores().log_softmax(-1).nan_to_num(-math.inf)
         for one in ({key: x.values for key, x in given.items()}, decoded)
     ]  # fmt: skip
-    return log_probabilities_error(*maps)
+    return max(log_probabilities_error(maps[0], maps[1], t) for t in signal.temperatures)
 
 
 def _through(spec: PieceSpec, values: Tensor) -> Tensor:
@@ -316,14 +304,3 @@ def bytes_of(signal: SignalSpec, tokens: tuple[Tokens, ...]) -> float:
         itemsize: int = getattr(torch, part.dtype).itemsize
         total += itemsize * float(size.mean()) if size.numel() else 0.0
     return total
-
-
-def _reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool:
-    """Whether a term's loss reads more of an attention than its probabilities: it is tried."""
-    plain = Attention.from_scores(attention.scores(), rows=attention.rows)
-    sides = [plain] * len(term.on)
-    try:
-        term.values(sides, sides, batch)
-    except DistillKitError:
-        return True
-    return False

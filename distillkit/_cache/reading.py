@@ -125,13 +125,17 @@ def form_of(attention: Attention, rows: Tensor, keys: Tensor) -> Form:
     return "products"
 
 
-def pieces_of(layer: Layer, form: Form, *, vectors: bool) -> dict[str, Piece]:
+def pieces_of(name: str, layer: Layer, form: Form, *, vectors: bool) -> dict[str, Piece]:
     """The tensors that a layer is written by.
 
     Args:
+        name: of the signal.
         layer: of a signal.
         form: how an attention is written.
         vectors: also write queries, keys and values that the form has no need of.
+
+    Raises:
+        CacheError: a map with NaN, which would be read as one of rows that do not count.
     """
     if isinstance(layer, Tensor):
         return {"": Piece(layer, (0, *[None] * (layer.ndim - 2)))}
@@ -139,7 +143,7 @@ def pieces_of(layer: Layer, form: Form, *, vectors: bool) -> dict[str, Piece]:
     if form == "used":
         found["used"] = Piece(layer.probabilities().transpose(1, 2), (0, None, 1))
     if form == "log_probabilities":
-        log_p = _log_probabilities(layer).transpose(1, 2)
+        log_p = _log_probabilities(name, layer).transpose(1, 2)
         found["log_p"] = Piece(log_p, (0, None, 1), -math.inf)
     if form == "products" or vectors:
         found["query"] = Piece(layer.query.transpose(1, 2), (0, None, None))
@@ -149,8 +153,13 @@ def pieces_of(layer: Layer, form: Form, *, vectors: bool) -> dict[str, Piece]:
     return found
 
 
-def _log_probabilities(attention: Attention) -> Tensor:
+def _log_probabilities(name: str, attention: Attention) -> Tensor:
     scores = attention.scores()
+    if bool(scores.isnan().any()):
+        raise CacheError(
+            f"{name!r} has scores that are NaN: the teacher's forward has overflown or its weights "
+            "are damaged; run it in bfloat16 or float32, or without autocast"
+        )
     rows = (scores > -torch.inf).any(-1, keepdim=True)
     return torch.where(rows, torch.where(rows, scores, 0).log_softmax(-1), -torch.inf)
 

@@ -120,15 +120,15 @@ def error_of(signal: SignalSpec) -> float:
     return max(piece.error for layer in signal.pieces for piece in layer.values())
 
 
-def check_fits(estimate: Estimate, place: str) -> None:
-    """Refuse to begin what will not fit.
+def check_fits(estimate: Estimate, place: str, *, there: int) -> None:
+    """Refuse to begin what will not fit beside the examples that are there.
 
     Raises:
         CacheError: more bytes than are free.
     """
-    if estimate.bytes is None or estimate.free_bytes is None:
+    if estimate.examples is None or estimate.free_bytes is None:
         return
-    if estimate.bytes > estimate.free_bytes:
+    if (estimate.examples - there) * estimate.bytes_per_example > estimate.free_bytes:
         raise CacheError(
             f"the signals do not fit into {place}:\n{estimate}\n"
             "Allow an error, SignalCache(..., error=1e-3), choose codings, or another place"

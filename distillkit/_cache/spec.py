@@ -103,6 +103,7 @@ class SignalSpec(_Frozen):
         scales: of an attention by queries and keys, the factor of the products of each layer.
         tokens: all is stored that is known of the tokens of its axes.
         averages_heads: of an attention, one map stands for the mean over its heads.
+        temperatures: at which a coding's error is measured, of logits and attention: the largest.
         bound: the largest mean error that its coding may have in a batch; None: the coding was
             chosen, and any finite error is right.
     """
@@ -114,6 +115,7 @@ class SignalSpec(_Frozen):
     axes: tuple[AxisSpec, ...]
     pieces: tuple[dict[str, PieceSpec], ...]
     scales: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = (1.0,)
     bound: float | None = None
     tokens: bool = False
     averages_heads: bool = False

@@ -120,9 +120,7 @@ def check_filled(place: Path, truth: Bits, loader: list[Batch] = LOADER) -> None
 def killed_at_random(folder: Path, truth: Bits) -> dict[str, Any]:
     """Fifty kills: each cache is killed again and again until it is full."""
     draw, counted = random.Random(0), Counted()
-    began = time.perf_counter()
-    assert succeeded(forked(filling(folder / "timed")))
-    duration = time.perf_counter() - began
+    duration = min(_seconds(folder / f"timed-{i}") for i in range(3))
     kills: list[dict[str, int]] = []
     full = caches = 0
     while len(kills) < KILLS:
@@ -145,6 +143,13 @@ def killed_at_random(folder: Path, truth: Bits) -> dict[str, Any]:
         "with_shards": sum(one["shards"] > 0 for one in kills),
         "while_writing": sum(one["unfinished"] > 0 for one in kills),
     }
+
+
+def _seconds(place: Path) -> float:
+    """How long a fill takes that nobody kills."""
+    began = time.perf_counter()
+    assert succeeded(forked(filling(place)))
+    return time.perf_counter() - began
 
 
 def killed_at_every_step(folder: Path, truth: Bits) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_keys_of_any_kind(ids, tmp_path):
     batch = {**collate(cached.examples(2)), "id": ids}
     cache = dk.SignalCache(tmp_path, RECIPE)
     fill(cache, [batch])
-    assert list(ids)[0] in cache
+    assert next(iter(ids)) in cache
     assert cache.signals(batch)["logits"].shape == (2, 3)
 
 

@@ -123,7 +123,7 @@ def _part(spec: PartSpec, examples: Sequence[Example], places: Mapping[str, Plac
         if len(lists) > 1:
             into[i][np.ix_(*_all_listed(where, sizes))] = numbers
         else:
-            into[(i, *where)] = numbers
+            into[i, ...][tuple(where)] = numbers  # of one number, too, a view
     return out
 
 

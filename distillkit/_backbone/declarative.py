@@ -65,7 +65,7 @@ class DeclarativeAdapter:
     @property
     def tables(self) -> dict[str, Any]:
         """All that the file says, as plain data."""
-        return self._file.model_dump(mode="json")
+        return self._file.model_dump()
 
     @property
     def streams(self) -> Mapping[str, str]:

@@ -74,9 +74,9 @@ def split_invariance(loss: Loss, given: Arguments) -> None:
 
 def finite_gradient(loss: Loss, given: Arguments) -> None:
     """Value and gradient are finite everywhere: at equality, zeros, ties, one-hot and extremes."""
-    calls = {"": given}
+    calls = {"": given, **_at_zero(loss, given)}
     if given.can_be_identical(loss.spec):
-        calls[" where student equals teacher"] = given.identical()
+        calls |= _at_equality(loss, given.identical())
     for name, call in calls.items():
         copy, student, teacher = call.with_leaves()
         value = loss(copy)
@@ -87,6 +87,30 @@ def finite_gradient(loss: Loss, given: Arguments) -> None:
         sides += [f"the parameter {one!r}" for one in parameters]
         for side, gradient in zip(sides, found, strict=True):
             require(gradient.isfinite().all(), f"gradient to {side} not finite{name}")
+
+
+def _at_zero(loss: Loss, given: Arguments) -> dict[str, Arguments]:
+    """The call with one side, and with both, at 0: a vector without length or direction."""
+    if loss.spec.example is not None or loss.of_attentions:
+        return {}  # what else may stand there, 0 may be no value of
+    student = tuple(torch.zeros_like(x) for x in given.student if isinstance(x, Tensor))
+    teacher = tuple(torch.zeros_like(x) for x in given.teacher if isinstance(x, Tensor))
+    return {
+        " where the student is 0": replace(given, student=student),
+        " where both sides are 0": replace(given, student=student, teacher=teacher),
+    }
+
+
+def _at_equality(loss: Loss, same: Arguments) -> dict[str, Arguments]:
+    """The call of equal sides, and again at every value of each option that it leaves alone."""
+    calls = {" where student equals teacher": same}
+    if same.options:
+        return calls
+    for name, option in loss.options.items():
+        for value in (*option.inside, *option.edges):
+            call = loss.accepted(replace(same, options={name: value}))
+            calls[f" where student equals teacher, at {name} = {value}"] = call
+    return calls
 
 
 def nan_reaches_value(loss: Loss, given: Arguments) -> None:

@@ -1,0 +1,139 @@
+"""Which tower is which stream: by what its queries and its keys move with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .entries import Entries
+from .probe import Probe
+from .towers import Forward, Tower, Watched
+
+LEARNED = "learned"
+"""The name of tokens that no input moves: learned queries."""
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """The queries or keys of a tower, and what moves them while everything attends.
+
+    Attributes:
+        name: ``joint``, ``text``, ``image`` or ``learned``.
+        by_image: ``(b, n)``: which tokens another image moves.
+    """
+
+    name: str
+    by_image: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The streams of a file.
+
+    Attributes:
+        chosen: stream -> its tower.
+        ends: tower -> its queries and its keys.
+        left_out: towers of no stream, and what they are.
+    """
+
+    chosen: Mapping[str, Tower]
+    ends: Mapping[Tower, tuple[End, End]]
+    left_out: Sequence[tuple[Tower, str]] = field(default_factory=tuple)
+
+
+def find_streams(watched: Watched, entries: Entries) -> Streams:
+    """Name the towers of a model, and choose those that a file is about."""
+    before = watched.forward(entries.batch)
+    by_image = _forward(watched, entries.other_images()) if entries.images else None
+    by_words = []
+    for entry, words in entries.words.items():
+        everywhere = torch.ones_like(words, dtype=torch.bool)
+        changed = {**entries.batch, entry: entries.other_words(words, everywhere)}
+        by_words.append(_forward(watched, changed))
+    ends = {}
+    for tower in watched.readable:
+        sides = []
+        for side in ("queries", "keys"):
+            probe = Probe(watched, entries, tower, side)
+            sides.append(_end(probe, before, by_image, by_words))
+        ends[tower] = (sides[0], sides[1])
+    chosen = _chosen(ends)
+    taken = set(chosen.values())
+    left_out = [
+        (tower, tower.problem or f"{_named(tower, ends[tower])} stream")
+        for tower in watched.towers
+        if tower not in taken
+    ]
+    return Streams(chosen, ends, left_out)
+
+
+def _forward(watched: Watched, batch: Mapping[str, object]) -> Forward | None:
+    """A forward of a changed batch; None, where the model cannot run it."""
+    try:
+        return watched.forward(batch)
+    except Exception:  # an entry that looked like words and is none
+        return None
+
+
+def _end(
+    probe: Probe, before: Forward, by_image: Forward | None, by_words: Sequence[Forward | None]
+) -> End:
+    nothing = torch.zeros(probe.examples, probe.length, dtype=torch.bool)
+    image = nothing if by_image is None else probe.moved_among_all(before, by_image) > 0
+    text = nothing
+    for after in by_words:
+        if after is not None:
+            text = text | (probe.moved_among_all(before, after) > 0)
+    if bool((image & text).any()):
+        alone_image, alone_text = _alone(probe, nothing)
+        if bool((alone_image | alone_text).any()):
+            return End(_name(alone_text, alone_image), image)
+    return End(_name(text, image), image)
+
+
+def _alone(probe: Probe, nothing: Tensor) -> tuple[Tensor, Tensor]:
+    """Which tokens an image moves, and which other words do, where nothing else attends."""
+    entries = probe.entries
+    image, text = nothing, nothing
+    if entries.images:
+        image = probe.moved(entries.other_images()) > 0
+    for entry, words in entries.words.items():
+        everywhere = torch.ones_like(words, dtype=torch.bool)
+        changed = {**entries.batch, entry: entries.other_words(words, everywhere)}
+        try:
+            text = text | (probe.moved(changed) > 0)
+        except Exception:  # as above: no words after all
+            continue
+    return image, text
+
+
+def _name(text: Tensor, image: Tensor) -> str:
+    if bool(text.any()) and bool(image.any()):
+        return "joint"
+    if bool(text.any()):
+        return "text"
+    return "image" if bool(image.any()) else LEARNED
+
+
+def _named(tower: Tower, ends: tuple[End, End]) -> str:
+    queries, keys = (end.name for end in ends)
+    return queries if tower.kind == "self" else f"{queries}_to_{keys}"
+
+
+def _chosen(ends: Mapping[Tower, tuple[End, End]]) -> dict[str, Tower]:
+    """The streams in which words meet the image; where there are none, the two towers."""
+    by_name: dict[str, list[Tower]] = {}
+    for tower, pair in ends.items():
+        by_name.setdefault(_named(tower, pair), []).append(tower)
+    for wanted in (("joint",), ("text_to_image", "image_to_text"), ("text", "image")):
+        found = {name: _deepest(by_name[name]) for name in wanted if name in by_name}
+        if found:
+            return found
+    return {}
+
+
+def _deepest(towers: Sequence[Tower]) -> Tower:
+    return max(towers, key=lambda tower: len(tower.names))

@@ -164,7 +164,7 @@ def token_axis(
                 f"examples, but there are {count} {modality} tokens in {examples} examples"
             )
         if valid is not None:
-            extents = torch.where(valid[..., None], extents, 0)
+            extents = torch.where(valid[..., None], extents.to(valid.device), 0)
     return TokenAxis(
         modality,
         valid,

@@ -11,7 +11,8 @@ from torch import Tensor
 from .._transfer import trackable
 from ..errors import ShapeError, SignalError
 from .layout import ModalityTokens
-from .pictures import Cells, cells_of, extents_of, images_of
+from .patch_cells import Cells, cells_of, extents_of
+from .pictures import images_of
 from .run_entries import RunEntries
 from .token_run import TokenRun
 from .tokens import select_tokens
@@ -43,7 +44,7 @@ def tokens_of_run(
         """At these tokens, of what is known of all tokens of the part that they lie in."""
         if x is None or not isinstance(positions, Tensor) or x.shape[1] != span.length:
             return x
-        return select_tokens(x, positions[:, span.as_slice])
+        return select_tokens(x.to(positions.device), positions[:, span.as_slice])
 
     ids = _ids(one, span)
     cells, counts = span.cells, None
@@ -195,7 +196,8 @@ def _by_ids(
 
 def _real_cells(one: RunEntries, cells: Cells) -> Tensor:
     """Which tokens of a run are patches, where examples have unequally many."""
-    named = next(key for key in (one.run.grid, one.run.tiles) if isinstance(key, str))
+    sources = (one.run.grid, one.run.tiles, one.run.pixels_entry)
+    named = next(key for key in sources if isinstance(key, str))
     device = one.read(named).device
     counts = torch.tensor(cells.counts, device=device)
     return torch.arange(cells.length, device=device) < counts[:, None]

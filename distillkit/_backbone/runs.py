@@ -12,7 +12,8 @@ from ..errors import SignalError
 from .adapter_file import hosts_of
 from .joined_runs import join_runs
 from .layout import ModalityTokens, StreamTokens
-from .pictures import Cells, cells_of, images_of
+from .patch_cells import Cells, cells_of
+from .pictures import images_of
 from .run_entries import RunEntries
 from .run_facts import Span, real_tokens, tokens_of_run
 from .token_run import TokenRun

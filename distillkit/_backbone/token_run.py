@@ -184,19 +184,17 @@ class TokenRun(Table):
 
     @property
     def arguments(self) -> frozenset[str]:
-        """The batch entries that a model is likely to be called with."""
-        real = None if self.unmasked else self.real_entry
-        grid = self.grid if isinstance(self.grid, str) else None
+        """The batch entries that are the model's own: words, marks, masks and images."""
         length = self.length if isinstance(self.length, str) else None
-        named = (length, self.where, self.ids_entry, real, grid, self.pixels_entry)
-        unmasked = self.real_entry if self.unmasked else None
-        return frozenset(name for name in named if name is not None and name != unmasked)
+        real = None if self.unmasked else self.real_entry
+        named = (length, self.where, self.ids_entry, real, self.pixels_entry)
+        return frozenset(name for name in named if name is not None)
 
     @property
     def entries(self) -> frozenset[str]:
         """The batch entries that are read."""
-        tiles = self.tiles if isinstance(self.tiles, str) else None
-        named = (self.real_entry, self.extents, tiles)
+        shapes = [one for one in (self.grid, self.tiles) if isinstance(one, str)]
+        named = (self.real_entry, self.extents, *shapes)
         return self.arguments.union(name for name in named if name is not None)
 
     @model_validator(mode="after")

@@ -112,7 +112,8 @@ def first_pair(
     Of packed entries, it is the first part of as many as there are examples.
     """
     if not layout.pairs:
-        return {name: _first_part(x, examples) for name, x in batch.items()}
+        packed = _packed(layout, examples)
+        return {name: _first_part(x, examples, packed) for name, x in batch.items()}
     of_text = len(batch[words_of(batch, layout).entry])
     of_image = len(next(iter(images_of_batch(batch, adapter).values())))
     at = {m: int(index[0]) for m, index in layout.pairs.items()}
@@ -137,9 +138,30 @@ def _same(x: Tensor, index: Tensor) -> bool:
     return x.shape == index.shape and x.dtype == index.dtype and torch.equal(x, index)
 
 
-def _first_part(x: Any, examples: int) -> Any:
-    whole = isinstance(x, Tensor) and x.ndim > 0 and len(x) > 0 and len(x) % examples == 0
-    return x[: len(x) // examples] if whole else x
+def _packed(layout: TokenLayout, examples: int) -> list[tuple[int, int]]:
+    """Of images and of their patches, how many there are and how many of the first example.
+
+    Nothing, where every example has as many.
+    """
+    for tokens in layout.values():
+        grid = tokens["image"].grid if "image" in tokens else None
+        if isinstance(grid, Tensor) and len(grid) == examples:
+            cells = grid.prod(2)
+            counts = [((cells > 0).sum(1)).tolist(), cells.sum(1).tolist()]
+            if any(len(set(one)) > 1 for one in counts):
+                return [(sum(one), one[0]) for one in counts]
+    return []
+
+
+def _first_part(x: Any, examples: int, packed: list[tuple[int, int]]) -> Any:
+    """An entry's rows of the first example."""
+    if not isinstance(x, Tensor) or not x.ndim or not len(x):
+        return x
+    if len(x) != examples:
+        for total, first in packed:
+            if len(x) % total == 0:
+                return x[: len(x) // total * first]
+    return x[: len(x) // examples] if len(x) % examples == 0 else x
 
 
 def other_by_its_spread(x: Tensor, whole: Tensor) -> Tensor:

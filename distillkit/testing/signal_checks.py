@@ -14,8 +14,8 @@ from .._backbone.directions import DIRECTIONS, attention_signals
 from .._backbone.signals import Signals
 from .adapter_case import AdapterCase, forward
 from .perturb import first_pair, without_last_word
-from .sequences import places_of, real_tokens
 from .verdicts import NotApplicable, UnmetError
+from .words import words_of
 
 _CLOSE = 1e-4
 
@@ -178,12 +178,8 @@ def a_shorter_text_loses_one_token(case: AdapterCase) -> str:
     before = case.run
     shorter, words = without_last_word(batch, before.layout)
     after = forward(backbone, shorter)
-    counts = []
-    for run in (before, after):
-        tokens = run.layout[words.stream]
-        sequence = next(s for s in run.sequences if s.tokens is tokens)
-        real = real_tokens(sequence, sequence.length)
-        counts.append(real.take_along_dim(places_of(sequence, "text"), 1).sum(1))
+    then = words_of(shorter, after.layout)
+    counts = [(one.present & one.valid).sum(1) for one in (words, then)]
     expected = counts[0] - (words.rows == words.rows[0]).long()
     if counts[1].tolist() != expected.tolist():
         raise UnmetError(

@@ -108,6 +108,23 @@ class TestGrids:
         padded = stream([{**run, "length": 6}], {"shapes": torch.tensor([[2, 2]])}, "image")
         assert padded.valid.tolist() == [[True] * 4 + [False] * 2]
 
+    def test_of_an_image_in_a_run_that_is_longer(self):
+        run = {"modality": "image", "patch": 8, "length": "tokens", "uncropped": True}
+        batch = {"pixel_values": torch.zeros(2, 3, 16, 8), "tokens": torch.zeros(2, 5, 4)}
+        found = stream([run], batch, "image")
+        assert found.valid.tolist() == [[True, True, False, False, False]]
+        with pytest.raises(errors.SignalError, match="has 1 tokens, but its patches .* are 2"):
+            stream([run], {**batch, "tokens": torch.zeros(2, 1, 4)}, "image")
+
+    def test_that_were_first_seen_in_another_mode(self):
+        run = {"modality": "image", "grid": [3, 5], "extents": "boxes"}
+        boxes = torch.tensor([[0.0, 0, 1, 1]])
+        with torch.inference_mode(), torch.device("meta"):
+            stream([run], {"boxes": boxes}, "image")
+        batch = {"boxes": boxes.clone().requires_grad_()}
+        stream([run], batch, "image")["image"].extents.square().sum().backward()
+        assert batch["boxes"].grad.any()
+
     def test_in_pixels(self):
         run = {"modality": "image", "grid": "image_sizes", "patch": 16}
         batch = {"image_sizes": torch.tensor([[32, 48]])}
@@ -261,6 +278,20 @@ class TestTiles:
         assert found["image"].grid.tolist() == [[[1, 2], [2, 1]]]
         assert found["image"].extents[2, 4].tolist() == [0.5, 0, 1, 1]
 
+    def test_runs_whose_marks_take_turns(self):
+        ids = torch.tensor([[99, 98, 5, 99, 98], [5, 99, 98, 99, 98]])
+        runs = [
+            {**MARKED, "extents": "boxes"},
+            {**MARKED, "equals": 98, "length": 2, "special": [0, 1]},
+            WORDS,
+        ]
+        boxes = torch.arange(40.0).view(2, 5, 4)
+        image = stream(runs, {"ids": ids, "boxes": boxes})["image"]
+        assert image.special == (1, 3)
+        assert torch.equal(image.extents[0, [0, 2]], boxes[0, [0, 3]])
+        assert torch.equal(image.extents[1, [0, 2]], boxes[1, [1, 3]])
+        assert image.extents[:, [1, 3]].eq(0).all()
+
 
 class TestMarks:
     def test_stand_within_the_run_of_their_entry(self):
@@ -382,6 +413,13 @@ def test_what_a_file_names_reaches_a_forward_that_takes_anything():
     backbone = dk.Backbone(TakesAnything(), dk.DeclarativeAdapter(**tables))
     assert sorted(backbone.adapter.inputs(batch)) == ["ids", "mask", "pixels"]
     backbone.run(batch)
+    tables["tokens"]["image"][0]["grid"] = "shapes"  # what only the layout needs stays here
+    tables["tokens"]["image"][0]["extents"] = "boxes"
+    batch |= {"shapes": torch.tensor([[2, 2]] * 3), "boxes": torch.tensor([[0.0, 0, 1, 1]] * 3)}
+    backbone = dk.Backbone(TakesAnything(), dk.DeclarativeAdapter(**tables))
+    assert sorted(backbone.adapter.inputs(batch)) == ["ids", "mask", "pixels"]
+    assert {"shapes", "boxes"} < backbone.adapter.entries
+    assert backbone.run(batch)[1].axes("attention.text_to_image")[1].grid == (2, 2)
 
 
 # ------------------------------------------------------------------------- what a file cannot say

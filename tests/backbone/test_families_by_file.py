@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 
 import distillkit as dk
 from distillkit import testing
+from tests.support import zoo
 from tests.support.families_by_file import FILES, case
 
 IN_PATCHES = ("siglip2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -25,6 +29,35 @@ def test_a_file_tells_the_truth(name):
     else:
         assert cells.passed, cells
         assert "each moves its own patch alone" in cells.seen
+
+
+def test_images_of_several_sizes_and_left_padding():
+    """Two images in the first text, one in the second, whose padding is on the left."""
+
+    def factory():
+        model, _ = zoo.build("qwen2_5_vl")
+        image = zoo.IMAGE_TOKEN
+        texts = [
+            [1, 3, *[image] * 4, 4, 8, 3, *[image] * 8, 4, 9, 10],
+            [0] * 11 + [1, 3, *[image] * 4, 4, 11, 12],
+        ]
+        ids = torch.tensor(texts)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": (ids != 0).long(),
+            "pixel_values": zoo.random(16 + 32 + 16, 3 * 2 * zoo.PATCH * zoo.PATCH),
+            "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 8], [1, 4, 4]]),
+            "mm_token_type_ids": (ids == image).int(),
+        }
+        tables = copy.deepcopy(FILES["qwen2_5_vl"])
+        tables["tokens"]["joint"][0]["images"] = True
+        tables["tokens"]["joint"][-1]["special_ids"] = [1]
+        return model, batch, dk.DeclarativeAdapter(**tables)
+
+    results = {one.name: one for one in testing.check_adapter(factory)}
+    assert [str(one) for one in results.values() if one.failed] == []
+    assert results["a_batch_of_one_agrees"].seen == "attention.text_to_image"
+    assert "16 patches" in results["a_patch_moves_its_own_cell"].seen
 
 
 LIES = {

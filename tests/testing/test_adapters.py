@@ -254,6 +254,8 @@ def test_a_convolution_over_the_sequence_is_no_false_alarm():
 
     found = results(factory)
     assert not any(result.failed for result in found.values()), found
+    assert found["image_moves_only_image_tokens"].passed
+    assert found["text_moves_only_text_tokens"].passed
     swapped = results(lambda: factory({"joint": [tiny.IMAGE, tiny.TEXT]}))
     assert swapped["image_moves_only_image_tokens"].failed
     assert swapped["text_moves_only_text_tokens"].failed

@@ -42,7 +42,11 @@ class Entries:
     @property
     def words(self) -> dict[str, Tensor]:
         """Integers ``(b, n)`` and no mask; those first whose name says so, then the most varied."""
-        found = {name: x for name, x in self.tensors.items() if is_whole_numbers(x)}
+        found = {
+            name: x
+            for name, x in self.tensors.items()
+            if is_whole_numbers(x) and (says_ids(name) or name not in self.sizes)
+        }
         order = sorted(found, key=lambda n: (not says_ids(n), -len(torch.unique(found[n]))))
         return {name: found[name] for name in order}
 
@@ -78,6 +82,16 @@ class Entries:
             and not x.is_floating_point()
             and x.dtype != torch.bool
         }
+
+    @property
+    def placeholders(self) -> Tensor:
+        """The vocabulary entries that the model's config names as an image's tokens."""
+        named = [
+            value
+            for value, names in self.named.items()
+            if any("image_token" in name or "image_pad" in name for name in names)
+        ]
+        return torch.tensor(named, dtype=torch.long)
 
     def are_free(self, words: Tensor) -> Tensor:
         """Which of some words may be exchanged: those that the model's config gives no name."""

@@ -45,6 +45,7 @@ class Facts:
         patches: the patches in it.
         padding: what says which tokens are real.
         is_shuffled: whether the image's tokens come in another order in every forward.
+        is_joint: whether words and image meet in it.
     """
 
     probe: Probe
@@ -52,6 +53,7 @@ class Facts:
     patches: PatchesFound | None
     padding: tuple[Padding, ...]
     is_shuffled: bool
+    is_joint: bool
 
     @property
     def length(self) -> int:
@@ -66,10 +68,11 @@ def find_facts(probe: Probe, streams: Streams) -> Facts:
         streams: every tower, among which one may show the padding of this sequence.
     """
     end = streams.ends[probe.tower][probe.side == "keys"]
-    words = find_words(probe) if end.name in ("text", "joint") else None
-    patches = find_patches(probe, end.by_image) if end.name in ("image", "joint") else None
+    is_joint = streams.chosen.get("joint") is probe.tower
+    words = find_words(probe) if is_joint or end.name == "text" else None
+    patches = find_patches(probe, end.by_image) if is_joint or end.name == "image" else None
     padding = _find_padding(probe, _shows_padding(probe, streams))
-    return Facts(probe, words, patches, padding, _is_shuffled(probe, patches))
+    return Facts(probe, words, patches, padding, _is_shuffled(probe, patches), is_joint)
 
 
 def _is_shuffled(probe: Probe, patches: PatchesFound | None) -> bool:

@@ -105,7 +105,7 @@ def _written(watched: Watched, entries: Entries, streams: Streams) -> AdapterTex
     sequences = _sequences(watched, entries, streams)
     file.top.lines = [
         *_inputs(watched, entries),
-        *_streams(streams),
+        *_streams(streams, entries),
         *_outputs(watched, entries, streams),
         *_absent(sequences.get("joint")),
         *(Hint(f"left out: {tower}", what) for tower, what in streams.left_out),
@@ -145,14 +145,18 @@ def _inputs(watched: Watched, entries: Entries) -> list[Line]:
     return [Line("inputs", named, "the model takes some of them by **kwargs")]
 
 
-def _streams(streams: Streams) -> list[Line | Hint]:
+def _streams(streams: Streams, entries: Entries) -> list[Line | Hint]:
     patterns = {stream: tower.pattern for stream, tower in streams.chosen.items()}
     lines: list[Line | Hint] = [Line("streams", patterns)]
     if not patterns:
         why = "neither words nor an image move what enters any attention"
         return [Hint("streams", why, is_missing=True)]
-    if {"text", "image"}.isdisjoint(_ends_of(streams)) and "joint" not in patterns:
-        lines.append(Hint("streams", "no words and no image", is_missing=True))
+    ends = _ends_of(streams)
+    if "joint" not in ends:
+        for modality, given in (("text", entries.words), ("image", entries.images)):
+            if given and modality not in ends:
+                why = f"no attention that is read takes the {modality}: is it made by convolutions?"
+                lines.append(Hint(f"streams: {modality}", why, is_missing=True))
     return lines
 
 
@@ -178,7 +182,8 @@ def _absent(joint: Facts | None) -> list[Line | Hint]:
     free = joint.probe.entries.are_free(joint.words.words)  # neither padding nor markers
     words[:, joint.words.start : joint.words.stop] = free
     words &= ~image
-    if not bool(image.any()):
+    patches = joint.patches
+    if not bool(image.any()) or (patches is not None and patches.problem):
         return []
     why = {}
     if not sees(joint, image, words):

@@ -162,8 +162,9 @@ def _cells(
         return {**probe.entries.batch, entry: changed}
 
     found = codes(probe, most, change)
-    if found is None or bool(((found >= 0) != (picture >= 0)).any()):
+    if found is None or bool(((found < 0) & (picture >= 0)).any()):
         return None
+    found = torch.where(picture >= 0, found, -1)
     for i, (rows, columns) in enumerate(grids):
         own = found[picture == i]
         if len(own) and sorted(own.tolist()) != list(range(rows * columns)):

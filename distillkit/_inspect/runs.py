@@ -54,13 +54,14 @@ def _marks(facts: Facts) -> Marks | None:
     entries = facts.probe.entries
     tensors = entries.tensors
     of_image = image_tokens(facts)
+    if not facts.is_joint:
+        return None
     if not bool(of_image.any()):
-        named = [value for value, names in entries.named.items() if _is_placeholder(names)]
-        of_image = torch.isin(words.words, torch.tensor(named, dtype=torch.long))
+        of_image = torch.isin(words.words, entries.placeholders.to(words.words))
     candidates = [words.entry, *entries.masks, *entries.words]
     for entry in dict.fromkeys(candidates):
         x = tensors[entry]
-        if x.shape != of_image.shape or x.is_floating_point() or not bool(of_image.any()):
+        if x.shape != of_image.shape or not bool(of_image.any()):
             continue
         values = torch.unique(x[of_image].long())
         tokens = torch.isin(x.long(), values)
@@ -70,12 +71,12 @@ def _marks(facts: Facts) -> Marks | None:
     return None
 
 
-def _is_placeholder(names: Sequence[str]) -> bool:
-    return any("image_token" in name or "image_pad" in name for name in names)
-
-
 def _marked_image(facts: Facts, marks: Marks) -> list[Table]:
     values: int | list[int] = marks.values[0] if len(marks.values) == 1 else list(marks.values)
+    if facts.probe.entries.tensors[marks.entry].is_floating_point():
+        why = f"the image's tokens are where it is {values}, but `where` takes integers: give those"
+        hint = Hint(f'where = "{marks.entry}"', why, is_missing=True)
+        return [Table(lines=[Line("modality", "image"), hint])]
     where = [Line("modality", "image"), Line("where", marks.entry), Line("equals", values)]
     counts: list[int] = marks.tokens.sum(1).tolist()
     same = counts[0] if len(set(counts)) == 1 else None
@@ -141,7 +142,8 @@ def _special_words(facts: Facts) -> list[Line | Hint]:
     by_name = {
         value: names
         for value, names in named.items()
-        if value in present and not any(part in one for one in names for part in _OF_IMAGES)
+        if value in present
+        and not (facts.is_joint and any(part in one for one in names for part in _OF_IMAGES))
     }
     if by_name:
         said = ", ".join(names[0] for names in by_name.values())

@@ -61,6 +61,8 @@ def find_streams(watched: Watched, entries: Entries) -> Streams:
             sides.append(_end(probe, before, by_image, by_words))
         ends[tower] = (sides[0], sides[1])
     chosen = _chosen(ends)
+    if "text" in chosen and _holds_placeholders(chosen["text"], entries):
+        chosen = {"joint": chosen["text"]}
     taken = set(chosen.values())
     left_out = [
         (tower, tower.problem or f"{_named(tower, ends[tower])} stream")
@@ -68,6 +70,14 @@ def find_streams(watched: Watched, entries: Entries) -> Streams:
         if tower not in taken
     ]
     return Streams(chosen, ends, left_out)
+
+
+def _holds_placeholders(tower: Tower, entries: Entries) -> bool:
+    """Whether words of a tower are, by the model's config, places of an image's tokens."""
+    for words in entries.words.values():
+        if words.shape == (tower.examples, tower.lengths[0]):
+            return bool(torch.isin(words, entries.placeholders.to(words)).any())
+    return False
 
 
 def _forward(watched: Watched, batch: Mapping[str, object]) -> Forward | None:
@@ -87,11 +97,14 @@ def _end(
     for after in by_words:
         if after is not None:
             text = text | (probe.moved_among_all(before, after) > 0)
-    if bool((image & text).any()):
-        alone_image, alone_text = _alone(probe, nothing)
-        if bool((alone_image | alone_text).any()):
-            return End(_name(alone_text, alone_image), image)
-    return End(_name(text, image), image)
+    mixed = bool((image & text).any())
+    if not mixed and (probe.tower.kind == "self" or not bool(text.any())):
+        return End(_name(text, image), image)
+    alone_image, alone_text = _alone(probe, nothing)
+    if bool((alone_image | alone_text).any()):
+        return End(_name(alone_text, alone_image), image)
+    # attention has brought the words into tokens that are none of theirs
+    return End(_name(nothing, image), image) if probe.is_quiet else End(_name(text, image), image)
 
 
 def _alone(probe: Probe, nothing: Tensor) -> tuple[Tensor, Tensor]:

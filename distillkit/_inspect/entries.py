@@ -1,4 +1,4 @@
-"""What the entries of a batch are: words, pictures, masks, grids, counts; and how to change them."""
+"""What the entries of a batch are: words, pictures, masks, grids; and how to change them."""
 
 from __future__ import annotations
 

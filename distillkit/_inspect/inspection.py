@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +77,7 @@ def inspect_model(model: nn.Module, batch: Mapping[str, Any]) -> Inspection:
         raise DistillKitError(_unread(watched))
     streams = find_streams(watched, entries)
     file = _written(watched, entries, streams)
-    return _checked(file, model, watched.batch)
+    return _checked(file, model, batch)
 
 
 def _unread(watched: Watched) -> str:
@@ -94,7 +93,7 @@ def _checked(file: AdapterText, model: nn.Module, batch: Mapping[str, Any]) -> I
         adapter = DeclarativeAdapter(**file.tables)
         if file.missing and not file.runs:
             return Inspection(file, problem="no stream is known")
-        results = check_adapter(lambda: (model, copy.copy(batch), adapter))
+        results = check_adapter(lambda: (model, dict(batch), adapter))
     except DistillKitError as error:
         return Inspection(file, problem=" ".join(str(error).split()))
     return Inspection(file, tuple(results))
@@ -174,7 +173,7 @@ def _outputs(watched: Watched, entries: Entries, streams: Streams) -> list[Line 
 
 
 def _absent(joint: Facts | None) -> list[Line | Hint]:
-    """Directions in which no token of a joint stream sees another: what comes first sees nothing."""
+    """Directions in which no token of a joint stream sees one of the other modality."""
     if joint is None or joint.words is None or joint.words.problem:
         return []
     image = image_tokens(joint)

@@ -30,6 +30,7 @@ class PatchesFound:
         merged: so many vectors of the entry become one token.
         size: height and width of a picture in pixels.
         mixed: tokens that only all patches together move: attention has made them, ``(b, n)``.
+        follows: whether a larger picture has more patches of the same size.
         problem: what could not be seen; empty: nothing.
     """
 
@@ -41,12 +42,8 @@ class PatchesFound:
     merged: int = 1
     size: tuple[int, int] | None = None
     mixed: Tensor | None = None
+    follows: bool = False
     problem: str = ""
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether the entry holds pictures, and not patches one after another."""
-        return len(self.shape) >= _DEEP
 
 
 def find_patches(probe: Probe, mixed: Tensor) -> PatchesFound | None:
@@ -91,8 +88,23 @@ def _pictures(probe: Probe, base: PatchesFound, x: Tensor, moved: Tensor) -> Pat
     for grids in _candidates(counts, height, width):
         cell = _cells(probe, base.entry, x, places, grids, picture)
         if cell is not None:
-            return _with(base, cell=cell, grids=grids)
+            follows = x.ndim == _DEEP and _follows(probe, base.entry, x, grids)
+            return _with(base, cell=cell, grids=grids, follows=follows)
     return _with(base, problem="no pixel moves one patch alone")
+
+
+def _follows(probe: Probe, entry: str, x: Tensor, grids: tuple[tuple[int, int], ...]) -> bool:
+    """Whether a picture that is one patch higher has a row of patches more."""
+    rows, columns = grids[0]
+    side, rest = divmod(x.shape[2], rows)
+    if rest or x.shape[3] != side * columns or len(set(grids)) > 1:
+        return False
+    higher = torch.cat([x, x[:, :, :side]], 2)
+    try:
+        seen = probe.watched.forward({**probe.entries.batch, entry: higher})
+    except Exception:  # the model takes one size
+        return False
+    return seen.entering[probe.tower].of(probe.side).shape[2] == probe.length + columns
 
 
 def _leading(x: Tensor) -> Iterator[tuple[int, ...]]:
@@ -157,8 +169,7 @@ def _cells(
             for cell in cells[: rows * columns].nonzero()[:, 0].tolist():
                 row, column = divmod(cell, columns)
                 y, z = int((row + 0.5) * height / rows), int((column + 0.5) * width / columns)
-                at = (*place, slice(None), y, z)
-                changed[at] = other[at]
+                changed[place][:, y, z] = other[place][:, y, z]
         return {**probe.entries.batch, entry: changed}
 
     found = codes(probe, most, change)

@@ -24,14 +24,14 @@ class GridRun(NamedTuple):
 
     Attributes:
         grid: rows and columns; None where the entry does not show them.
-        count: how many tokens.
+        length: how many tokens.
         special: which of them are no patch.
         newlines: whether each row ends in a token of its own.
         images: how many pictures.
     """
 
     grid: tuple[int, int] | None
-    count: int
+    length: int
     special: tuple[int, ...] = ()
     newlines: bool = False
     images: int = 1
@@ -51,15 +51,15 @@ def grid_runs(
 
     Examples:
         >>> grid_runs([None, Patch(0, 0), Patch(0, 1)], [(1, 2)])
-        [GridRun(grid=(1, 2), count=3, special=(0,), newlines=False, images=1)]
+        [GridRun(grid=(1, 2), length=3, special=(0,), newlines=False, images=1)]
     """
     runs: list[GridRun] = []
     for part in _by_picture(tokens):
         picture = next(one.picture for one in part if one is not None)
         run = _run(part, None if grids is None else grids[picture])
-        if runs and runs[-1]._replace(images=1, count=run.count) == run and not run.special:
+        if runs and runs[-1]._replace(images=1, length=run.length) == run and not run.special:
             before = runs.pop()
-            run = run._replace(images=before.images + 1, count=before.count + run.count)
+            run = run._replace(images=before.images + 1, length=before.length + run.length)
         runs.append(run)
     return runs
 

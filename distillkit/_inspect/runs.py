@@ -241,9 +241,14 @@ def _fixed(run: GridRun, facts: Facts) -> list[Line | Hint]:
     patches = facts.patches
     assert patches is not None
     sides = [side / n for side, n in zip(patches.size or (), run.grid, strict=False)]
-    square = sides[0] if len(set(sides)) == 1 and sides[0] == int(sides[0]) else None
-    follows = f"or patch = {int(square)}, where images differ in size" if square else ""
-    lines: list[Line | Hint] = [Line("grid", list(run.grid), follows)]
+    is_square = len(set(sides)) == 1 and sides[0] == int(sides[0])
+    lines: list[Line | Hint] = [Line("grid", list(run.grid))]
+    if patches.follows and is_square and run.images == 1:
+        lines = [Line("patch", int(sides[0]), "a larger image makes more of them")]
+        if patches.entry != "pixel_values":
+            lines.append(Line("pixels", patches.entry))
+    elif is_square:
+        lines[0] = Line("grid", list(run.grid), f"each of {int(sides[0])} x {int(sides[0])} pixels")
     if run.special:
         lines.append(Line("special", list(run.special)))
     if run.newlines:

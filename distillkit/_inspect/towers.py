@@ -84,12 +84,14 @@ class Watched:
 
     Args:
         model: any module; it is run in eval mode, without gradient, from one random state.
-        batch: what it is called with.
+        batch: what it is called with, on whatever device; here it is on the CPU, for looking.
     """
 
     def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        self.model, self.batch = model, dict(batch)
-        self.towers = tuple(_towers(model, self.batch))
+        self.model = model
+        self._devices = {n: x.device for n, x in batch.items() if isinstance(x, Tensor)}
+        self.batch = {n: x.cpu() if n in self._devices else x for n, x in batch.items()}
+        self.towers = tuple(_towers(model, batch))
         usable = dict.fromkeys(tower.names[0] for tower in self.readable)
         self._scope = Scope(model, list(usable)) if usable else None
         self._names = Scope(model, ()).names
@@ -114,7 +116,7 @@ class Watched:
         quiet = [] if alone is None else self._others(alone)
         with _undisturbed(self.model, seed), silence(quiet):
             with self._scope.recording() as recorder:
-                output = self.model(**batch)
+                output = self.model(**self._placed(batch))
             record = Record(recorder)
             entering = {tower: _entering(record, tower) for tower in self.readable}
         return Forward(entering, output)
@@ -123,8 +125,12 @@ class Watched:
         """What the modules that match some patterns return, by name."""
         scope = Scope(self.model, [self.towers[0].names[0]], outputs=list(patterns))
         with _undisturbed(self.model, 0), scope.recording() as recorder:
-            self.model(**self.batch)
+            self.model(**self._placed(self.batch))
         return dict(recorder.outputs)
+
+    def _placed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch on the devices that the given one was on."""
+        return {n: x.to(self._devices[n]) if n in self._devices else x for n, x in batch.items()}
 
     def count(self, pattern: str) -> int:
         """How many modules a pattern names."""
@@ -163,7 +169,7 @@ def _towers(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[Tower]:
 def _parts(
     pattern: str, layers: list[tuple[str, Attention]]
 ) -> Iterator[tuple[str, list[tuple[str, Attention]]]]:
-    """A stack, or its stages where they are of unequal lengths, with the numbers that they share."""
+    """A stack, or its stages where their lengths are unequal, with the numbers that they share."""
     by_length: dict[tuple[int, ...], list[tuple[str, Attention]]] = {}
     for name, attention in layers:
         by_length.setdefault(attention.shape[2:], []).append((name, attention))
@@ -198,9 +204,7 @@ def _entering(record: Record, tower: Tower) -> Entering:
     attention = record.calls(tower.names[0])[tower.call].detach()
     b, h, q, k = attention.shape
     keep = attention.keep()
-    kept = (
-        torch.ones(b, q, k, dtype=torch.bool) if keep is None else keep.expand(b, h, q, k).any(1)
-    )
+    kept = torch.ones(b, q, k, dtype=torch.bool) if keep is None else keep.expand(b, h, q, k).any(1)
     return Entering(attention.query, attention.key, kept.cpu())
 
 

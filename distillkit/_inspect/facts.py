@@ -99,9 +99,11 @@ def _shows_padding(probe: Probe, streams: Streams) -> list[Tower]:
 
 def _find_padding(probe: Probe, towers: list[Tower]) -> tuple[Padding, ...]:
     """The entries that take a key away where they say that it is padding."""
-    found = []
+    found: list[Padding] = []
     batch = probe.entries.batch
-    for tower in towers[:1]:
+    for tower in towers:
+        if found:
+            break
         before = probe.watched.forward(batch).entering[tower].kept
         for entry, mask in probe.entries.masks.items():
             if len(mask) == probe.examples and bool((mask[0] != 0).any()):

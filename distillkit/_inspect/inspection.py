@@ -151,6 +151,11 @@ def _streams(streams: Streams, entries: Entries) -> list[Line | Hint]:
         why = "neither words nor an image move what enters any attention"
         return [Hint("streams", why, is_missing=True)]
     ends = _ends_of(streams)
+    counts = {stream: tower.examples for stream, tower in streams.chosen.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{stream} of {count}" for stream, count in counts.items())
+        why = f"the towers run unequally many sequences ({told}): name the entries that pair them"
+        lines.append(Hint("pairs = { text = ..., image = ... }", why, is_missing=True))
     if "joint" not in ends:
         for modality, given in (("text", entries.words), ("image", entries.images)):
             if given and modality not in ends:

@@ -171,6 +171,8 @@ def _image_lines(
     assert patches is not None
     length: list[Line | Hint] = [] if same is None else [Line("length", same)]
     if bool((patches.picture < 0).all()):
+        if patches.mixed is None or not bool((patches.mixed | ~tokens).all()):
+            return [*length, _no_grid("another image moves only some of these tokens")], None
         made = "attention makes each of them of all patches"
         return [*length, Line("nowhere", value=True, comment=made)], None
     if facts.is_shuffled:

@@ -94,8 +94,8 @@ def _end(
     nothing = torch.zeros(probe.examples, probe.length, dtype=torch.bool)
     image = nothing if by_image is None else probe.moved_among_all(before, by_image) > 0
     text = nothing
-    for after in by_words:
-        if after is not None:
+    for words, after in zip(probe.entries.words.values(), by_words, strict=True):
+        if after is not None and words.shape[1] <= probe.length:  # fewer tokens: a summary of them
             text = text | (probe.moved_among_all(before, after) > 0)
     mixed = bool((image & text).any())
     if not mixed and (probe.tower.kind == "self" or not bool(text.any())):
@@ -114,6 +114,8 @@ def _alone(probe: Probe, nothing: Tensor) -> tuple[Tensor, Tensor]:
     if entries.images:
         image = probe.moved(entries.other_images()) > 0
     for entry, words in entries.words.items():
+        if words.shape[1] > probe.length:
+            continue
         everywhere = torch.ones_like(words, dtype=torch.bool)
         changed = {**entries.batch, entry: entries.other_words(words, everywhere)}
         try:

@@ -155,3 +155,56 @@ def llava_onevision():
         "image_sizes": torch.tensor([[32, 32], [32, 32]]),
     }
     return T.LlavaOnevisionForConditionalGeneration, config, batch
+
+
+OF_ZOO = (
+    "clip", "metaclip_2", "altclip", "chinese_clip", "align", "siglip", "siglip2", "owlvit",
+    "groupvit", "x_clip", "clipseg", "vision_text_dual_encoder", "aimv2",
+    "blip_itm", "blip_vqa", "bridgetower", "lxmert", "visual_bert", "flava", "layoutlmv3",
+    "git", "instructblip", "pix2struct", "florence2", "trocr", "donut", "udop",
+    "llava", "llava_next", "paligemma", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "idefics2", "idefics3", "smolvlm", "internvl", "mllama", "pixtral", "aria", "janus", "ovis2",
+    "grounding_dino",
+)  # fmt: skip
+NAMES = (*OF_ZOO, *MORE)
+
+
+def build(name: str) -> Built:
+    """A model in eval mode, and its batch."""
+    return MORE[name]() if name in MORE else zoo.build(name)
+
+
+GRID = "[[tokens.joint]] grid = [rows, columns]"
+MISSING: dict[str, tuple[str, ...]] = {
+    "align": ("streams: image",),
+    "x_clip": ("pairs = { text = ..., image = ... }",),
+    "florence2": (GRID,),
+    "udop": (GRID,),
+    "grounding_dino": ("[[tokens.image]] grid = [rows, columns]",),
+    "got_ocr2": (GRID,),
+    "chameleon": (GRID,),
+    "vilt": ("[[tokens.joint]] positions",),
+}
+"""Families whose file is not complete, or fails -> the lines that it says are missing."""
+
+FAILING = {
+    "x_clip": "towers that run 2 texts and 8 frames",
+    "aimv2": "a text alone is attended to otherwise than in a batch",
+    "udop": "words and patches are merged, and boxes move both",
+    "vilt": "the order of patches is drawn in every forward",
+    "chameleon": "an image becomes entries of a codebook, of which few change",
+    "colpali": "a prompt without padding is attended to otherwise than one with it",
+}
+"""Families whose file fails a check -> why."""
+
+INCOMPLETE = tuple(name for name in NAMES if MISSING.get(name) is not None or name in FAILING)
+
+
+def expected(name: str) -> tuple[tuple[str, ...], bool]:
+    """The lines that the file of a family lacks, and whether a check fails."""
+    return MISSING.get(name, ()), name in FAILING
+
+
+def outcome(inspection: Any) -> tuple[tuple[str, ...], bool]:
+    """The same of what was written."""
+    return tuple(inspection.missing), bool(inspection.failed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,23 @@ class Entries:
     def other_images(self) -> dict[str, Any]:
         """The same batch with other images: every one of :attr:`images`."""
         return {**self.batch, **{name: other_numbers(x) for name, x in self.images.items()}}
+
+    def with_placeholders(self, of_image: Iterable[Tensor]) -> Entries:
+        """The same, knowing the vocabulary entries that stand where an image moves the tokens.
+
+        Args:
+            of_image: which tokens an image moves, ``(b, n)``, of every sequence.
+        """
+        named = dict(self.named)
+        for moved in of_image:
+            for words in self.words.values():
+                if words.shape != moved.shape or not bool(moved.any()):
+                    continue
+                values = torch.unique(words[moved])
+                elsewhere = torch.isin(words[~moved], values)
+                if len(values) == 1 and bool((~moved).any()) and not bool(elsewhere.all()):
+                    named.setdefault(int(values[0]), ("image_token",))
+        return Entries(self.batch, named)
 
 
 def other_numbers(x: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def inspect_model(model: nn.Module, batch: Mapping[str, Any]) -> Inspection:
     if not watched.readable:
         raise DistillKitError(_unread(watched))
     streams = find_streams(watched, entries)
-    file = _written(watched, entries, streams)
+    file = _written(watched, streams.entries, streams)
     return _checked(file, model, batch)
 
 

@@ -128,6 +128,15 @@ def _padding(facts: Facts, start: int, length: int, about: str) -> list[Line | H
         return [Line("lengths", one.entry), *side]
     entries = facts.probe.entries
     shape = entries.tensors[about].shape[:2] if about in entries.tensors else None
+    words = facts.words
+    if words is not None and words.entry == about and words.moved is not None:
+        for name, mask in entries.masks.items():
+            real = mask != 0
+            if real.shape == shape and torch.equal(
+                words.moved, real & entries.are_free(words.words)
+            ):
+                if not bool(real.all()):
+                    return [Line("mask", name, "other words where it is 0 move nothing")]
     alike = [n for n, x in entries.masks.items() if x.shape == shape and "mask" in n]
     if alike:
         return [Hint(f'mask = "{alike[0]}"', "taking a token out of it hides no key here")]

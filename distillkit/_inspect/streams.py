@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..testing.movement import how_far
 from .entries import Entries
 from .probe import Probe
 from .towers import Forward, Tower, Watched
@@ -36,11 +37,13 @@ class Streams:
     Attributes:
         chosen: stream -> its tower.
         ends: tower -> its queries and its keys.
+        entries: of the batch, with the placeholders of images that were seen.
         left_out: towers of no stream, and what they are.
     """
 
     chosen: Mapping[str, Tower]
     ends: Mapping[Tower, tuple[End, End]]
+    entries: Entries
     left_out: Sequence[tuple[Tower, str]] = field(default_factory=tuple)
 
 
@@ -48,6 +51,7 @@ def find_streams(watched: Watched, entries: Entries) -> Streams:
     """Name the towers of a model, and choose those that a file is about."""
     before = watched.forward(entries.batch)
     by_image = _forward(watched, entries.other_images()) if entries.images else None
+    entries = entries.with_placeholders(_moved_by_image(watched, before, by_image))
     by_words = []
     for entry, words in entries.words.items():
         everywhere = torch.ones_like(words, dtype=torch.bool)
@@ -69,7 +73,19 @@ def find_streams(watched: Watched, entries: Entries) -> Streams:
         for tower in watched.towers
         if tower not in taken
     ]
-    return Streams(chosen, ends, left_out)
+    return Streams(chosen, ends, entries, left_out)
+
+
+def _moved_by_image(watched: Watched, before: Forward, after: Forward | None) -> list[Tensor]:
+    """Which tokens another image moves, of every tower's queries."""
+    if after is None:
+        return []
+    pairs = ((before.entering[tower], after.entering[tower]) for tower in watched.readable)
+    return [
+        how_far(one.query, other.query).cpu() > 0
+        for one, other in pairs
+        if one.query.shape == other.query.shape
+    ]
 
 
 def _holds_placeholders(tower: Tower, entries: Entries) -> bool:

@@ -19,12 +19,14 @@ class WordsFound:
         entry: the batch entry that holds them.
         words: ``(b, m)``, its vocabulary entries.
         start: the position of the first column in the sequence.
+        moved: which words move their token, ``(b, m)``.
         problem: what keeps them from being a run; empty: nothing does.
     """
 
     entry: str
     words: Tensor
     start: int = 0
+    moved: Tensor | None = None
     problem: str = ""
 
     @property
@@ -75,4 +77,4 @@ def _placed(probe: Probe, entry: str, words: Tensor, moved: Tensor) -> WordsFoun
     expected[:, starts[0] : starts[0] + words.shape[1]] = probe.entries.are_free(words)
     if bool((moved & ~expected).any()):
         return WordsFound(entry, words, problem="words move tokens that are none of theirs")
-    return WordsFound(entry, words, starts[0])
+    return WordsFound(entry, words, starts[0], moved[:, starts[0] : starts[0] + words.shape[1]])

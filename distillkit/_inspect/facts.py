@@ -71,7 +71,8 @@ def find_facts(probe: Probe, streams: Streams) -> Facts:
     is_joint = streams.chosen.get("joint") is probe.tower
     words = find_words(probe) if is_joint or end.name == "text" else None
     patches = find_patches(probe, end.by_image) if is_joint or end.name == "image" else None
-    padding = _find_padding(probe, _shows_padding(probe, streams))
+    spans = {(0, probe.length)} | (set() if words is None else {(words.start, words.length)})
+    padding = _find_padding(probe, _shows_padding(probe, streams), spans)
     return Facts(probe, words, patches, padding, _is_shuffled(probe, patches), is_joint)
 
 
@@ -97,7 +98,9 @@ def _shows_padding(probe: Probe, streams: Streams) -> list[Tower]:
     ]
 
 
-def _find_padding(probe: Probe, towers: list[Tower]) -> tuple[Padding, ...]:
+def _find_padding(
+    probe: Probe, towers: list[Tower], spans: set[tuple[int, int]]
+) -> tuple[Padding, ...]:
     """The entries that take a key away where they say that it is padding."""
     found: list[Padding] = []
     batch = probe.entries.batch
@@ -118,7 +121,8 @@ def _find_padding(probe: Probe, towers: list[Tower]) -> tuple[Padding, ...]:
                 fewer = counts.clone()
                 fewer[0] -= 1
                 gone = _gone(probe, tower, before, {**batch, entry: fewer})
-                found += _counted(entry, int(counts[0]), gone, probe.length)
+                for span in spans:
+                    found += _counted(entry, int(counts[0]), gone, span)
     return tuple(found)
 
 
@@ -135,11 +139,12 @@ def _gone(probe: Probe, tower: Tower, before: Tensor, batch: Mapping[str, Any]) 
     return gone
 
 
-def _counted(entry: str, count: int, gone: list[int], length: int) -> list[Padding]:
-    if gone == [count - 1]:
-        return [Padding(entry, 0, length, by_count=True)]
-    if gone == [length - count]:
-        return [Padding(entry, 0, length, by_count=True, side="left")]
+def _counted(entry: str, count: int, gone: list[int], span: tuple[int, int]) -> list[Padding]:
+    start, length = span
+    if count <= length and gone == [start + count - 1]:
+        return [Padding(entry, start, length, by_count=True)]
+    if gone == [start + length - count]:
+        return [Padding(entry, start, length, by_count=True, side="left")]
     return []
 
 

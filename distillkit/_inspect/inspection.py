@@ -21,7 +21,7 @@ from .outputs import find_hidden, find_outputs
 from .probe import Probe
 from .runs import run_tables
 from .streams import Streams, find_streams
-from .towers import Watched
+from .towers import Watched, in_eval_mode
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _checked(file: AdapterText, model: nn.Module, batch: Mapping[str, Any]) -> I
         adapter = DeclarativeAdapter(**file.tables)
         if file.missing and not file.runs:
             return Inspection(file, problem="no stream is known")
-        results = check_adapter(lambda: (model, dict(batch), adapter))
+        with in_eval_mode(model):
+            results = check_adapter(lambda: (model, dict(batch), adapter))
     except DistillKitError as error:
         return Inspection(file, problem=" ".join(str(error).split()))
     return Inspection(file, tuple(results))

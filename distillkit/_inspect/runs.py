@@ -132,11 +132,10 @@ def _padding(facts: Facts, start: int, length: int, about: str) -> list[Line | H
     if words is not None and words.entry == about and words.moved is not None:
         for name, mask in entries.masks.items():
             real = mask != 0
-            if real.shape == shape and torch.equal(
-                words.moved, real & entries.are_free(words.words)
-            ):
-                if not bool(real.all()):
-                    return [Line("mask", name, "other words where it is 0 move nothing")]
+            if real.shape != shape or bool(real.all()):
+                continue
+            if torch.equal(words.moved, real & entries.are_free(words.words)):
+                return [Line("mask", name, "other words where it is 0 move nothing")]
     alike = [n for n, x in entries.masks.items() if x.shape == shape and "mask" in n]
     if alike:
         return [Hint(f'mask = "{alike[0]}"', "taking a token out of it hides no key here")]

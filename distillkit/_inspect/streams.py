@@ -167,4 +167,5 @@ def _chosen(ends: Mapping[Tower, tuple[End, End]]) -> dict[str, Tower]:
 
 
 def _deepest(towers: Sequence[Tower]) -> Tower:
-    return max(towers, key=lambda tower: len(tower.names))
+    """The one of most layers; of equals the last, which is nearer to the output."""
+    return max(reversed(towers), key=lambda tower: len(tower.names))

@@ -211,9 +211,16 @@ def _entering(record: Record, tower: Tower) -> Entering:
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode, no gradient and one random state inside; everything as before outside."""
-    training = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad():
         torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; the modes of all modules and the random state as before outside."""
+    training = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[]):
         model.eval()
         try:
             yield

@@ -50,6 +50,11 @@ def blip2_t5():
 
 
 @more
+def instructblip():
+    return zoo.instructblip()
+
+
+@more
 def got_ocr2():
     cls, config, batch = zoo.got_ocr2()
     config.image_token_index = config.image_token_id = zoo.IMAGE_TOKEN
@@ -161,7 +166,7 @@ OF_ZOO = (
     "clip", "metaclip_2", "altclip", "chinese_clip", "align", "siglip", "siglip2", "owlvit",
     "groupvit", "x_clip", "clipseg", "vision_text_dual_encoder", "aimv2",
     "blip_itm", "blip_vqa", "bridgetower", "lxmert", "visual_bert", "flava", "layoutlmv3",
-    "git", "instructblip", "pix2struct", "florence2", "trocr", "donut", "udop",
+    "git", "pix2struct", "florence2", "trocr", "donut", "udop",
     "llava", "llava_next", "paligemma", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "idefics2", "idefics3", "smolvlm", "internvl", "mllama", "pixtral", "aria", "janus", "ovis2",
     "grounding_dino",

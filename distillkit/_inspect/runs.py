@@ -234,7 +234,8 @@ def _by_sizes(
     runs: Sequence[Sequence[GridRun]], sizes: SizesFound, examples: int
 ) -> list[Line | Hint]:
     first = runs[0][0]
-    lines: list[Line | Hint] = [Line("grid", sizes.entry)]
+    alike = "" if sizes.varies else "its images are of one size here: take others to see more"
+    lines: list[Line | Hint] = [Line("grid", sizes.entry, alike)]
     if sizes.merge > 1:
         lines.append(Line("merge", sizes.merge))
     if first.newlines:

@@ -21,6 +21,34 @@ def test_the_file_passes_or_says_which_line_is_missing(name):
         assert "stream_" not in str(inspection)
 
 
+LINES = {
+    "llava_next": ("newlines = true",),
+    "qwen2_vl": (
+        'grid = "image_grid_thw"',
+        "merge = 2",
+        "equals = [3, 4]  # vision_start_token_id, vision_end_token_id of the model's config",
+        '"attention.image_to_text" = "the model lets no image token see a word"',
+    ),
+    "idefics2": ("length = 4\nnowhere = true",),
+    "lxmert": (
+        'text_to_image = "encoder.x_layers.*.visual_attention.att#0"',
+        'image_to_text = "encoder.x_layers.*.visual_attention.att#1"',
+        'length = "visual_feats"\n# extents = "visual_pos"',
+    ),
+    "siglip2": ('mask = "pixel_attention_mask"', 'grid = "spatial_shapes"'),
+    "kosmos2": ('where = "image_embeds_position_mask"\nequals = 1',),
+    "groupvit": ('modality = "image"\ngrid = [4, 4]',),
+    "vilt": ("# missing: positions  # the image's tokens come in another order in every forward",),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_lines_that_a_family_is_known_for(name):
+    printed = str(inspect_model(*families_to_inspect.build(name)))
+    for line in LINES[name]:
+        assert line in printed, printed
+
+
 def test_most_files_pass_unedited():
     passing = set(families_to_inspect.NAMES) - set(families_to_inspect.INCOMPLETE)
     assert len(passing) >= 46

@@ -19,7 +19,7 @@ help:
 	@echo "make smoke   install the wheels in a fresh environment and run them from there"
 	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
-	@echo "make benchmarks  measure, and write the tables of docs/performance.md (an hour)"
+	@echo "make benchmarks  measure, and write the tables of the docs (an hour)"
 	@echo "make documents  write the tables of the docs and the list of the public API"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment and every output"
@@ -77,7 +77,8 @@ benchmarks: $(VENV)/.benchmarks
 	$(RUN) benchmarks/attention_kl.py --json build/attention_kl.json
 	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
 	$(RUN) benchmarks/distiller.py --json build/distiller.json
-	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json
+	$(RUN) benchmarks/signal_cache.py --json build/signal_cache.json
+	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json build/signal_cache.json
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

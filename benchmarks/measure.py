@@ -26,8 +26,8 @@ KEPT_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 34), "MALLOC_TRIM_THRESHOLD_": 
 Step = Callable[[], object]
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line that all benchmarks share."""
+def arguments(description: str, *, examples: int | None = None) -> argparse.Namespace:
+    """The command line that all benchmarks share; ``examples``: how many, where one may say so."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=0, help="0: by the size of the work")
@@ -35,6 +35,8 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write tables and figures here")
     parser.add_argument("--quick", action="store_true", help="few rounds, no second allocator")
     parser.add_argument("--in-kept-pages", action="store_true", help=argparse.SUPPRESS)
+    if examples is not None:
+        parser.add_argument("--examples", type=int, default=examples)
     return parser.parse_args()
 
 

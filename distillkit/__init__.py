@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._backbone.signals import Signals as Signals
     from ._backbone.tokens import grid_extents as grid_extents
     from ._backbone.tokens import select_tokens as select_tokens
+    from ._cache.cache import SignalCache as SignalCache
     from ._capture.capture import capture as capture
     from ._capture.find import AttentionTable as AttentionTable
     from ._capture.find import FoundAttention as FoundAttention
@@ -85,6 +86,7 @@ _HOMES = {
     "Result": "_objective.objective",
     "Run": "_backbone.backbone",
     "Schedule": "_objective.schedule",
+    "SignalCache": "_cache.cache",
     "Signals": "_backbone.signals",
     "StreamTokens": "_backbone.layout",
     "Term": "_objective.term",

@@ -130,6 +130,42 @@ def _takes_a_function(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+
+    def action(name: str, said: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=said, description=said)
+        made.add_argument("place", metavar="folder", help="a folder, or a URL that fsspec knows")
+        return made
+
+    fill = action("fill", "run a teacher and store its signals; goes on where it stopped")
+    fill.add_argument(
+        "target",
+        metavar="package.module:function",
+        help="a function without arguments that returns (teacher, loader): a model or a Backbone, "
+        "and batches as a distiller takes them, each with the entry that --key names",
+    )
+    fill.add_argument(
+        "--recipe", action="append", default=[], help="what signals are stored for; repeatable"
+    )
+    fill.add_argument(
+        "--key", action="append", default=[], help="the batch entry that tells examples apart"
+    )
+    fill.add_argument("--error", type=float, help="the mean error that is allowed; 0 by default")
+    fill.add_argument("--preprocessing", help="a name for it, which readers can ask for")
+    fill.add_argument("--weights", help="a name for the weights, in place of their checksum")
+    fill.add_argument("--writer", help="a name for this process, in place of its rank's")
+    fill.add_argument(
+        "--dry-run", action="store_true", help="run one batch, say what it will take, write nothing"
+    )
+    action("info", "say whose signals a cache holds, and how they are written")
+    verify = action("verify", "read every byte; exit code 1 if any is damaged")
+    verify.add_argument("--remove", action="store_true", help="remove damaged files")
+    export = action("export", "copy a cache, checked, into fewer files")
+    export.add_argument("to", metavar="folder", help="a new folder, or a URL that fsspec knows")
+    export.add_argument("--shard-mb", type=float, default=256.0, help="the size of its files")
+
+
 def _takes_nothing(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -158,7 +194,9 @@ def _shown(value: object) -> str:
 def _more_columns(spec: Spec) -> list[str]:
     if isinstance(spec, LossSpec):
         return [", ".join(spec.tags), spec.reference]
-    return [spec.matches] if isinstance(spec, AdapterSpec) else []
+    if isinstance(spec, AdapterSpec):
+        return [spec.matches, spec.resource or ""]
+    return []
 
 
 def _list_plugins(arguments: Arguments) -> int:
@@ -270,6 +308,11 @@ COMMANDS = {
         "attentions",
         "distillkit._inspect.command:run",
         _takes_a_function,
+    ),
+    "cache": Command(
+        "run a teacher once and keep its signals on disk",
+        "distillkit._cache.command:run",
+        _takes_a_cache,
     ),
 }
 

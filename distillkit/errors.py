@@ -44,6 +44,14 @@ class RecipeError(DistillKitError, ValueError):
     """A recipe that does not say what it means."""
 
 
+class CacheError(DistillKitError):
+    """A signal cache that is damaged, lacks something, or is of another teacher or recipe."""
+
+
+class CacheWarning(UserWarning):
+    """A signal cache that may not be what it seems."""
+
+
 class CaptureWarning(UserWarning):
     """Modules that look like attention, and show none that can be read."""
 

@@ -500,3 +500,13 @@ class TestReplays:
         functions = dict.fromkeys(("scores", "used"), lambda: torch.zeros(1, 1, 2, 2))
         with pytest.raises(errors.OptionError, match="one of two functions"):
             Attention.replayed((1, 1, 2, 2), **functions if both else {})
+
+
+def test_nan_of_a_broken_model_is_not_taken_for_a_dropped_key():
+    query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 4)
+    query[0, 0, 0] = torch.nan
+    mask = torch.tensor([[[[True, True, False]]]])
+    found = Attention(query, key, mask=mask).probabilities()[0, 0]
+    assert found[0, :2].isnan().all()
+    assert found[:, 2].tolist() == [0, 0]
+    assert found[1].tolist() == [0.5, 0.5, 0]

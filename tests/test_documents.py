@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from distillkit import LossSpec
+from distillkit import AlignerSpec, LossSpec, Recipe, Schedule, load_recipe
+from distillkit._objective.recipe import TermRecipe
 from distillkit._plugins.registry import provided
+from distillkit.testing.aligner_checks import CHECKS
 from tools import document_tables, performance_tables, scale_table
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +65,21 @@ def test_measured_tables_without_a_place(text):
         performance_tables.with_tables(text, MEASURED)
 
 
-@pytest.mark.parametrize("name", ["attention_kl", "linear_kl", "distiller"])
-def test_there_is_a_place_for_every_benchmark(name):
-    text = performance_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert performance_tables.with_tables(text, {**MEASURED, "benchmark": name}) != text
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        ("attention_kl", "performance.md"),
+        ("linear_kl", "performance.md"),
+        ("distiller", "performance.md"),
+        ("signal_cache", "explanation/signal-cache.md"),
+    ],
+)
+def test_there_is_a_place_for_every_benchmark(name, document):
+    measured = {**MEASURED, "benchmark": name}
+    found = performance_tables.document_of(measured)
+    assert found == ROOT / "docs" / document
+    text = found.read_text(encoding="utf-8")
+    assert performance_tables.with_tables(text, measured) != text
 
 
 LINES_OF_A_LOSS = (
@@ -96,6 +109,19 @@ def test_costs_at_scale_are_counted_by_the_script():
     assert scale_table.traffic(pair, 2)["student under DDP: gradients, all-reduce"] == 2e9 * 4
 
 
+def test_a_cache_at_scale_is_what_one_example_takes_many_times():
+    stored = scale_table.Stored(examples=2**20, words=1, patches=8, heads=2, classes=24, header=8)
+    sizes = stored.bytes_of_example()
+    assert sizes["exact (float32)"] == (2 * 8 * 2 + 24) * 4
+    assert sizes["float16"] == (2 * 8 * 2 + 24) * 2
+    # 2^20 examples of 60 + 8 bytes
+    files = scale_table.files_of_cache(stored).splitlines()
+    assert files[4] == f"| {scale_table.CODED} | 60 | 0.0 | 2 | 1 | 1 |"
+    cost = scale_table.cost_of_cache(stored, 4)
+    assert "| examples | 1,048,576 | 262,144 |" in cost
+    assert "| index in the memory of each process | 0.3 GB | 0.1 GB |" in cost
+
+
 LOOPS = ROOT / "docs/how-to/loops.md"
 
 
@@ -118,3 +144,37 @@ def test_every_test_that_the_table_of_loops_names_exists():
     for path, function in named:
         text = (ROOT / path).read_text(encoding="utf-8")
         assert not function or f"def {function}(" in text, (path, function)
+
+
+RECIPES = (ROOT / "docs/reference/recipes.md").read_text(encoding="utf-8")
+
+
+def rows_of(text, heading):
+    """The first cells of the tables below a heading, up to the next one of its rank."""
+    part = text[text.index(f"\n{heading}\n") + 1 :]
+    rank = heading.split()[0]
+    part = re.split(rf"^{rank} ", part[len(rank) :], maxsplit=1, flags=re.MULTILINE)[0]
+    return set(re.findall(r"^\| `(?:\[\[)?(\w+)", part, re.MULTILINE))
+
+
+def test_every_key_of_a_recipe_is_in_the_reference():
+    assert rows_of(RECIPES, "## The recipe") == set(Recipe.model_fields)
+    term = RECIPES[RECIPES.index("## A term") : RECIPES.index("### `on`")]
+    assert rows_of(f"\n{term}", "## A term") == set(TermRecipe.model_fields)
+    assert rows_of(RECIPES, "### `weight`") == set(Schedule.model_fields)
+    for name, owners in provided(AlignerSpec).items():
+        assert "distillkit" not in owners or f'`"{name}"`' in RECIPES, name
+
+
+def test_every_recipe_of_the_reference_is_one(tmp_path):
+    blocks = re.findall(r"^```toml\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 4
+    for block in blocks:
+        file = tmp_path / "one.toml"
+        file.write_text(block if "name =" in block.partition("[[")[0] else f'name = "x"\n{block}')
+        assert load_recipe(file).build().each()
+
+
+def test_every_check_of_an_aligner_is_in_its_page():
+    page = (ROOT / "docs/how-to/write-an-aligner.md").read_text(encoding="utf-8")
+    assert rows_of(page, "## Prove it") == set(CHECKS)

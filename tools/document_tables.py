@@ -16,6 +16,7 @@ from distillkit import LossSpec, testing
 from distillkit._plugins.catalogue import catalogue
 from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
 from tests.support import families_to_inspect
+from tests.support.cache_faults import DAMAGES, EVENTS
 from tests.support.layout_models import TOWERS
 from tests.support.peer_defects import DEFECTS
 from tests.support.planted_faults import FAULTS
@@ -26,6 +27,7 @@ DOCUMENTS = (
     "docs/how-to/choose-a-loss.md",
     "docs/how-to/prove-your-loss.md",
     "docs/explanation/losses.md",
+    "docs/explanation/signal-cache.md",
     "docs/reference/adapters.md",
     "docs/reference/losses.md",
 )
@@ -103,6 +105,19 @@ def defects() -> str:
     return table(["number", "what went wrong"], DEFECTS.items())
 
 
+def damages() -> str:
+    rows = [(one.what, one.lost, one.returned, one.found_by) for one in DAMAGES]
+    return table(["changed", *_OUTCOME], rows)
+
+
+def events() -> str:
+    rows = [(one.what, one.lost, one.returned, one.found_by) for one in EVENTS]
+    return table(["happens", *_OUTCOME], rows)
+
+
+_OUTCOME = ("what is lost", "what is returned", "found by")
+
+
 def losses() -> str:
     specs = sorted((entry.spec for entry in catalogue()), key=lambda spec: spec.name)
     rows = [
@@ -132,6 +147,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "adapter_checks": adapter_checks,
     "inspected": inspected,
     "defects": defects,
+    "damages": damages,
+    "events": events,
     "losses": losses,
     "guide": guide,
 }

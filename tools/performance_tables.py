@@ -1,4 +1,4 @@
-"""Put what the benchmarks measured into docs/performance.md.
+"""Put what the benchmarks measured into the docs.
 
     python benchmarks/distiller.py --json build/distiller.json
     python -m tools.performance_tables build/distiller.json
@@ -15,7 +15,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENTS = (DOCS / "performance.md", DOCS / "explanation" / "signal-cache.md")
+
+
+def marks(measured: Mapping[str, Any]) -> tuple[str, str]:
+    """What a document has before and behind the tables of a benchmark."""
+    name, device = measured["benchmark"], measured["device"]
+    key = name if device == "cpu" else f"{name}-{device}"
+    return f"<!-- {key} -->", f"<!-- end {key} -->"
+
+
+def document_of(measured: Mapping[str, Any]) -> Path:
+    """The document that has a place for the tables of a benchmark; by default the first."""
+    start, _ = marks(measured)
+    found = (path for path in DOCUMENTS if start in path.read_text(encoding="utf-8"))
+    return next(found, DOCUMENTS[0])
 
 
 def with_tables(text: str, measured: Mapping[str, Any]) -> str:
@@ -24,9 +39,7 @@ def with_tables(text: str, measured: Mapping[str, Any]) -> str:
     Raises:
         ValueError: the document has no place for them.
     """
-    name, device = measured["benchmark"], measured["device"]
-    key = name if device == "cpu" else f"{name}-{device}"
-    start, stop = f"<!-- {key} -->", f"<!-- end {key} -->"
+    start, stop = marks(measured)
     head, found, rest = text.partition(start)
     _, ended, tail = rest.partition(stop)
     if not found or not ended:
@@ -39,13 +52,14 @@ def with_tables(text: str, measured: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("measured", nargs="+", type=Path, help="what a benchmark's --json wrote")
-    text = DOCUMENT.read_text(encoding="utf-8")
     for path in parser.parse_args().measured:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        document = document_of(measured)
         try:
-            text = with_tables(text, json.loads(path.read_text(encoding="utf-8")))
+            text = with_tables(document.read_text(encoding="utf-8"), measured)
         except ValueError as error:
             sys.exit(f"{path}: {error}")
-    DOCUMENT.write_text(text, encoding="utf-8")
+        document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

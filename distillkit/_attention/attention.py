@@ -294,6 +294,11 @@ class Attention:
         return not isinstance(self._source, Products)
 
     @property
+    def is_as_used(self) -> bool:
+        """Whether it is known by probabilities as a model used them, whatever they add up to."""
+        return isinstance(self._source, Weights) and self._source.as_used
+
+    @property
     def device(self) -> torch.device:
         """Where its tensors are."""
         held = self._tensors()
@@ -352,7 +357,7 @@ class Attention:
             keep = self._keep.entries(used.device)
             return widen(used if keep is None else torch.where(keep, used, 0))
         scores = self.scores()
-        kept = scores > -torch.inf
+        kept = scores != -torch.inf  # NaN of a broken model stays, and is seen
         seen = kept.any(-1, keepdim=True)
         return torch.where(kept, torch.where(seen, scores, 0).softmax(-1), 0)
 

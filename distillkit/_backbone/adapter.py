@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import nn
 
 from .._capture.record import Record
 from .._capture.wrappers import layers_of, unwrapped
-from .._plugins.registry import lookup, provided
-from .._plugins.specs import AdapterSpec, resolve
-from ..errors import UnknownNameError, did_you_mean
+from .._plugins.registry import lookup, owner_labels, provided
+from .._plugins.specs import AdapterSpec, resolve, resource_file
+from ..errors import PluginConflictError, UnknownNameError, did_you_mean
 from .declarative import DeclarativeAdapter
 from .layout import TokenLayout
 from .signals import Signals
@@ -64,17 +64,21 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
         model: any backbone; wrappers (DDP, FSDP, compile, PEFT, averaging, any module that only
             passes ``*args, **kwargs`` on) are looked through.
         adapter: an object with the adapter's methods, a registered name, the path of a TOML file,
-            or None to find it by the model's class (the most derived match wins).
+            or None to find it by the model's class. Of several that fit, the most specific wins:
+            one that names the class, then one that names the nearest ancestor, then a pattern with
+            wildcards; of patterns, the one that matches the most derived class, then the narrower.
 
     Raises:
         UnknownNameError: nothing fits; the message says the three ways in.
+        PluginConflictError: several fit, none more specific than the others.
+        SpecError: a registered adapter whose function or file is not there.
         TypeError: an object that is no adapter.
     """
     if isinstance(adapter, (str, Path)):
         if str(adapter).endswith(".toml"):
             adapter = DeclarativeAdapter.from_toml(adapter)
         else:
-            adapter = resolve(lookup(AdapterSpec, str(adapter)).factory)(unwrapped(model))
+            adapter = _made(lookup(AdapterSpec, str(adapter)), unwrapped(model))
     elif adapter is None:
         adapter = _matching_adapter(model)
     for_model = getattr(adapter, "for_model", None)
@@ -91,18 +95,79 @@ def adapter_for(model: nn.Module, adapter: Adapter | str | Path | None = None) -
     return cast("Adapter", adapter)
 
 
+class _Match(NamedTuple):
+    """An adapter that fits a model's class.
+
+    Attributes:
+        owner: the plugin that provides it.
+        spec: what it provides.
+        rank: how far the match is from naming the class itself: has it wildcards, and how many
+            ancestors lie between; the lowest is the most specific.
+    """
+
+    owner: str
+    spec: AdapterSpec
+    rank: tuple[bool, int]
+
+
 def _matching_adapter(model: nn.Module) -> Any:
-    known = provided(AdapterSpec)
     for layer in layers_of(model):  # a wrapper may be somebody's registered class itself
-        for ancestor in type(layer).__mro__:
-            dotted = f"{ancestor.__module__}.{ancestor.__qualname__}"
-            for name, by_plugin in known.items():
-                if any(fnmatchcase(dotted, spec.matches) for spec in by_plugin.values()):
-                    return resolve(lookup(AdapterSpec, name).factory)(layer)
+        matches = _matches(type(layer))
+        if matches:
+            return _made(_most_specific(type(layer), matches), layer)
     model_class = type(unwrapped(model))
     raise UnknownNameError(
-        f"no adapter fits {model_class.__module__}.{model_class.__qualname__} "
-        f"({did_you_mean(model_class.__name__, known)}). Pass the path of an adapter file "
-        '(student_adapter="model.toml", no Python needed), an adapter object, or install or '
-        "dk.register one for its class"
+        f"no adapter fits {_dotted(model_class)} "
+        f"({did_you_mean(model_class.__name__, provided(AdapterSpec))}). Pass the path of an "
+        'adapter file (student_adapter="model.toml", no Python needed), an adapter object, or '
+        "install or dk.register one for its class"
     )
+
+
+def _matches(model_class: type) -> list[_Match]:
+    """Every registered adapter that fits a class, or an ancestor of it."""
+    ancestors = list(map(_dotted, model_class.__mro__))
+    found = []
+    for by_owner in provided(AdapterSpec).values():
+        for owner, spec in by_owner.items():
+            distances = [i for i, one in enumerate(ancestors) if fnmatchcase(one, spec.matches)]
+            if distances:
+                is_pattern = any(wildcard in spec.matches for wildcard in "*?[")
+                found.append(_Match(owner, spec, (is_pattern, distances[0])))
+    return found
+
+
+def _most_specific(model_class: type, matches: list[_Match]) -> AdapterSpec:
+    lowest = min(match.rank for match in matches)
+    best = [match for match in matches if match.rank == lowest]
+    winners = [one for one in best if not any(_is_narrower(other, one) for other in best)]
+    if len(winners) == 1:
+        return winners[0].spec
+    labels = owner_labels(dict.fromkeys(match.owner for match in winners))
+    names = [f'"{labels[match.owner]}:{match.spec.name}"' for match in winners]
+    listed = " and ".join(
+        f"{name} of {labels[match.owner]} (matches {match.spec.matches!r})"
+        for name, match in zip(names, winners, strict=True)
+    )
+    raise PluginConflictError(
+        f"several adapters fit {_dotted(model_class)}, and none is more specific: {listed}. Say "
+        f"which, student_adapter={names[0]} or teacher_adapter={names[0]}, or make `matches` of "
+        "one of them name the class itself"
+    )
+
+
+def _is_narrower(one: _Match, other: _Match) -> bool:
+    """Whether all that one pattern matches the other matches too, and not the other way round."""
+    mine, theirs = one.spec.matches, other.spec.matches
+    return fnmatchcase(mine, theirs) and not fnmatchcase(theirs, mine)
+
+
+def _made(spec: AdapterSpec, model: nn.Module) -> Any:
+    """The adapter that a spec describes, for a model."""
+    if spec.factory is None:
+        return DeclarativeAdapter.from_toml(resource_file(spec))
+    return resolve(spec.factory)(model)
+
+
+def _dotted(model_class: type) -> str:
+    return f"{model_class.__module__}.{model_class.__qualname__}"

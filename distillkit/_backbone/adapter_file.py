@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,14 @@ def checked_tables(tables: Mapping[str, Any]) -> AdapterFile:
     return validated(AdapterFile, tables, "adapter", SignalError)
 
 
-def read_adapter_file(path: str | Path) -> AdapterFile:
+def read_adapter_file(path: str | Path | Traversable) -> AdapterFile:
     """Read an adapter file.
 
     Raises:
         UnknownNameError: there is no such file.
         SignalError: the file says something that no adapter file means; with the line.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
         raise UnknownNameError(f"there is no adapter file {str(path)!r}")
     text = path.read_text(encoding="utf-8")

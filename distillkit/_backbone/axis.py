@@ -124,6 +124,60 @@ class TokenAxis:
                 )
         return cls(**joined)
 
+    def without_special(self) -> TokenAxis:
+        """The axis of the words or patches alone, without the special tokens.
+
+        Examples:
+            >>> axis = TokenAxis("text", special=(0,), ids=torch.tensor([[1, 7, 8]]))
+            >>> axis.without_special().ids
+            tensor([[7, 8]])
+        """
+        special = self.special_places()
+        if not special:
+            return replace(self, special=())
+        changed: dict[str, Any] = {
+            name: _without(x, special)
+            for name, x in _tensors_of(self).items()
+            if name not in ("positions", "special")
+        }
+        positions = self._positions_without(special)
+        return replace(self, **changed, special=(), positions=positions)
+
+    def special_places(self) -> tuple[int, ...]:
+        """The places of the special tokens, the same in all examples.
+
+        Raises:
+            ShapeError: they are elsewhere in some examples (``special_ids``).
+        """
+        if not isinstance(self.special, Tensor):
+            return self.special
+        if not bool((self.special == self.special[:1]).all()):
+            raise ShapeError(
+                f"the special tokens of {self.modality} are at other places in each example, so "
+                'that leaving them out would move the others; align = ["overlap"] compares by '
+                "place, and leaves tokens out that lie nowhere"
+            )
+        return tuple(int(one) for one in self.special[:1].any(0).nonzero()[:, 0])
+
+    def _positions_without(self, special: tuple[int, ...]) -> slice | Tensor | None:
+        """Where the other tokens sit in their sequence; None: not known."""
+        positions = self.positions
+        if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+            rank = positions.long().cumsum(1) - 1
+            dropped = torch.tensor(special, device=positions.device)
+            return positions & ~torch.isin(rank, dropped)
+        if isinstance(positions, Tensor):
+            return _without(positions, special)
+        if positions is None or positions.start is None or positions.stop is None:
+            return None
+        places: list[int] = list(range(positions.start, positions.stop))
+        kept = [place for i, place in enumerate(places) if i not in special]
+        if kept and kept[-1] - kept[0] + 1 == len(kept):
+            return slice(kept[0], kept[-1] + 1)
+        if self.valid is None:
+            return None
+        return torch.tensor(kept, device=self.valid.device).expand(len(self.valid), -1)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> TokenAxis:
         """Every tensor through a function."""
         changed: dict[str, Any] = {name: function(x) for name, x in _tensors_of(self).items()}
@@ -175,6 +229,12 @@ def token_axis(
         positions=positions,
         length=length,
     )
+
+
+def _without(x: Tensor, dropped: Sequence[int]) -> Tensor:
+    """What is known of all tokens, ``(b, m, ...)``, of those that are not dropped."""
+    kept = [i for i in range(x.shape[1]) if i not in dropped]
+    return x[:, kept]
 
 
 def _tensors_of(axis: TokenAxis) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ class DeclarativeAdapter:
         self._accepted: Accepted | None = None
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> DeclarativeAdapter:
+    def from_toml(cls, path: str | Path | Traversable) -> DeclarativeAdapter:
         """Read an adapter file.
+
+        Args:
+            path: of the file; or the file inside a package, as ``importlib.resources`` finds it.
 
         Raises:
             UnknownNameError: there is no such file.
@@ -57,6 +61,11 @@ class DeclarativeAdapter:
         made = cls.__new__(cls)
         made._file, made._accepted = read_adapter_file(path), None
         return made
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """All that the file says, as plain data."""
+        return self._file.model_dump()
 
     @property
     def streams(self) -> Mapping[str, str]:

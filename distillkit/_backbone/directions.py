@@ -66,6 +66,8 @@ def build_signals(
         valid = layout[stream].valid if stream in layout else None
         if valid is not None:
             masks[name] = valid
+        if stream in layout and len(layout[stream]) == 1:
+            axes[name] = partial(_axes_of, tuple(layout[stream]), layout, stream)
     places: dict[str, TokenAxes | Callable[[], TokenAxes]] = {**axes}
     logits = found.get("logits")
     if callable(logits):

@@ -15,9 +15,10 @@ from ..errors import SignalError, unknown_name
 from .axis import TokenAxis
 from .beside import Beside, Name
 from .beside import TokenAxes as TokenAxes
-from .joining import check_same_names, concatenate, count_examples, first_computed
+from .joining import check_same_names, concatenate, count_examples
 from .layers import Layers as Layers
 from .layers import as_layers, attempt, made_in_inference, make_portable, make_trackable, move_value
+from .replacing import known_after_change, known_after_rebuild
 from .tokens import chosen
 
 Signal: TypeAlias = "Tensor | Attention | Sequence[Tensor] | Sequence[Attention]"
@@ -69,7 +70,9 @@ class Signals(Mapping[str, Signal]):
         self._absent: dict[str, str] = {**remembered, **absent}
         self._values: dict[str, Any] = {str(n): v for n, v in given.items() if n not in absent}
         beside = {
-            str(name): _fitting(name, given[name]) for name in names if name.beside is not None
+            str(name): known_after_rebuild(name, _old_value(name), given[name])
+            for name in names
+            if name.beside is not None
         }
         for name in {**(masks or {}), **(axes or {})}:
             known = beside.get(name, Beside())
@@ -177,13 +180,42 @@ class Signals(Mapping[str, Signal]):
             later=True,
         )
 
-    def with_values(self, values: Mapping[str, Signal | Callable[[], Signal]]) -> Signals:
-        """These signals and some more, which replace those of the same name."""
-        more = Signals(values)
+    def with_values(
+        self,
+        values: Mapping[str, Signal | Callable[[], Signal]],
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        axes: Mapping[str, TokenAxes | Callable[[], TokenAxes]] | None = None,
+    ) -> Signals:
+        """These signals and some more, which replace those of the same name.
+
+        A value of the same examples and tokens keeps the mask and the axes of the one that it
+        replaces. One without token axes, such as a mean over them, has none any more.
+
+        Args:
+            values: name -> value, or a function that computes it.
+            masks: masks of the new values, in place of those that were known.
+            axes: their token axes; ``()`` says that nothing is known.
+
+        Raises:
+            SignalError: a value of other examples or tokens, without its own masks and axes.
+
+        Examples:
+            >>> real = torch.ones(2, 5, dtype=torch.bool)
+            >>> signals = Signals({"hidden.text": torch.zeros(2, 5, 8)}, {"hidden.text": real})
+            >>> signals.with_values({"hidden.text": torch.ones(2, 5, 4)}).mask("hidden.text").shape
+            torch.Size([2, 5])
+        """
+        more = Signals(values, masks, axes=axes)
+        beside = dict(self._beside)
+        for name, value in more._values.items():
+            known = beside.pop(name, None)
+            if known is not None and name not in more._beside:
+                known = known_after_change(name, known, self._values.get(name), value)
+                if known is not None:
+                    beside[name] = known
         absent = {name: why for name, why in self._absent.items() if name not in more}
-        return Signals._made(
-            {**self._values, **more._values}, {**self._beside, **more._beside}, absent
-        )
+        return Signals._made({**self._values, **more._values}, {**beside, **more._beside}, absent)
 
     def only(self, *names: str) -> Signals:
         """These signals alone: what is worth keeping of a forward."""
@@ -318,29 +350,7 @@ def _through(function: Callable[[Any], Any], signals: Signals, name: str) -> Any
     return function(signals[name])
 
 
-def _fitting(name: Name, value: Any) -> Beside:
-    """The facts that a name remembers, for a new value under it.
-
-    Raises:
-        SignalError: the value is of other examples than those of which it is known.
-    """
+def _old_value(name: Name) -> Any:
+    """The value of which a name remembers something; None: it is gone."""
     source = name.source()
-    old = None if source is None else source._values.get(str(name))
-    assert name.beside is not None
-    if old is value:
-        return name.beside
-    before, after = first_computed(old), first_computed(value)
-    if before is not None and after is not None and _form(before) != _form(after):
-        raise SignalError(
-            f"{str(name)!r} was {tuple(before.shape)} and is now {tuple(after.shape)}, so what is "
-            "known of its padding and tokens is wrong. signals.take(index) chooses examples, "
-            "Signals.concatenate(parts) joins forwards (a DataLoader's collate_fn), and "
-            "signals.with_values({...}) replaces a value; plain names, str(name), forget the masks"
-        )
-    device = getattr(value if isinstance(value, Layers) else after, "device", None)
-    return name.beside if device is None else name.beside.to(device)
-
-
-def _form(value: Tensor | Attention) -> tuple[int, ...]:
-    """The number of axes and of examples."""
-    return (len(value.shape), *value.shape[:1])
+    return None if source is None else source._values.get(str(name))

@@ -187,10 +187,15 @@ def self_check(reading: Reading) -> float | None:
     value = attention.value
     values = widen(value).repeat_interleave(h // value.shape[1], 1)
     ours = attention.probabilities() @ values
-    theirs = _laid_out_as(widen(output.detach()), ours)
-    if theirs is None:
-        return None
-    rows = attention.valid_rows()[..., None]
+    valid = attention.valid_rows()[..., None]
+    errors = [
+        _largest_difference(ours, theirs, valid)
+        for theirs in _laid_out_as(widen(output.detach()), ours, attention.rows)
+    ]
+    return min(errors, default=None)
+
+
+def _largest_difference(ours: Tensor, theirs: Tensor, rows: Tensor) -> float:
     difference = torch.where(rows, ours - theirs, 0).abs()
     if not difference.numel():
         return 0.0
@@ -198,16 +203,26 @@ def self_check(reading: Reading) -> float | None:
     return float(difference.max() / scale)
 
 
-def _laid_out_as(output: Tensor, ours: Tensor) -> Tensor | None:
-    """A kernel's output as ``(b, h, q, e)``, from that or ``(b, q, h, e)``, heads joined or not."""
-    if output.shape == ours.shape:
-        return output
+def _laid_out_as(output: Tensor, ours: Tensor, rows: Tensor | None) -> Iterator[Tensor]:
+    """A kernel's output as ``(b, h, q, e)``, in every way that its shape allows.
+
+    Kernels return that or ``(b, q, h, e)``, heads joined or not, or without an axis of examples; or
+    all sequences packed one after another, ``(rows that count, h, e)``.
+    """
     b, h, q, e = ours.shape
-    if output.numel() != ours.numel():
-        return None
-    if output.shape in ((b, q, h, e), (b, q, h * e)):
-        return output.reshape(b, q, h, e).transpose(1, 2)
-    return output.reshape(ours.shape) if output.shape[-2:] == (q, e) else None
+    if output.shape == ours.shape:
+        yield output
+    elif output.numel() == ours.numel() and output.shape[-2:] == (q, e):
+        yield output.reshape(ours.shape)
+    if output.shape in ((b, q, h, e), (b, q, h * e), (b * q, h, e), (b * q, h * e)):
+        yield output.reshape(b, q, h, e).transpose(1, 2)
+    if rows is not None and rows.shape[1] == 1:
+        counted = rows[:, 0].expand(b, q)
+        total = int(counted.sum())
+        if total < b * q and output.shape in ((total, h, e), (total, h * e)):
+            placed = output.new_zeros(b, q, h, e)
+            placed[counted] = output.reshape(total, h, e)
+            yield placed.transpose(1, 2)
 
 
 @contextmanager

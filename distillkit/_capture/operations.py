@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .._attention import Attention
 from .._plugins.registry import provided
-from .._plugins.specs import OperationSpec, Reference, resolve
+from .._plugins.specs import OperationSpec, Reference, check_target, resolve
 from ..errors import CaptureError, PluginLoadWarning, SpecError
 
 Function = Callable[..., Any]
@@ -64,7 +64,9 @@ def _loaded(spec: OperationSpec) -> Any:
             return getattr(getattr(torch.ops, namespace), name, None)
         if target.partition(":")[0] not in sys.modules:
             return None
-    return known_as(resolve(target))
+        target = resolve(target)
+        check_target(spec, target)
+    return known_as(target)
 
 
 def known_as(function: Any) -> Any:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._pytree import tree_leaves as leaves
+
 from .._attention import Attention
 from ..errors import CaptureError, unknown_name
 from ._read.reading import Reading, check_unwritten
-from ._watch.sighting import FusedCall, Product, Sighting
+from ._watch.follower import TRANSFORMED
+from ._watch.history import Node, is_same_but_turned
+from ._watch.sighting import FusedCall, Weighing
 from .names import pattern_regex
 from .recorder import Recorder, Seen
 
@@ -216,17 +222,11 @@ class Record(Mapping[str, Attention]):
             raise CaptureError(recorder.cannot_be_read(name, refused))
         read = [(seen, recorder.reading(i)) for i, seen in own]
         found = [(seen, reading) for seen, reading in read if reading is not None]
-        used = [
-            seen.product
-            for seen, reading in found
-            if isinstance(seen, Sighting) and reading.attention.value is not None
-        ]
+        used = [_pair(seen) for seen, reading in found if reading.attention.value is not None]
         return [
             (seen, reading)
             for seen, reading in found
-            if isinstance(seen, FusedCall)
-            or reading.attention.value is not None
-            or not _is_one_of(seen.product, used)
+            if reading.attention.value is not None or not _is_one_of(_pair(seen), used)
         ]
 
     def _nothing(self, name: str) -> str:
@@ -274,17 +274,27 @@ class RecordedLayers(Sequence[Attention]):
 
 def nothing_of(name: str, recorder: Recorder) -> str:
     """The message about a chosen module without attention."""
-    why = dict(recorder.notices).get(
-        name,
+    classes, prefix = recorder.chosen.classes, f"{name}." if name else ""
+    inside = [one for one in classes if one in recorder.ever and one.startswith(prefix)]
+    why = (
         "it did not run, or it computes no scaled_dot_product_attention and no softmax of "
-        "query @ key^T of its own (is the attention in a child or parent module?)",
+        "query @ key^T of its own (is the attention in a child or parent module?)"
     )
-    cls = recorder.chosen.classes[name]
+    if inside:
+        why = (
+            f"an operation is recorded once, as that of the innermost chosen module, here of "
+            f"{inside[0]!r}; choose one of the two"
+        )
+    why = dict(recorder.notices).get(name, why)
+    cls = classes[name]
     return f"module {name!r} ({cls}) was chosen but recorded no attention: {why}"
 
 
 def _recorded(what: str, name: str, found: Mapping[str, Any], wanted: Iterable[str]) -> Any:
     if name in found:
+        tensors = [leaf for leaf in leaves(found[name]) if isinstance(leaf, Tensor)]
+        if any(map(is_functorch_wrapped_tensor, tensors)):
+            raise CaptureError(f"the {what} of {name!r} cannot be kept: {TRANSFORMED}")
         return found[name]
     if name not in wanted:
         raise unknown_name(f"captured {what}", name, wanted)
@@ -294,9 +304,22 @@ def _recorded(what: str, name: str, found: Mapping[str, Any], wanted: Iterable[s
     )
 
 
-def _is_one_of(product: Product, products: Iterable[Product]) -> bool:
-    nodes = [(one.left_node, one.right_node) for one in products]
-    return any(product.left_node is left and product.right_node is right for left, right in nodes)
+def _pair(seen: Seen) -> tuple[Node, ...]:
+    """How queries and keys were made."""
+    if isinstance(seen, FusedCall):
+        return seen.pair
+    product = seen if isinstance(seen, Weighing) else seen.product
+    return product.left_node, product.right_node
+
+
+def _is_one_of(pair: tuple[Node, ...], pairs: Iterable[tuple[Node, ...]]) -> bool:
+    """Whether a map is of the same queries and keys as one that is used, written either way."""
+    if not pair:
+        return False
+    return any(
+        one and any(all(map(is_same_but_turned, pair, order)) for order in (one, one[::-1]))
+        for one in pairs
+    )
 
 
 def _listed(names: list[str]) -> str:

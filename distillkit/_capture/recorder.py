@@ -12,10 +12,10 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..errors import CaptureError
 from . import operations
-from ._read.reading import Reading, read, read_call
-from ._watch.sighting import FusedCall, Owner, Sighting
+from ._read.reading import Reading, check_no_attention, read, read_call
+from ._watch.sighting import FusedCall, Owner, Sighting, Weighing
 
-Seen = Sighting | FusedCall
+Seen = Sighting | FusedCall | Weighing
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Recorder:
         self.ever |= {
             name
             for i, (name, seen) in enumerate(self.seen)
-            if is_certain(seen) or self.reading(i) is not None
+            if is_certain(seen) or (isinstance(seen, Sighting) and self.reading(i) is not None)
         }
 
     def add(self, owner: Owner, seen: Seen) -> None:
@@ -123,6 +123,9 @@ class Recorder:
             try:
                 if isinstance(seen, Sighting):
                     self._readings[i] = read(seen, self.examples)
+                elif isinstance(seen, Weighing):
+                    check_no_attention(seen)
+                    self._readings[i] = None
                 else:
                     self._readings[i] = read_call(seen, self.examples)
             except CaptureError as reason:
@@ -137,7 +140,9 @@ class Recorder:
 
 def is_certain(seen: Seen) -> bool:
     """Whether it is an attention, whatever reading it may show."""
-    return isinstance(seen, FusedCall) or not seen.product.doubtful
+    return isinstance(seen, FusedCall) or (
+        isinstance(seen, Sighting) and not seen.product.doubtful and seen.division is None
+    )
 
 
 def in_backward() -> bool:

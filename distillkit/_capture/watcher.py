@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import (
     TorchFunctionMode,
@@ -18,7 +19,7 @@ from torch.overrides import (
 
 from . import operations
 from ._watch.calls import LOOKS, name_of, traced_name_of
-from ._watch.follower import Follower
+from ._watch.follower import TRANSFORMED, Follower
 from ._watch.history import same_source
 from ._watch.sighting import FusedCall, Owner
 from .recorder import Recorder, Seen, in_backward
@@ -223,6 +224,8 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         if func in self._known or type(func) in operations.OPERATORS:
             return self._attend(func, args, kwargs)
+        if func is Tensor.unflatten:  # calls super(), which the compiler breaks the graph at
+            return self._seen_by_compiler(torch.unflatten, args, kwargs)
         result = func(*args, **kwargs)
         name = traced_name_of(func, args, result)
         if name not in LOOKS:
@@ -254,11 +257,15 @@ class _Mode(TorchFunctionMode):
     ) -> FusedCall:
         call = FusedCall(read, args, kwargs, result if self._keep_outputs else None)
         given = [a for a in args[:3] if isinstance(a, Tensor)]
-        if len(given) == 3:
+        if given and not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(given[0]):
+            call.refused = TRANSFORMED
+        elif len(given) == 3:
             # the contract is (b, h, n, d); with other axes, how they were made must tell
             unfold = func is scaled_dot_product_attention and {a.ndim for a in given} != {4}
-            if unfold or self._keep_outputs:
-                nodes = tuple(self._watcher.follower.history.node(a) for a in given)
-                call.nodes = nodes if unfold else ()
-                call.same_source = same_source(*nodes[:2])
+            history = self._watcher.follower.history
+            call.pair = (history.node(given[0]), history.node(given[1]))
+            if unfold:
+                call.nodes = (*call.pair, history.node(given[2]))
+            if self._keep_outputs:
+                call.same_source = same_source(*call.pair)
         return call

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,14 +13,24 @@ from .._attention import Attention, widen
 from .._backbone.signals import Signals, TokenAxes
 from .._transfer import trackable
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
+from .align.making import AxesOfSides
+from .compared import Compared
 
 LayerChoice = Literal["last", "all"] | Sequence[tuple[int, int]]
 Sides: TypeAlias = "tuple[list[Any], list[Any]]"
-Align: TypeAlias = "Callable[[Any, Any, tuple[TokenAxes, TokenAxes]], tuple[Any, Any]]"
-
 
 _SINGLE = Tensor, Attention
 """What has no layers."""
+
+
+class Align(Protocol):
+    """What makes one signal of both sides comparable: a term's aligners, one after another."""
+
+    def aligned(self, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
+        """One layer of both sides."""
+
+    def aligned_axes(self, axes: AxesOfSides) -> AxesOfSides:
+        """The known facts about the tokens of what :meth:`aligned` returns."""
 
 
 class LayerPair(NamedTuple):
@@ -73,12 +84,12 @@ class Comparison:
         RecipeError: layers that are not there.
     """
 
-    __slots__ = ("_align", "_aligned", "_sides", "counted", "on", "pairs", "term")
+    __slots__ = ("_align", "_aligned", "_axes", "_sides", "counted", "on", "pairs", "term")
 
     def __init__(
         self,
         term: str,
-        on: Sequence[str],
+        on: Sequence[Compared],
         layers: LayerChoice,
         align: Align | None,
         student: Signals,
@@ -86,25 +97,34 @@ class Comparison:
     ) -> None:
         self.term, self.on, self._align = term, on, align
         self._sides = student, teacher
-        students = [_signal(term, "student", student, name) for name in on]
-        teachers = [_signal(term, "teacher", teacher, name) for name in on]
+        students = [_signal(term, "student", student, one.student) for one in on]
+        teachers = [_signal(term, "teacher", teacher, one.teacher) for one in on]
         self.pairs = _layer_pairs(term, layers, students, teachers)
         self.counted: list[Counted] = []
         self._aligned: dict[int, Sides] = {}
+        self._axes: dict[int, AxesOfSides] = {}
 
-    def axes(self, index: int) -> tuple[TokenAxes, TokenAxes]:
-        """The known facts about the tokens of one signal, on both sides."""
-        name = self.on[index]
-        return self._sides[0].axes(name), self._sides[1].axes(name)
+    def axes(self, index: int) -> AxesOfSides:
+        """The known facts about the tokens of one signal, on both sides, before any aligner."""
+        student, teacher = zip(self._sides, self.on[index], strict=True)
+        return _known_axes(*student), _known_axes(*teacher)
+
+    def aligned_axes(self, index: int) -> AxesOfSides:
+        """The same after the term's aligners, as far as they say what they do to tokens."""
+        if index not in self._axes:
+            axes = self.axes(index)
+            self._axes[index] = axes if self._align is None else self._align.aligned_axes(axes)
+        return self._axes[index]
 
     def masks(self, index: int) -> tuple[Tensor | None, Tensor | None]:
-        """The positions of one signal that its layout calls real, on both sides; None: all."""
-        name = self.on[index]
-        masks = self._sides[0].mask(name), self._sides[1].mask(name)
+        """The positions of one aligned signal that are real, on both sides; None: all."""
+        student, teacher = (
+            signals.mask(name) for signals, name in zip(self._sides, self.on[index], strict=True)
+        )
         if isinstance(self.pairs[0].students[index], Attention):
-            return masks
-        axes = self.axes(index)  # of a tensor that was computed late, they alone know it
-        return _known_mask(masks[0], axes[0]), _known_mask(masks[1], axes[1])
+            return student, teacher
+        before, after = self.axes(index), self.aligned_axes(index)
+        return _known_mask(student, before[0], after[0]), _known_mask(teacher, before[1], after[1])
 
     def aligned(self, index: int, *, keep: bool = True) -> Sides:
         """One pair of layers after the term's aligners, in float32 at least.
@@ -126,7 +146,7 @@ class Comparison:
         for i, name in enumerate(self.on):
             one, other = widened(pair.students[i]), widened(pair.teachers[i])
             if self._align is not None:
-                one, other = self._align(one, other, self.axes(i))
+                one, other = self._align.aligned(one, other, self.axes(i))
             if one.shape[:1] != other.shape[:1]:  # a loss of one's own might broadcast them
                 raise ShapeError(
                     f"term {self.term!r}: {name} is of different numbers of examples: student "
@@ -163,9 +183,9 @@ class Comparison:
             SignalError: a signal, and its layer, without gradient.
         """
         for pair in self.pairs:
-            for name, layer in zip(self.on, pair.students, strict=True):
+            for one, layer in zip(self.on, pair.students, strict=True):
                 if not layer.requires_grad:
-                    raise SignalError(_no_gradient(self.term, name, pair.place))
+                    raise SignalError(_no_gradient(self.term, one.student, pair.place))
 
     @property
     def counts(self) -> Tensor:
@@ -189,9 +209,23 @@ def _signal(term: str, side: str, signals: Signals, name: str) -> Any:
     raise SignalError(f"term {term!r}: {message}; its adapter offers no other")
 
 
-def _known_mask(mask: Tensor | None, axes: TokenAxes) -> Tensor | None:
-    """A tensor signal's mask, or what its token axis says."""
-    return axes[0].valid if mask is None and axes and axes[0] is not None else mask
+def _known_axes(signals: Signals, name: str) -> TokenAxes:
+    """The axes of a signal; of a tensor, the padding is what its mask says."""
+    axes, mask = signals.axes(name), signals.mask(name)
+    if len(axes) != 1 or axes[0] is None or mask is None or axes[0].valid is mask:
+        return axes
+    return (replace(axes[0], valid=mask),)
+
+
+def _known_mask(mask: Tensor | None, before: TokenAxes, after: TokenAxes) -> Tensor | None:
+    """What a tensor signal's token axis says, which aligners keep up to date; else its mask.
+
+    Of a tensor that was computed late, the axis alone knows it. An aligner that leaves no token
+    axis, such as a mean over tokens, leaves no padding.
+    """
+    if after and after[0] is not None:
+        return after[0].valid
+    return mask if len(before) == len(after) else None
 
 
 def _layer_pairs(

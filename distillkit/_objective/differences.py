@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from .term import Term
 _EXTENTS = (
     "align = [\"overlap\"] carries the teacher's attention onto the student's tokens by where both "
     "lie in the raw input"
+)
+_SPECIAL = (
+    'align = ["drop_special"] leaves out the special tokens ([CLS]) that one side has and the '
+    "other has not"
 )
 _SAME_WIDTH = {"(d),(d)": "projector", "(v),(v)": "universal_logit_distance"}
 
@@ -73,14 +78,15 @@ def differences(term: Term, comparison: Comparison) -> list[str]:
         except ShapeError as error:
             found.append(str(error).removeprefix(f"term {term.name!r}: "))
             continue
-        for i, name in enumerate(term.on):
+        for i, name in enumerate(map(str, term.on)):
             sides = students[i], teachers[i]
+            axes = comparison.aligned_axes(i)
             if all(isinstance(side, Attention) for side in sides):
                 as_it_was = sides[0] is pair.students[i] and sides[1] is pair.teachers[i]
-                axes = comparison.axes(i) if as_it_was else ((), ())
-                found += _attention_differences(term, name, sides, axes)
+                known = axes if as_it_was or axes != comparison.axes(i) else ((), ())
+                found += _attention_differences(term, name, sides, known)
             elif all(isinstance(side, Tensor) for side in sides):
-                found += _tensor_differences(term, name, sides)
+                found += _tensor_differences(term, name, sides, axes)
                 found += _mask_differences(name, *comparison.masks(i))
     return list(dict.fromkeys(found))
 
@@ -96,7 +102,8 @@ def _attention_differences(
     for axis, what in ((2, "queries"), (3, "keys")):
         known = [side[axis - 2] if len(side) == 2 else None for side in axes]
         if ours[axis] != theirs[axis]:
-            found.append(f"{name} has unequal {what}: {shapes}. {_EXTENTS}")
+            fix = _SPECIAL if _differ_in_special(known, (ours[axis], theirs[axis])) else _EXTENTS
+            found.append(f"{name} has unequal {what}: {shapes}. {fix}")
         else:
             found += _token_differences(name, what, *known)
     if ours[1] != theirs[1] and not _averages_heads(term):
@@ -134,14 +141,24 @@ def _token_differences(
     special = [_is_any(side.special) for side in (ours, theirs)]
     if all(special) and _differ(ours.special, theirs.special):
         places = f"{_shown(ours.special)} and {_shown(theirs.special)}"
-        return [f"{name}: the {what} have their special tokens at {places}. {_EXTENTS}"]
+        return [f"{name}: the {what} have their special tokens at {places}. {_SPECIAL}"]
     if special[0] != special[1] and grids:
-        return [f"{name}: only one side's {what} have a special token. {_EXTENTS}"]
+        return [f"{name}: only one side's {what} have a special token. {_SPECIAL}"]
     for of, one, other in (("text", ours.ids, theirs.ids), ("padding", ours.valid, theirs.valid)):
         if one is not None and other is not None and one is not other and not _equal(one, other):
             why = f"{of} on each side (another tokenizer, or another padding side)"
             return [f"{name}: the {what} differ in {why}. {_EXTENTS}"]
     return []
+
+
+def _differ_in_special(axes: Sequence[TokenAxis | None], counts: Sequence[int]) -> bool:
+    """Whether special tokens are all that one side has more than the other."""
+    specials = [() if axis is None else axis.special for axis in axes]
+    # those that differ between examples are no fixed number of tokens
+    numbers = [len(one) for one in specials if isinstance(one, tuple)]
+    if None in axes or len(numbers) < 2 or specials[0] == specials[1]:
+        return False
+    return counts[0] - numbers[0] == counts[1] - numbers[1]
 
 
 def _is_any(special: tuple[int, ...] | Tensor) -> bool:
@@ -161,12 +178,17 @@ def _shown(fact: Any) -> str:
     return f"others in each example {tuple(fact.shape)}" if isinstance(fact, Tensor) else f"{fact}"
 
 
-def _tensor_differences(term: Term, name: str, sides: tuple[Any, Any]) -> list[str]:
+def _tensor_differences(
+    term: Term, name: str, sides: tuple[Any, Any], axes: tuple[TokenAxes, TokenAxes]
+) -> list[str]:
     ours, theirs = sides
     shapes = f"student {tuple(ours.shape)}, teacher {tuple(theirs.shape)}"
     consumed = term.signature.partition("->")[0]
     if ours.shape[1:-1] != theirs.shape[1:-1] and consumed in _SAME_WIDTH:
-        return [f"{name} has unequal tokens: {shapes}; no aligner carries hidden states"]
+        known = [side[0] if side else None for side in axes]
+        by_special = _differ_in_special(known, (ours.shape[1], theirs.shape[1]))
+        fix = _SPECIAL if by_special else "No aligner carries hidden states"
+        return [f"{name} has unequal tokens: {shapes}. {fix}"]
     if ours.shape[-1:] == theirs.shape[-1:] or consumed not in _SAME_WIDTH:
         return []
     if consumed == "(d),(d)":

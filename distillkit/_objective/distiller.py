@@ -26,7 +26,7 @@ from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
 from .recipe import Recipe, load_recipe
 from .surroundings import any_rank_lacks, check_apart, dry_run, one_batch, over_ranks
-from .teacher import Teacher
+from .teacher import SIGNALS, SignalSource, Teacher, brings_signals, checked_source, device_of
 from .tied import drop_aliases, fill_aliases
 
 TaskLoss = Callable[[Any, Mapping[str, Any]], Tensor]
@@ -71,8 +71,9 @@ class Distiller(nn.Module):
 
     Args:
         student: the model that learns.
-        teacher: the model that is imitated; its parameters are frozen until :meth:`close`. None
-            where every call brings ``teacher_signals``.
+        teacher: the model that is imitated; its parameters are frozen until :meth:`close`. Or a
+            :class:`SignalCache` of its signals, and no teacher runs; None where every call brings
+            ``teacher_signals``.
         recipe: a :class:`Recipe`, its name or path, or an :class:`Objective`.
         student_adapter: an adapter, its name, the path of its TOML file; None finds it by class.
         teacher_adapter: the same for the teacher.
@@ -97,7 +98,7 @@ class Distiller(nn.Module):
     def __init__(  # noqa: PLR0913 (two models, a recipe; the rest by keyword)
         self,
         student: nn.Module,
-        teacher: nn.Module | None,
+        teacher: nn.Module | SignalSource | None,
         recipe: Recipe | Objective | str | Path,
         *,
         student_adapter: Adapter | str | Path | None = None,
@@ -121,16 +122,19 @@ class Distiller(nn.Module):
         self._task_items = TaskItems()
         self._closed = False
         self._teacher: Teacher | None = None
+        self._source: SignalSource | None = None
         self.register_state_dict_post_hook(drop_aliases)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(fill_aliases)  # type: ignore[no-untyped-call]
-        if teacher is not None:
+        if isinstance(teacher, nn.Module):
             check_apart(student, teacher)
             self._teacher = Teacher(teacher, teacher_adapter)
+        elif teacher is not None:
+            self._source = checked_source(teacher, self.objective, teacher_adapter)
         self._build_aligners(example)
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher; another one takes another distiller."""
+        """The frozen teacher; another one takes another distiller. None, where none runs."""
         return None if self._teacher is None else self._teacher.model
 
     @property
@@ -141,7 +145,8 @@ class Distiller(nn.Module):
         """
         found = frozenset[str]().union(*(term.entries for term in self.objective.each()))
         backbones = [self._student, *([self._teacher.backbone] if self._teacher else [])]
-        return found.union(*(getattr(one.adapter, "entries", ()) for one in backbones))
+        found = found.union(*(getattr(one.adapter, "entries", ()) for one in backbones))
+        return found if self._source is None else found.union(self._source.entries)
 
     @property
     def _student(self) -> Backbone:
@@ -187,7 +192,8 @@ class Distiller(nn.Module):
 
         Args:
             batch: what the adapters take both models' inputs from; ``distiller(**batch)`` is the
-                same. An entry that is None is absent. The teacher sees an entry ``teacher_x`` as
+                same. An entry that is None is absent; an entry ``teacher_signals`` is taken as the
+                argument of that name. The teacher sees an entry ``teacher_x`` as
                 ``x``, and labels only as ``teacher_labels``.
             progress: the part of training that is done, in [0, 1]; scheduled weights need it.
             teacher_signals: what :meth:`run_teacher` returned for these examples before; the
@@ -203,8 +209,8 @@ class Distiller(nn.Module):
         used: set[str] = set()
         active = self.objective.active(progress)
         compares = self.objective.compares(progress)
-        ran_teacher = teacher_signals is None and compares
-        if ran_teacher:
+        ran_teacher = teacher_signals is None and compares and not brings_signals(batch)
+        if teacher_signals is None and compares:
             teacher_signals = self._run_teacher(batch, used)
         elif teacher_signals is None or not compares:
             teacher_signals = Signals({})
@@ -279,9 +285,17 @@ class Distiller(nn.Module):
         return self._student.arguments(SideOfBatch(checked_batch(batch), "student"))
 
     def _run_teacher(self, batch: Mapping[str, Any], used: set[str]) -> Signals:
+        if brings_signals(batch):
+            used.add(SIGNALS)
+            found: Signals = batch[SIGNALS]
+            return found.to(device_of(self.student), non_blocking=True)
+        if self._source is not None:
+            found = self._source.run(SideOfBatch(batch, "teacher", used), self._wanted[1])
+            return found.to(device_of(self.student), non_blocking=True)
         if self._teacher is None:
             raise SignalError(
-                "this distiller has no teacher: pass teacher_signals=, or give it one"
+                "this distiller has no teacher: pass teacher_signals=, or give it one (a model, or "
+                "a SignalCache)"
             )
         return self._teacher.run(SideOfBatch(batch, "teacher", used), self._wanted[1])
 
@@ -356,7 +370,7 @@ class Distiller(nn.Module):
         batch = checked_batch(batch)
         terms, problems = self.objective.each(), []
         own = SideOfBatch(batch, "student", used)
-        ran_teacher = teacher_signals is None
+        ran_teacher = teacher_signals is None and not brings_signals(batch)
         with dry_run(self), torch.inference_mode(mode=False), torch.enable_grad():
             if teacher_signals is None:
                 teacher_signals = Signals({})
@@ -378,9 +392,8 @@ class Distiller(nn.Module):
                 self._checks.check_entries(batch, used, every_term=True)
             except DistillKitError as error:
                 problems.append(str(error))
-        wanted = [name for term in terms for name in term.on]
         offers = [
-            list_offer(side, signals, wanted)
+            list_offer(side, signals, [getattr(one, side) for term in terms for one in term.on])
             for side, signals in (("student", student_signals), ("teacher", teacher_signals))
         ]
         return Check(tuple(seen), tuple(problems), tuple(offers))

@@ -166,7 +166,7 @@ def wanted_layers(objective: Objective, side: int) -> Wanted:
     """Signal -> the layers of one side (0: the student's, 1: the teacher's) that terms compare."""
     found: dict[str, LayerIndices] = {}
     for term in objective.each():
-        for name in term.on:
+        for name in (one[side] for one in term.on):
             known = found.get(name, frozenset())
             if isinstance(known, str) or term.layers == "all":
                 found[name] = "all"

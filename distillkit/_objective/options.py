@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._plugins.registry import lookup, provided
 from .._plugins.specs import LossSpec, resolve
 from .._tables import validated
 from ..errors import OptionError, RecipeError, unknown_name
+from .align.making import TOKENS
 from .schedule import Schedule
 
 Choice = TypeVar("Choice")
@@ -121,11 +122,14 @@ def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
 
 
 def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    """What a recipe may give a loss; what is known of the tokens, a term gives by itself."""
+    # the call of a module takes anything, and hands it on
+    called = function.forward if isinstance(function, nn.Module) else function
+    parameters = inspect.signature(called, eval_str=True).parameters.values()
     return {
         p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
         for p in parameters
-        if p.kind is p.KEYWORD_ONLY
+        if p.kind is p.KEYWORD_ONLY and p.name not in TOKENS
     }
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .._plugins.registry import lookup
-from .._plugins.specs import RecipeSpec
+from .._plugins.specs import RecipeSpec, resource_file
 from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
+from .compared import compared_signals, label_of
 from .objective import Objective
 from .schedule import Schedule
 from .term import TASK, Term
 
+Signal = str | dict[Literal["student", "teacher"], str]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -27,7 +28,7 @@ class TermRecipe(Table):
     what = "a term"
 
     loss: str
-    on: str | tuple[str, ...] = ()
+    on: Signal | tuple[Signal, ...] = ()
     layers: Literal["last", "all"] | tuple[tuple[int, int], ...] = "last"
     rows: Literal["valid", "all"] = "valid"
     per: Literal["example", "row"] = "example"
@@ -38,6 +39,12 @@ class TermRecipe(Table):
     options: dict[str, Any] = Field(default_factory=dict)
     name: str | None = None
 
+    @field_validator("on", mode="before")
+    @classmethod
+    def _names_signals(cls, given: Any) -> Any:
+        compared_signals(given)  # says what is wrong in one line, not once for each of three types
+        return given
+
     @model_validator(mode="after")
     def _builds(self) -> TermRecipe:
         self.build()
@@ -46,8 +53,8 @@ class TermRecipe(Table):
     @property
     def label(self) -> str:
         """The name of the term in ``parts`` and ``override``."""
-        on = (self.on,) if isinstance(self.on, str) else self.on
-        return self.name or (TASK if self.loss == TASK else f"{self.loss}/{'+'.join(on)}")
+        on = label_of(compared_signals(self.on))  # type: ignore[arg-type]  # the two keys are strings
+        return self.name or (TASK if self.loss == TASK else f"{self.loss}/{on}")
 
     def build(self) -> Term:
         """The term."""
@@ -102,6 +109,8 @@ class Recipe(Table):
             table = tables[label]
             for inner in tables_in:
                 table = table.setdefault(inner, {})
+                if not isinstance(table, dict):
+                    raise RecipeError(f"{path!r}: {inner} of term {label!r} is {table!r}, no table")
             table[key] = value
         changed = {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}
         return validated(type(self), changed, f"recipe {self.name!r}", RecipeError)
@@ -113,6 +122,7 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
         UnknownNameError: no such recipe or file.
         RecipeError: the file says something that no recipe means; every place is named.
+        SpecError: a registered recipe whose package or file is not there.
 
     Examples:
         >>> [term.loss for term in load_recipe("dide").terms]
@@ -124,8 +134,7 @@ def load_recipe(name: str | Path) -> Recipe:
             raise unknown_name("recipe file", str(path), map(str, path.parent.glob("*.toml")))
         text = path.read_text(encoding="utf-8")
     else:
-        package, _, resource = lookup(RecipeSpec, str(name)).resource.partition(":")
-        text = files(package).joinpath(resource).read_text(encoding="utf-8")
+        text = resource_file(lookup(RecipeSpec, str(name))).read_text(encoding="utf-8")
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

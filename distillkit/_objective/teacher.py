@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,15 @@ from .._backbone.adapter import Adapter
 from .._backbone.backbone import Backbone, Wanted
 from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
+from ..errors import SignalError
+from .objective import Objective
 
 _LOCK = threading.Lock()
 _QUANTISED = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method")
 
+
+SIGNALS = "teacher_signals"
+"""The batch entry in which a data loader brings the teacher's signals."""
 
 Flags: TypeAlias = "tuple[set[str], set[str]]"
 """The names of parameters that learn, and of modules in training mode."""
@@ -52,6 +57,24 @@ class _State:
 
 
 _frozen: weakref.WeakKeyDictionary[nn.Module, _State] = weakref.WeakKeyDictionary()
+
+
+@runtime_checkable
+class SignalSource(Protocol):
+    """What stands in for a teacher that does not run here: a :class:`SignalCache`, a server."""
+
+    @property
+    def entries(self) -> frozenset[str]:
+        """The batch entries that it reads."""
+        ...
+
+    def check(self, recipe: Objective) -> None:
+        """Refuse a recipe that needs signals which it does not have."""
+        ...
+
+    def run(self, view: SideOfBatch, wanted: Wanted | None) -> Signals:
+        """The teacher's signals for the examples of a batch."""
+        ...
 
 
 class Teacher:
@@ -118,6 +141,31 @@ class Teacher:
         return _unpickle, (self.backbone, learns)
 
 
+def brings_signals(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch holds the teacher's signals itself."""
+    return isinstance(batch.get(SIGNALS), Signals)
+
+
+def checked_source(
+    source: object, objective: Objective, adapter: Adapter | str | Path | None
+) -> SignalSource:
+    """What stands in for a teacher, if it has what the recipe needs.
+
+    Raises:
+        SignalError: neither a model nor such a thing; an adapter, where no model runs.
+    """
+    if not isinstance(source, SignalSource):
+        raise SignalError(
+            f"a teacher is a model, a SignalCache, or None; got {type(source).__name__}"
+        )
+    if adapter is not None:
+        raise SignalError(
+            "teacher_adapter= is for a model; the signals of a cache were read when it was filled"
+        )
+    source.check(objective)
+    return source
+
+
 def _unpickle(backbone: Backbone, before: tuple[frozenset[str], frozenset[str]] | None) -> Teacher:
     state = _State(backbone.model)
     if before is not None:
@@ -169,6 +217,12 @@ def _trains(model: nn.Module) -> bool:
                 return True
             left.extend(module._modules.values())  # noqa: SLF001 (modules() costs five times as much)
     return False
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _only_device(model: nn.Module) -> torch.device | None:

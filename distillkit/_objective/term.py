@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention
-from .._backbone.signals import Signals, TokenAxes
+from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
-from .align.making import make_aligner, takes_tokens
+from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
 from .averaging import Per, averaged
+from .compared import On, compared_signals, label_of
 from .comparison import Comparison, Counted, LayerChoice, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
@@ -30,7 +31,8 @@ class Term(nn.Module):
     Args:
         loss: a registered name, a function ``(student, teacher, *, ...)``, or ``"task"``: the
             student's own loss.
-        on: a signal, or a list of them: all of the student's come first, then the teacher's.
+        on: a signal, ``{"student": ..., "teacher": ...}`` where the sides have it under different
+            names, or a list of these: all of the student's come first, then the teacher's.
         layers: of signals with layers: ``"last"``, ``"all"`` (equal depths), or pairs
             ``[student, teacher]``. The value is the mean over the chosen pairs.
         rows: ``"valid"`` leaves padding out; ``"all"`` averages over padded positions too, as the
@@ -47,10 +49,16 @@ class Term(nn.Module):
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
-        name: what ``parts`` calls it; ``"<loss>/<on>"`` by default.
+        name: what ``parts`` calls it; ``"<loss>/<on>"`` by default, with ``~`` between the names
+            of a signal that the sides call differently.
+
+    A loss with the keyword-only parameters ``student_tokens`` and ``teacher_tokens`` is told what
+    is known of the tokens of its first signal, as an aligner is: a ``TokenAxis`` or None for each
+    token axis, after the term's aligners.
 
     Attributes:
         entries: the batch entries that the term reads.
+        on: the signals that it compares, each with its name on either side.
 
     Raises:
         UnknownNameError: no such loss, aligner, option or input.
@@ -65,7 +73,7 @@ class Term(nn.Module):
         self,
         loss: str | Callable[..., Tensor],
         *,
-        on: str | Sequence[str] = (),
+        on: On = (),
         layers: LayerChoice = "last",
         rows: Rows = "valid",
         per: Per = "example",
@@ -78,14 +86,14 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
-        self.on = (on,) if isinstance(on, str) else tuple(on)
+        self.on = compared_signals(on)
         self.layers = checked_choice("layers", layers, ("last", "all"))
         self.rows = checked_choice("rows", rows, ("valid", "all"))
         self.per = checked_choice("per", per, ("example", "row"))
         self.weight = checked_weight(weight)
         self.inputs, self.mask = dict(inputs or {}), mask
         self.entries = frozenset([*self.inputs.values(), *([mask] if mask else [])])
-        self.name = name or "/".join([self.loss_name, "+".join(self.on)] if self.on else [TASK])
+        self.name = name or "/".join([self.loss_name, label_of(self.on)] if self.on else [TASK])
         self.is_task = loss == TASK
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
@@ -98,7 +106,8 @@ class Term(nn.Module):
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
-        self._takes_tokens = [takes_tokens(aligner) for aligner in self.aligners]
+        self._asked = [asked_tokens(aligner) for aligner in self.aligners]
+        self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
         self._counting = Counting(self.name, self.signature, mask)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
@@ -123,7 +132,7 @@ class Term(nn.Module):
             SignalError: a signal that one side does not have.
             RecipeError: layers that are not there.
         """
-        align = self.aligned if self._takes_tokens else None
+        align = self if self._asked else None
         return Comparison(self.name, self.on, self.layers, align, student, teacher)
 
     def forward(
@@ -170,7 +179,7 @@ class Term(nn.Module):
         arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
         if self.mask is None:
             return TermInputs(layout, None, (), arguments)
-        axes = [side[0] for side in comparison.axes(0) if side]
+        axes = [side[0] for side in comparison.aligned_axes(0) if side]
         return TermInputs(layout, self._mask_entry(self.mask, batch), axes, arguments)
 
     def _layer_value(
@@ -185,8 +194,11 @@ class Term(nn.Module):
         students, teachers = comparison.aligned(index, keep=False)
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
+        known: dict[str, Any] = {}
+        if self._asked_by_loss:
+            known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
         try:
-            values = self._function(*students, *teachers, **step.arguments, **self.options)
+            values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
         kept = self._counting.kept(values, (students[0], teachers[0]), step)
@@ -202,6 +214,20 @@ class Term(nn.Module):
         """The divisor of each pair of layers."""
         check_number(self._normalizer, normalizer)
         return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
+
+    def values(
+        self, students: Sequence[Any], teachers: Sequence[Any], batch: Mapping[str, Any]
+    ) -> Tensor:
+        """The loss's values of one layer of both sides, as they are: no aligner, no mean."""
+        assert self._function is not None
+        arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
+        unknown = dict.fromkeys(self._asked_by_loss)
+        return self._function(*students, *teachers, **arguments, **self.options, **unknown)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether an aligner, or the loss, asks which tokens the entries of a signal are."""
+        return bool(self._asked_by_loss) or any(self._asked)
 
     @property
     def has_values_of_examples(self) -> bool:
@@ -225,26 +251,33 @@ class Term(nn.Module):
                 if build is not None:
                     build(one, other)
                 one, other = self._align(i, one, other, axes)
+                axes = axes_after(aligner, axes)
 
-    def aligned(
-        self, student: Any, teacher: Any, axes: tuple[TokenAxes, TokenAxes]
-    ) -> tuple[Any, Any]:
+    def aligned(self, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
         """One layer of both sides, after the term's aligners."""
-        for i in range(len(self._takes_tokens)):
+        for i, aligner in enumerate(self.aligners):
             student, teacher = self._align(i, student, teacher, axes)
+            axes = axes_after(aligner, axes)
         return student, teacher
 
-    def _align(
-        self, index: int, student: Any, teacher: Any, axes: tuple[TokenAxes, TokenAxes]
-    ) -> tuple[Any, Any]:
-        known = {}
-        if self._takes_tokens[index]:
-            known = {"student_tokens": axes[0], "teacher_tokens": axes[1]}
+    def aligned_axes(self, axes: AxesOfSides) -> AxesOfSides:
+        """The known facts about the tokens of both sides, after the term's aligners."""
+        for aligner in self.aligners:
+            axes = axes_after(aligner, axes)
+        return axes
+
+    def _align(self, index: int, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
+        known = told_tokens(self._asked[index], axes)
         try:
-            one, other = self.aligners[index](student, teacher, **known)
+            found = self.aligners[index](student, teacher, **known)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        return one, other
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise RecipeError(
+                f"term {self.name!r}: the aligner {self.aligner_names[index]!r} returned a "
+                f"{type(found).__name__}; an aligner returns both sides, (student, teacher)"
+            )
+        return found
 
     def _mask_entry(self, name: str, batch: Mapping[str, Any] | None) -> Tensor:
         """The batch entry of ``mask``; its integers are looked at until they prove to be labels."""

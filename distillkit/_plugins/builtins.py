@@ -16,8 +16,13 @@ def distillkit_losses() -> list[LossSpec]:
 def distillkit_aligners() -> list[AlignerSpec]:
     return [
         AlignerSpec(
+            "drop_special",
+            factory="distillkit._objective.align.special:DropSpecial",
+            summary="Both sides without the special tokens ([CLS]) that only one side has.",
+        ),
+        AlignerSpec(
             "overlap",
-            factory="distillkit._objective.align.overlap:aligner",
+            factory="distillkit._objective.align.overlap:Overlap",
             summary="The teacher's attention on the student's tokens, by where both lie.",
         ),
         AlignerSpec(

@@ -18,7 +18,17 @@ from typing import Any
 from ..errors import DistillKitError, PluginLoadWarning
 from .loading import Plugin, Source, installed, load, plugins
 from .registry import distribution_of
-from .specs import AdapterSpec, LossSpec, RecipeSpec, Spec, references, resolve
+from .specs import (
+    AdapterSpec,
+    LossSpec,
+    OperationSpec,
+    RecipeSpec,
+    Spec,
+    check_target,
+    references,
+    resolve,
+    resource_file,
+)
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 MARK = "distillkit-probe:"
@@ -97,12 +107,16 @@ def _reference(spec: Spec, plugin: str) -> Seen:
     try:
         if isinstance(spec, RecipeSpec):
             return name, True, _recipe(f"{plugin}:{spec.name}")
+        if isinstance(spec, AdapterSpec) and spec.factory is None:
+            return name, True, _adapter_file(spec)
         found = {field: resolve(given) for field, given in references(spec).items()}
         _check_callable(found)
+        if isinstance(spec, OperationSpec):
+            check_target(spec, found["target"])
         if isinstance(spec, LossSpec):
             inputs = spec.signature.partition("->")[0].count("(") or 2  # "attention": two of them
             _check_positional(found["function"], inputs)
-        if isinstance(spec, AdapterSpec):
+        if isinstance(spec, AdapterSpec):  # one with a factory
             _check_positional(found["factory"], 1)
     except KeyboardInterrupt:
         raise
@@ -116,6 +130,12 @@ def _recipe(name: str) -> str:
     recipe = resolve("distillkit._objective.recipe:load_recipe")(name)
     terms = recipe.build().terms
     return f"a recipe of {len(terms)} {'term' if len(terms) == 1 else 'terms'}"
+
+
+def _adapter_file(spec: AdapterSpec) -> str:
+    read = resolve("distillkit._backbone.declarative:DeclarativeAdapter.from_toml")
+    streams = read(resource_file(spec)).streams
+    return f"{spec.resource}, an adapter with the streams {', '.join(streams)}"
 
 
 def _check_callable(found: dict[str, Any]) -> None:

@@ -7,12 +7,16 @@ be the object itself.
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, ClassVar, get_args
 
 from ..errors import SpecError, did_you_mean
+from .targets import why_unseen
 
 Reference = str | Callable[..., Any]
 
@@ -31,8 +35,10 @@ class LossSpec:
         function: reference to ``function(student, teacher, *, ...)``.
         signature: the axes it consumes and returns, in numpy's gufunc notation:
             ``"(v),(v)->()"``; ``"attention"`` for a loss of two ``Attention``s.
-        tags: properties that the conformance kit checks, such as ``"nonnegative"``.
-        bound: the largest value at the default options, where there is one; checked too.
+        tags: properties that the conformance kit checks, such as ``"nonnegative"``, at every option
+            within its bounds (``"symmetric"``: at the defaults); any iterable, kept as a tuple.
+        bound: the largest value at the default options, where there is one; checked too. Any
+            number, kept as a float.
         example: reference to ``example(draw) -> Arguments``, of ``distillkit.testing``, where the
             signature does not say what the arguments are (labels, indices).
         summary: one line for the listing.
@@ -46,7 +52,7 @@ class LossSpec:
     function: Reference
     _: KW_ONLY
     signature: str
-    tags: tuple[str, ...] = ()
+    tags: Iterable[str] = ()
     bound: float | None = None
     example: Reference | None = None
     summary: str = ""
@@ -57,11 +63,9 @@ class LossSpec:
         if self.name == "task":
             raise SpecError('no loss may be called "task": recipes call the student\'s own loss so')
         _check_references(self)
-        if not (isinstance(self.tags, tuple) and all(isinstance(tag, str) for tag in self.tags)):
-            raise SpecError(
-                f'loss {self.name!r}: tags is a tuple of strings, such as ("nonnegative",); '
-                f"got {self.tags!r}"
-            )
+        # frozen: what may be given in several forms is brought to one
+        object.__setattr__(self, "tags", _tags(self))
+        object.__setattr__(self, "bound", _bound(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,10 @@ class AdapterSpec:
 
     Attributes:
         name: what ``student_adapter=`` calls it.
-        matches: pattern over the dotted name of the model's class, ``"acme.models.*"``.
+        matches: the dotted name of the model's class, ``"acme.models.Dual"``, or a pattern over it,
+            ``"acme.models.*"``. Where several adapters fit, the most specific is taken.
         factory: reference to ``factory(model) -> Adapter``.
+        resource: instead of it, an adapter file inside a package, ``"package:adapters/x.toml"``.
         summary: one line for the listing.
     """
 
@@ -81,12 +87,20 @@ class AdapterSpec:
     name: str
     _: KW_ONLY
     matches: str
-    factory: Reference
+    factory: Reference | None = None
+    resource: str | None = None
     summary: str = ""
 
     def __post_init__(self) -> None:
         _check_texts(self, "matches", "summary")
+        if (self.factory is None) == (self.resource is None):
+            raise SpecError(
+                f"adapter {self.name!r} takes one of two: factory, a reference to factory(model), "
+                'or resource, an adapter file inside a package, "package:adapters/x.toml"; got '
+                f"{'neither' if self.factory is None else 'both'}"
+            )
         _check_references(self)
+        _check_resource(self)
         if not self.matches:
             raise SpecError(
                 f"adapter {self.name!r}: matches is a pattern over the dotted name of the model's "
@@ -139,14 +153,10 @@ class RecipeSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        _check_texts(self, "resource", "summary")
+        _check_texts(self, "summary")
         if self.name.endswith(".toml"):
             raise SpecError(f"recipe {self.name!r}: a name that ends in .toml is read as a path")
-        if not _RESOURCE.fullmatch(self.resource):
-            raise SpecError(
-                f"recipe {self.name!r}: resource is a TOML file inside a package, "
-                f'"package:recipes/x.toml"; got {self.resource!r}'
-            )
+        _check_resource(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +165,9 @@ class OperationSpec:
 
     Attributes:
         name: what the listing calls it.
-        target: reference to the function that models call, ``"mylib:fused_attention"``.
+        target: reference to the function that models call, ``"mylib:fused_attention"``: a plain
+            Python function, a function of torch or a custom operator. Nothing else can be seen: no
+            ``Function.apply``, ``functools.partial``, bound method or callable object.
         read: reference to ``read(*args, **kwargs) -> Attention``, given the target's own call.
         summary: one line for the listing.
     """
@@ -172,6 +184,7 @@ class OperationSpec:
     def __post_init__(self) -> None:
         _check_texts(self, "summary")
         _check_references(self)
+        check_target(self, self.target)
 
 
 Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
@@ -182,7 +195,8 @@ def references(spec: Spec) -> dict[str, Reference]:
     """Field -> reference, of every field that names something to import."""
     fields = ("function", "example", "factory", "target", "read")
     given = {field: getattr(spec, field) for field in fields if hasattr(spec, field)}
-    return {f: reference for f, reference in given.items() if (f, reference) != ("example", None)}
+    optional = ("example", "factory") if isinstance(spec, AdapterSpec) else ("example",)
+    return {f: one for f, one in given.items() if one is not None or f not in optional}
 
 
 def resolve(reference: Reference) -> Any:
@@ -219,6 +233,50 @@ def resolve(reference: Reference) -> Any:
     return found
 
 
+def check_target(spec: OperationSpec, target: Any) -> None:
+    """Refuse a target that nothing can see being called.
+
+    Raises:
+        SpecError: why not, and the fix.
+    """
+    why = why_unseen(target)
+    if why is not None:
+        raise SpecError(f"operation {spec.name!r}: target cannot be seen when it is called: {why}")
+
+
+def resource_file(spec: AdapterSpec | RecipeSpec) -> Traversable:
+    """The TOML file inside a package that a spec names; the package is imported now.
+
+    Raises:
+        SpecError: there is no such package, or no such file in it.
+    """
+    assert spec.resource is not None
+    package, _, path = spec.resource.partition(":")
+    named = f"{spec.kind} {spec.name!r} names the file {spec.resource!r}"
+    try:
+        folder = files(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise  # the package is there, but something that it needs is not
+        raise SpecError(f"{named}, but there is no package {error.name!r}") from None
+    except TypeError:  # a module, which holds no files
+        raise SpecError(f"{named}, but {package!r} is a module and no package") from None
+    found = folder.joinpath(path)
+    if not found.is_file():
+        there = [one.name for one in _folder_of(folder, path) if one.name.endswith(".toml")]
+        raise SpecError(
+            f"{named}, but the package has no such file (does the build backend put it into the "
+            f"wheel?); of TOML files beside it, {did_you_mean(path.rpartition('/')[2], there)}"
+        )
+    return found
+
+
+def _folder_of(package: Traversable, path: str) -> list[Traversable]:
+    """What lies beside a file that is not there."""
+    folder = package.joinpath(path.rpartition("/")[0]) if "/" in path else package
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 def _public(found: Any) -> list[str]:
     return [name for name in dir(found) if not name.startswith("_")]
 
@@ -239,6 +297,42 @@ def _check_texts(spec: Spec, *fields: str) -> None:
             raise SpecError(
                 f"{spec.kind} {spec.name!r}: {field} is a string; got {getattr(spec, field)!r}"
             )
+
+
+def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
+    given: Any = spec.resource
+    if given is not None and not (isinstance(given, str) and _RESOURCE.fullmatch(given)):
+        raise SpecError(
+            f"{spec.kind} {spec.name!r}: resource is a TOML file inside a package, "
+            f'"package:{spec.kind}s/x.toml"; got {given!r}'
+        )
+
+
+def _tags(spec: LossSpec) -> tuple[str, ...]:
+    given = spec.tags
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    tags = tuple(given) if listed else ()
+    if not listed or not all(isinstance(tag, str) for tag in tags):
+        raise SpecError(
+            f"loss {spec.name!r}: tags are strings in a tuple or another iterable, such as "
+            f'("nonnegative",); got {(tags if listed else given)!r}'
+        )
+    return tags
+
+
+def _bound(spec: LossSpec) -> float | None:
+    if spec.bound is None:
+        return None
+    try:
+        bound = math.nan if isinstance(spec.bound, str | bool) else float(spec.bound)
+    except (TypeError, ValueError):
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise SpecError(
+            f"loss {spec.name!r}: bound is the largest value of the loss, a finite number, or "
+            f"None where there is none; got {spec.bound!r}"
+        )
+    return bound
 
 
 def _check_references(spec: Spec) -> None:

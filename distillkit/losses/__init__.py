@@ -13,6 +13,7 @@ from ._feature import *
 from ._linear import *
 from ._reduce import masked_mean as masked_mean
 from ._relation import *
+from ._signature import checked_attentions as checked_attentions
 from ._signature import checked_pair as checked_pair
 from ._target import *
 from ._top_k import *

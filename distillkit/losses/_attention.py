@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._attention import Attention, both_rows
 from .._attention.keep import rows_for
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
-from ._signature import check_positive
+from ._signature import check_positive, checked_attentions
 from ._tiled.autograd import compare_in_tiles
 from ._tiled.comparison import ForBackward, Kind, Pair, Side
 from ._tiled.divergences import divergence, mean_over_heads
@@ -27,6 +27,7 @@ __all__ = [
     "shared_rows",
 ]
 
+Heads = Literal["mean"] | None
 Method = Literal["auto", "dense", "saved", "recompute"]
 
 # measured: below, a handful of large operations beats many small ones
@@ -184,7 +185,7 @@ def attention_mse(
     """
     student, teacher = _checked("attention_mse", student, teacher, temperature, heads)
     log_q, log_p = _compared(student, teacher, temperature, heads)
-    kept = (log_q > -torch.inf) | (log_p > -torch.inf)
+    kept = (log_q != -torch.inf) | (log_p != -torch.inf)
     squares = (log_p.exp() - log_q.exp()).square().sum(-1)
     return temperature**2 * squares / kept.sum(-1).clamp_min(1)
 
@@ -215,18 +216,30 @@ def attention_cosine_distance(
     """
     student, teacher = _checked("attention_cosine_distance", student, teacher, temperature, heads)
     log_q, log_p = _compared(student, teacher, temperature, heads)
-    counted = (log_p > -torch.inf).any(-1)
+    counted = (log_p != -torch.inf).any(-1)  # NaN counts: a model that diverged must be seen
     cosine = (unit(log_q.exp()) * unit(log_p.exp())).sum(-1)
     return torch.where(counted, temperature**2 * (1 - cosine).clamp(0, 1), 0)
 
 
-def shared_rows(student: Attention, teacher: Attention) -> Tensor:
+def shared_rows(
+    student: Attention, teacher: Attention, *, heads: Literal["mean"] | None = None
+) -> Tensor:
     """The rows that count for a loss: the mask of its mean.
 
     A row counts where the teacher has a key left for it and both sides' ``rows`` keep it.
 
+    Args:
+        student: the student's attention.
+        teacher: the teacher's, over the same tokens.
+        heads: what the loss was given: ``"mean"``, of averaged heads, has one value for all heads,
+            and a row counts where it counts for each of them.
+
     Returns:
-        Boolean ``(b, h, q)`` with the teacher's heads, or ``(b, 1, q)`` where heads differ.
+        Boolean, in the shape of the loss's value: ``(b, h, q)``, or ``(b, 1, q)`` for
+        ``heads="mean"`` and where the numbers of heads differ, which only an average can compare.
+
+    Raises:
+        OptionError: an unknown ``heads``.
 
     Examples:
         >>> scores = torch.zeros(1, 1, 2, 3)
@@ -234,9 +247,11 @@ def shared_rows(student: Attention, teacher: Attention) -> Tensor:
         >>> shared_rows(student, Attention.from_scores(scores))
         tensor([[[ True, False]]])
     """
+    _check_heads("shared_rows", heads)
     rows = both_rows(teacher.valid_rows(), student.rows)
     assert rows is not None
-    return rows
+    averaged = heads == "mean" or student.shape[1] != teacher.shape[1]
+    return rows.all(1, keepdim=True) if averaged else rows
 
 
 def _divergence(
@@ -245,7 +260,7 @@ def _divergence(
     student: Attention,
     teacher: Attention,
     temperature: float,
-    heads: str | None,
+    heads: Heads,
     method: str,
 ) -> Tensor:
     """A divergence of two attentions, in the way that their sizes ask for."""
@@ -316,12 +331,10 @@ def _side(attention: Attention, temperature: float) -> Side:
 
 
 def _compared(
-    student: Attention, teacher: Attention, temperature: float, heads: str | None
+    student: Attention, teacher: Attention, temperature: float, heads: Heads
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of both sides, -inf throughout where a row does not count."""
-    rows = shared_rows(student, teacher)
-    if heads == "mean":
-        rows = rows.all(1, keepdim=True)
+    rows = shared_rows(student, teacher, heads=heads)
     sides = [student] if teacher is student else [student, teacher]
     found = [
         _log_probabilities(side.with_rows(rows_for(rows, side.shape[1])), temperature, heads)
@@ -330,30 +343,20 @@ def _compared(
     return found[0], found[-1]
 
 
-def _log_probabilities(attention: Attention, temperature: float, heads: str | None) -> Tensor:
+def _log_probabilities(attention: Attention, temperature: float, heads: Heads) -> Tensor:
     log_p = log_softmax(attention.scores(), None, temperature)
     return log_p if heads is None else mean_over_heads(log_p)
 
 
-def _checked(
-    loss: str, student: Attention, teacher: Attention, temperature: float, heads: str | None
-) -> tuple[Attention, Attention]:
-    """Both sides, once they are over the same tokens, with nothing that autograd cannot save."""
-    check_positive("temperature", temperature)
+def _check_heads(loss: str, heads: Heads) -> None:
+    """Refuse what is no way to compare heads."""
     if heads not in (None, "mean"):
         raise OptionError(f'{loss}: heads is None or "mean"; got {heads!r}')
-    found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
-    if student.shape[0] != teacher.shape[0]:
-        raise ShapeError(f"{loss} compares example with example; got {found}")
-    if student.shape[2:] != teacher.shape[2:]:
-        raise ShapeError(
-            f"{loss} compares token with token, and these differ in number; got {found}. "
-            "Student and teacher must see the same tokens: the same tokenizer and padding, the "
-            "same patch grid, special tokens kept or dropped on both sides"
-        )
-    if heads is None and student.shape[1] != teacher.shape[1]:
-        raise ShapeError(
-            f'{loss} compares head with head; got {found}. heads="mean" compares the average '
-            "over each side's heads"
-        )
-    return student.trackable(), teacher.trackable()
+
+
+def _checked(
+    loss: str, student: Attention, teacher: Attention, temperature: float, heads: Heads
+) -> tuple[Attention, Attention]:
+    """Both sides, once options and tokens fit."""
+    check_positive("temperature", temperature)
+    return checked_attentions(loss, student, teacher, heads=heads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._attention import widen
+from .._attention import Attention, widen
 from .._transfer import trackable
 from ..errors import OptionError, ShapeError
 
@@ -62,6 +62,54 @@ def checked_pair(
             f"{signature} must be equal; got {found}"
         )
     return widen(student), widen(teacher)
+
+
+def checked_attentions(
+    loss: str, student: Attention, teacher: Attention, *, heads: str | None = None
+) -> tuple[Attention, Attention]:
+    """Both attentions, once they are over the same tokens: the first line of a loss of two.
+
+    What was made under ``torch.inference_mode()`` is copied, as of :func:`checked_pair`.
+
+    Args:
+        loss: what the error calls the loss.
+        student: an attention.
+        teacher: another, of the same examples, queries and keys.
+        heads: the loss's own option: None where it compares head with head, ``"mean"`` where it
+            averages over the heads of each side, whose numbers may then differ.
+
+    Raises:
+        ShapeError: something else than two attentions; unequal examples, tokens or heads, with both
+            shapes printed.
+        OptionError: an unknown ``heads``.
+
+    Examples:
+        >>> student, teacher = (Attention.from_scores(torch.zeros(1, h, 2, 3)) for h in (1, 4))
+        >>> checked_attentions("mine", student, teacher)
+        Traceback (most recent call last):
+        distillkit.errors.ShapeError: mine compares head with head; got student (1, 1, 2, 3), ...
+    """
+    if not (isinstance(student, Attention) and isinstance(teacher, Attention)):
+        kinds = f"student {type(student).__name__}, teacher {type(teacher).__name__}"
+        raise ShapeError(f"{loss} takes two Attentions; got {kinds}")
+    if heads not in (None, "mean"):
+        raise OptionError(f'{loss}: heads is None or "mean"; got {heads!r}')
+    found = f"student {student.shape}, teacher {teacher.shape}, each (b, h, q, k)"
+    if student.shape[0] != teacher.shape[0]:
+        raise ShapeError(f"{loss} compares example with example; got {found}")
+    if student.shape[2:] != teacher.shape[2:]:
+        raise ShapeError(
+            f"{loss} compares token with token, and these differ in number; got {found}. "
+            "Student and teacher must see the same tokens: the same tokenizer and padding, the "
+            "same patch grid, special tokens kept or dropped on both sides "
+            '(align = ["drop_special"], ["overlap"])'
+        )
+    if heads is None and student.shape[1] != teacher.shape[1]:
+        raise ShapeError(
+            f'{loss} compares head with head; got {found}. heads="mean" compares the average '
+            "over each side's heads"
+        )
+    return student.trackable(), teacher.trackable()
 
 
 def checked_where(where: Tensor | None, like: Tensor) -> Tensor | None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from .adapters import AdapterCase as AdapterCase
     from .adapters import check_adapter as check_adapter
     from .adapters import parametrize_with_adapter_checks as parametrize_with_adapter_checks
+    from .aligners import AlignerCase as AlignerCase
+    from .aligners import check_aligner as check_aligner
+    from .aligners import parametrize_with_aligner_checks as parametrize_with_aligner_checks
     from .conformance import CHECKS as CHECKS
     from .conformance import TAGS as TAGS
     from .conformance import Check as Check
@@ -39,6 +42,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
 
 _HOMES = {
     "AdapterCase": "adapters",
+    "AlignerCase": "aligners",
     "Arguments": "strategies",
     "CHECKS": "conformance",
     "Check": "conformance",
@@ -52,6 +56,7 @@ _HOMES = {
     "assert_plugin": "plugins",
     "attentions": "strategies",
     "check_adapter": "adapters",
+    "check_aligner": "aligners",
     "check_distiller": "lifecycle",
     "check_loss": "conformance",
     "check_operation": "operations",
@@ -61,6 +66,7 @@ _HOMES = {
     "logits": "strategies",
     "masks": "strategies",
     "parametrize_with_adapter_checks": "adapters",
+    "parametrize_with_aligner_checks": "aligners",
     "parametrize_with_distiller_checks": "lifecycle",
     "parametrize_with_loss_checks": "conformance",
     "probabilities": "strategies",

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 
 from .._plugins.specs import LossSpec
 from ..errors import unknown_name
-from . import budget, checks, invariants
+from . import budget, checks, invariants, precision
 from .results import CheckResult
 from .strategies import EVERY, GENERIC, Arguments, arguments
 from .subject import CheckFailedError, Loss
 
 if TYPE_CHECKING:
     import pytest
+    from hypothesis.strategies import SearchStrategy
 
 TAGS = (
     "exactly_zero_at_identity", "functional", "logits", "mass_covering", "mode_seeking",
@@ -39,6 +41,8 @@ class Check:
         values: kinds of numbers that it draws.
         side: smallest and largest size of an axis.
         leading: shapes of the leading axes.
+        options: whether options are drawn: left at their "default", "inside" of their bounds, or
+            at the "edges" of them, too.
         share: the part of the examples that it draws; what is slow draws fewer.
     """
 
@@ -48,6 +52,7 @@ class Check:
     side: tuple[int, int] = (1, 4)
     leading: Sequence[tuple[int, ...]] = ((), (1,), (2,), (3,), (2, 2))
     share: float = 1.0
+    options: Literal["default", "inside", "edges"] = "inside"
 
     @property
     def name(self) -> str:
@@ -73,14 +78,24 @@ class Check:
         """Run this check on a loss, with so many examples."""
         wanted = budget.examples() if examples is None else examples
         count = max(1, math.ceil(self.share * wanted))
-        drawn = arguments(
-            loss.spec, values=self.values, side=self.side, least=loss.least, leading=self.leading
-        )
+        drawn = self._calls(loss)
+        share = math.ceil(count / len(drawn))
+        for calls in drawn:
+            failed = self._falsified(loss, calls, share)
+            if failed is not None:
+                return failed
+        return CheckResult(self.name, passed=True, seen=f"{share * len(drawn)} examples")
+
+    def _falsified(
+        self, loss: Loss, calls: SearchStrategy[Arguments], count: int
+    ) -> CheckResult | None:
+        """What the smallest failing one of so many calls shows; None: all pass."""
         failing: list[Arguments] = []
 
         @settings(max_examples=count, deadline=None, database=None, report_multiple_bugs=False)
-        @hypothesis_given(drawn)
+        @hypothesis_given(calls)
         def falsify(call: Arguments) -> None:
+            call = loss.accepted(call)
             try:
                 self.function(loss, call)
             except Exception:
@@ -92,7 +107,46 @@ class Check:
         except Exception as error:
             seen = _said(error, loss.spec)
             return CheckResult(self.name, passed=False, seen=seen, failing=_last(failing))
-        return CheckResult(self.name, passed=True, seen=f"{count} examples")
+        return None
+
+    def _calls(self, loss: Loss) -> list[SearchStrategy[Arguments]]:
+        """Calls at the default options, with other options, and with averaged heads.
+
+        Each has its part of the examples, so that no chance leaves one of them out.
+        """
+        options = self._options(loss)
+        averaged = options.pop("heads", ())
+        calls = [self._drawn(loss, {})]
+        if options:
+            calls.append(self._drawn(loss, options))
+        calls += [self._drawn(loss, options).map(partial(_with, heads=one)) for one in averaged]
+        return calls
+
+    def _drawn(self, loss: Loss, options: dict[str, tuple[Any, ...]]) -> SearchStrategy[Arguments]:
+        drawn: SearchStrategy[Arguments] = arguments(
+            loss.spec,
+            values=self.values,
+            side=self.side,
+            least=loss.least,
+            leading=self.leading,
+            options=options,
+        )
+        return drawn
+
+    def _options(self, loss: Loss) -> dict[str, tuple[Any, ...]]:
+        """The values of each option that this check draws."""
+        if self.options == "default":
+            return {}
+        at_edges = self.options == "edges"
+        drawn = {
+            name: tuple(dict.fromkeys((*one.inside, *(one.edges if at_edges else ()))))
+            for name, one in loss.options.items()
+        }
+        return {name: values for name, values in drawn.items() if values}
+
+
+def _with(call: Arguments, **options: Any) -> Arguments:
+    return replace(call, options={**call.options, **options})
 
 
 def _always(_: Loss) -> bool:
@@ -108,35 +162,42 @@ def _takes_where(loss: Loss) -> bool:
     return "where" in loss.takes and re.match(r"\(\w+\)", loss.spec.signature) is not None
 
 
+def _states_bounds(loss: Loss) -> bool:
+    return any(option.outside for option in loss.options.values())
+
+
 _SEVERAL = ((2,), (3,), (2, 2))
 _ONE = ((2,), (3,))
+_STORED = ("plain", "generic", "extreme", "large")
 
 CHECKS = (
-    Check(checks.shape, _always, values=EVERY),
-    Check(checks.finite_gradient, _always, values=EVERY),
+    Check(checks.shape, _always, values=EVERY, options="edges"),
+    Check(checks.finite_gradient, _always, values=EVERY, options="edges"),
     Check(checks.edge_sizes, _always, GENERIC, side=(1, 1), leading=((), (1,), (0,), (2, 0))),
     Check(checks.gradcheck, _always, GENERIC, side=(1, 3), leading=((1,), (2,)), share=0.25),
     Check(checks.gradient_reaches_student, _always, GENERIC, side=(3, 4), leading=_ONE, share=0.5),
     Check(checks.nan_reaches_value, _always, side=(2, 4), leading=_ONE, share=0.25),
     Check(checks.positions_independent, _always, leading=_SEVERAL),
     Check(checks.split_invariance, _always, leading=_SEVERAL, share=0.5),
-    Check(checks.padding, _always, leading=_ONE, share=0.5),
+    Check(checks.padding, _always, side=(2, 4), leading=_ONE, share=0.5),
     Check(checks.permutation, _always, side=(2, 4), leading=_SEVERAL, share=0.5),
-    Check(checks.low_precision, _always, values=("plain", "generic", "extreme"), share=0.5),
+    Check(precision.low_precision, _always, values=_STORED, share=0.5),
     Check(checks.same_twice, _always, values=EVERY, share=0.5),
     Check(checks.inputs_unchanged, _always, share=0.5),
     Check(checks.memory_layout, _always, leading=((3,), (2, 2)), share=0.5),
     Check(checks.device, _always, share=0.25),
     Check(checks.bad_shapes, _always, side=(2, 3), leading=((2,), (3,)), share=0.25),
-    Check(checks.compiles, _always, GENERIC, side=(3, 3), leading=((2,),), share=0.0),
+    Check(checks.compiles, _always, GENERIC, (3, 3), ((2,),), share=0.0, options="default"),
     Check(invariants.nonnegative, _tagged("nonnegative"), values=EVERY),
     # generic: what nothing correlates with, a constant, may have a value of its own
     Check(invariants.zero_at_identity, _tagged("zero_at_identity"), GENERIC, side=(2, 4)),
     Check(
         invariants.exactly_zero_at_identity, _tagged("exactly_zero_at_identity"), values=EVERY
     ),
-    Check(invariants.bounded, lambda loss: loss.spec.bound is not None, values=EVERY),
-    Check(invariants.symmetric, _tagged("symmetric"), values=EVERY),
+    Check(
+        invariants.bounded, lambda loss: loss.spec.bound is not None, EVERY, options="default"
+    ),
+    Check(invariants.symmetric, _tagged("symmetric"), values=EVERY, options="default"),
     Check(invariants.shift_invariant, _tagged("shift_invariant")),
     Check(invariants.scale_invariant, _tagged("scale_invariant")),
     Check(invariants.permutation_invariant, _tagged("permutation_invariant"), side=(2, 4)),
@@ -147,9 +208,7 @@ CHECKS = (
     Check(invariants.minus_infinity, _tagged("logits"), side=(2, 4), share=0.5),
     Check(invariants.where, _takes_where, share=0.5),
     Check(invariants.functional, _tagged("functional"), GENERIC, (2, 3), ((2,),), share=0.1),
-    Check(
-        invariants.option_bounds, lambda loss: any(invariants.bad_options(loss)), share=0.1
-    ),
+    Check(invariants.option_bounds, _states_bounds, share=0.1, options="default"),
 )  # fmt: skip
 """Every check, cheap ones first."""
 

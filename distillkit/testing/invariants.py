@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import replace
-from typing import Annotated, Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._attention import Attention
-from ..errors import OptionError
+from .._objective.options import checked_options
+from ..errors import OptionError, RecipeError
 from .strategies import Arguments, floating, parsed
-from .subject import CheckFailedError, Loss, gradients, require, require_close
+from .subject import CheckFailedError, Loss, gradients, require, require_close, worst
 from .transforms import every_row_counts, reorder
 
 EPS = torch.finfo(torch.float64).eps
 
+_ROUNDINGS = {torch.float64: 8, torch.float32: 64}
+"""How many eps a value may be below 0; in float32 there is room for constant factors."""
+
 
 def nonnegative(loss: Loss, given: Arguments) -> None:
-    """No value is below 0, but for rounding."""
-    value = loss(given)
-    rounding = 8 * EPS * max(1.0, float(value.abs().max()))
-    require((value >= -rounding).all(), f"value {float(value.min()):.6g}")
+    """No value is below 0, but for rounding, in float32 and near equality too."""
+    calls = [("", given)]
+    if given.can_be_identical(loss.spec):
+        near = [_nearly_identical(one) for one in (given, *_large(loss, given))]
+        calls += [(" where student nearly equals teacher", one) for one in near]
+    for name, one in calls:
+        for dtype in (torch.float64, torch.float32):
+            value = loss(one.map_floating(lambda x, d=dtype: x.to(d))).detach()  # type: ignore[misc]
+            size = max(1.0, float(value.nan_to_num().abs().max()))
+            rounding = _ROUNDINGS[dtype] * torch.finfo(dtype).eps * size * magnified(loss, given)
+            least = f"value {float(value.min()):.6g}{name}"
+            require((value >= -rounding).all(), f"{least}, in {_short(dtype)}")
 
 
 def zero_at_identity(loss: Loss, given: Arguments) -> None:
-    """Between 0 and 8 eps where student equals teacher, in every dtype that is computed in."""
+    """Between 0 and 8 eps where student equals teacher, in every dtype that is computed in.
+
+    At an option above 1, such as a temperature, 8 eps times its square.
+    """
     _zero_at_identity(loss, given, 8)
 
 
@@ -43,7 +57,7 @@ def symmetric(loss: Loss, given: Arguments) -> None:
 
 def bounded(loss: Loss, given: Arguments) -> None:
     """No value is above the spec's ``bound``, but for rounding."""
-    bound, largest = loss.spec.bound, loss(given).max()
+    bound, largest = loss.spec.bound, loss(given).detach().max()
     assert bound is not None
     require(largest <= bound * (1 + 8 * EPS), f"value {float(largest):.6g}, bound {bound:.6g}")
 
@@ -96,14 +110,28 @@ def smooth(loss: Loss, given: Arguments) -> None:
 
 def temperature_squared(loss: Loss, given: Arguments) -> None:
     """Logits times T at temperature T give T squared times the loss: gradients keep their size."""
-    for temperature in (4.0, 0.5):
-        found = loss(_hotter(given, temperature), temperature=temperature)
-        require_close(found, temperature**2 * loss(given), f"logits and temperature {temperature}")
+    option = loss.options.get("temperature")
+    if option is None:
+        raise CheckFailedError("the loss takes no number `temperature`")
+    chosen = given.passed.get("temperature", option.default)
+    base = 1.0 if chosen is None else float(chosen)
+    allowed = (4.0 * base, 0.5 * base, *option.inside)
+    for other in (one for one in allowed if option.bounds.hold(one)):
+        factor = other / base
+        found = loss(_hotter(given, factor), temperature=other)
+        expected = factor**2 * loss(given, temperature=base)
+        require_close(found, expected, f"logits times {factor:g} and temperature {other:g}")
 
 
 def mass_covering(loss: Loss, given: Arguments) -> None:
-    """+inf where the student lacks what the teacher uses; finite the other way round."""
+    """+inf where the student lacks what the teacher uses; finite the other way round.
+
+    Where the student nearly lacks it, by logits that are far below the others, the value still
+    grows and has a gradient, in float32 too.
+    """
     _one_sided(loss, given, infinite="student")
+    if not loss.of_attentions:
+        _still_teaches(loss, given)
 
 
 def mode_seeking(loss: Loss, given: Arguments) -> None:
@@ -180,44 +208,86 @@ def functional(loss: Loss, given: Arguments) -> None:
 
 
 def option_bounds(loss: Loss, given: Arguments) -> None:
-    """An option outside the bounds of its annotation, or NaN: an ``OptionError`` that names it."""
-    for name, value in bad_options(loss):
-        try:
-            loss(given, **{name: value})
-        except OptionError as error:
-            require(name in str(error), f"{name} = {value}: the error does not name it: {error}")
-        else:
-            raise CheckFailedError(f"{name} = {value} is accepted")
+    """An option outside the bounds of its annotation, or NaN, is refused, and so is no default.
+
+    By the loss itself, with a ``ValueError`` that names the option, or by the library, which
+    holds the options of a recipe to their annotations.
+    """
+    for name, option in loss.options.items():
+        if option.default is not None and option.bounds.stated:
+            inside = option.bounds.hold(option.default)
+            require(inside, f"the default {name} = {option.default} is outside of its own bounds")
+        for value in option.outside:
+            try:
+                loss(given, **{name: value})
+            except ValueError as error:
+                named = name in str(error)
+                require(named, f"{name} = {value}: the error does not name it: {error}")
+            except Exception:  # then its caller has seen it, and a recipe will say more
+                _refused_in_a_recipe(loss, given, name, value)
+            else:
+                _refused_in_a_recipe(loss, given, name, value)
 
 
-def bad_options(loss: Loss) -> Iterator[tuple[str, float]]:
-    """Every numeric option that declares bounds, with values outside them."""
-    for name, parameter in loss.takes.items():
-        if get_origin(parameter.annotation) is not Annotated:
-            continue
-        bounds = [
-            bound
-            for one in get_args(parameter.annotation)[1:]
-            for bound in getattr(one, "metadata", ())
-        ]
-        for bound in bounds:
-            for kind, step in (("gt", 0.0), ("ge", -1.0), ("lt", 0.0), ("le", 1.0)):
-                limit: Any = getattr(bound, kind, None)
-                if limit is not None:
-                    yield name, limit + step
-        if bounds:
-            yield name, float("nan")
+def _refused_in_a_recipe(loss: Loss, given: Arguments, name: str, value: float) -> None:
+    keywords = given.keywords
+    inputs = {one: one for one, x in keywords.items() if isinstance(x, Tensor)}
+    options = {one: x for one, x in keywords.items() if one not in inputs}
+    try:
+        checked_options(loss.spec.name, loss.function, {**options, name: value}, inputs)
+    except OptionError:
+        return
+    except RecipeError as error:
+        raise CheckFailedError(f"{name} = {value} is accepted, and no recipe: {error}") from None
+    raise CheckFailedError(f"{name} = {value} is accepted, by a recipe too")
 
 
 def _zero_at_identity(loss: Loss, given: Arguments, eps: int) -> None:
-    for one in (given, *_of_many_classes(loss, given)):
+    for one in (given, *_large(loss, given), *_of_many_classes(loss, given)):
         for dtype in (torch.float64, torch.float32):
-            value = loss(one.identical().map_floating(lambda x, d=dtype: x.to(d)))  # type: ignore[misc]
-            most = eps * torch.finfo(dtype).eps
+            same = one.identical().map_floating(lambda x, d=dtype: x.to(d))  # type: ignore[misc]
+            value = loss(same).detach()
+            most = eps * torch.finfo(dtype).eps * magnified(loss, given)
             require((value >= 0).all(), f"value {float(value.min()):.3g} at identity")
             require(
-                (value <= most).all(), f"value {float(value.max()):.3g} at identity, in {dtype}"
+                (value <= most).all(),
+                f"value {float(value.max()):.3g} at identity, in {_short(dtype)}",
             )
+
+
+def _large(loss: Loss, given: Arguments) -> list[Arguments]:
+    """The call ten thousand times as large: rounding shows there what it hides near 1.
+
+    Not of logits, whose softmax is a constant then, nor of attentions, which make one.
+    """
+    of_softmax = {"logits", "shift_invariant"} & set(loss.spec.tags)
+    if of_softmax or loss.of_attentions or loss.spec.example is not None:
+        return []
+    return [given.map_floating(lambda x: (x * 1e4).clamp(-6e4, 6e4))]
+
+
+def _nearly_identical(given: Arguments) -> Arguments:
+    """The call whose teacher is the student but for a ten thousandth of it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return x * (1 + 1e-4 * noise) if x.is_floating_point() else x
+
+    same = given.identical()
+    count = len(given.student)
+    return replace(same, teacher=(*same.map(moved).teacher[:count], *same.teacher[count:]))
+
+
+def magnified(loss: Loss, given: Arguments) -> float:
+    """By how much options, such as weights and temperatures, may enlarge a value's rounding."""
+    chosen = {name: option.default for name, option in loss.options.items()} | given.passed
+    numbers = [x for x in map(chosen.get, loss.options) if isinstance(x, int | float)]
+    return math.prod(max(1.0, abs(float(x))) ** 2 for x in numbers)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _of_many_classes(loss: Loss, given: Arguments) -> list[Arguments]:
@@ -255,6 +325,39 @@ def _one_sided(loss: Loss, given: Arguments, infinite: str) -> None:
             require(value.isfinite().all(), f"not finite where the {side} alone lacks a class")
             finite = all(gradient.isfinite().all() for gradient in gradients(value, student))
             require(finite, f"gradient not finite where the {side} alone lacks a class")
+
+
+def _still_teaches(loss: Loss, given: Arguments) -> None:
+    first = _first(given)
+    if first.shape[-1] < 3:  # besides a label, one class has no distribution
+        return
+    hottest = max([1.0, *(x for x in given.passed.values() if isinstance(x, float))])
+
+    def with_first(x: Tensor, logit: Tensor) -> Tensor:
+        return torch.cat([logit, x[..., 1:]], -1)
+
+    for dtype in (torch.float64, torch.float32):
+        values = []
+        for gap in (60.0, 200.0):
+            student = tuple(
+                with_first(x, x.amin(-1, keepdim=True) - gap * hottest)
+                for x in given.student
+                if isinstance(x, Tensor)
+            )
+            teacher = tuple(
+                with_first(x, x.amax(-1, keepdim=True))
+                for x in given.teacher
+                if isinstance(x, Tensor)
+            )
+            far = replace(given, student=student, teacher=teacher)
+            call, leaves, _ = far.map_floating(lambda x, d=dtype: x.to(d)).with_leaves()  # type: ignore[misc]
+            value = loss(call)
+            values.append(value.detach())
+            seen = f"where the student puts a class {gap * hottest:g} below, in {_short(dtype)}"
+            own = [x.flatten(len(given.leading)).any(-1) for x in gradients(value, leaves)]
+            require(all(one.all() for one in own), f"no gradient {seen}")
+            require(value.isfinite().all(), f"value {worst(value)} {seen}")
+        require((values[1] > values[0]).all(), f"the value does not grow any more {seen}")
 
 
 def _without_first(given: Arguments, side: str) -> Arguments:

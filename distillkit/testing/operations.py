@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,12 @@ from .results import CheckResult
 _TOLERANCE = 1e-4
 
 
-def check_operation(spec: OperationSpec, call: Callable[[], Tensor]) -> list[CheckResult]:
+def check_operation(spec: OperationSpec, call: Callable[[], Any]) -> list[CheckResult]:
     """Prove that capture reads a kernel's calls, and reads them right.
+
+    A kernel may return its output alone or as the first tensor of a tuple; as ``(b, h, q, e)``,
+    ``(b, q, h, e)`` or with the heads joined; or with the sequences packed one after another,
+    ``(rows, h, e)``, where the reader's ``Attention`` is padded and its ``rows`` say which count.
 
     Args:
         spec: how the kernel is read; it need not be registered.
@@ -56,20 +61,33 @@ def check_operation(spec: OperationSpec, call: Callable[[], Tensor]) -> list[Che
         CheckResult(
             "values",
             passed=error is not None and error <= _TOLERANCE,
-            seen="the reader gives no value, or its shape does not fit what the kernel returned"
+            seen="the reader gives no value, or its shape does not fit what the kernel returned "
+            "(of packed sequences, `rows` of the reader's Attention says which rows there are)"
             if error is None
             else f"probabilities() @ value is off by {error:.1e} of the largest output",
         ),
     ]
-    if plain.requires_grad:
+    if any(one.requires_grad for one in _tensors_of(plain)):
         results.append(_gradient(attention))
     return results
 
 
-def _same(plain: Tensor, watched: Tensor) -> CheckResult:
-    same = torch.equal(plain.detach(), watched.detach())
+def _same(plain: Any, watched: Any) -> CheckResult:
+    before, after = _tensors_of(plain), _tensors_of(watched)
+    same = len(before) == len(after) and all(
+        torch.equal(one.detach(), other.detach()) for one, other in zip(before, after, strict=True)
+    )
     seen = "equal to the bit" if same else "capture changes the result"
+    if not before:
+        same, seen = False, f"the call returned no tensor, but a {type(plain).__name__}"
     return CheckResult("same_result", passed=same, seen=seen)
+
+
+def _tensors_of(result: Any) -> list[Tensor]:
+    """The tensors that a call returned, alone or in a tuple or list."""
+    if isinstance(result, (tuple, list)):
+        return [one for part in result for one in _tensors_of(part)]
+    return [result] if isinstance(result, Tensor) else []
 
 
 def _gradient(attention: Attention) -> CheckResult:

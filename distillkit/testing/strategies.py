@@ -25,12 +25,16 @@ PLAIN = ("plain",)
 GENERIC = ("generic",)
 """Normally distributed: no ties, nothing at a kink."""
 
-EVERY = ("plain", "generic", "constant", "one_hot", "extreme", "tiny")
-"""Also: one number throughout; one entry of 1e4 among zeros; 0 and +-1e4; around 1e-6."""
+EVERY = ("plain", "generic", "constant", "one_hot", "extreme", "tiny", "large")
+"""Also: one number throughout; one entry of 1e4 among zeros; 0 and +-1e4; around 1e-6; around 1e4.
+"""
 
 ATTENTION = "(h,q,d),(h,k,d),(h,q,e),(h,k,e)->(h,q)"
 """What ``signature="attention"`` stands for: queries and keys of two ``Attention``s, over one
 leading axis."""
+
+
+_SIDES = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Arguments:
         keywords: keyword arguments; tensors among them have the same leading axes.
         leading: the axes that are positions.
         sizes: axis of the signature -> its size.
+        options: options that were drawn, away from their defaults; ``keywords`` win.
     """
 
     student: tuple[Tensor | Attention, ...]
@@ -50,6 +55,12 @@ class Arguments:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     leading: tuple[int, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> dict[str, Any]:
+        """Everything that is passed by keyword."""
+        return {**self.options, **self.keywords}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """The same call with every tensor changed."""
@@ -70,10 +81,25 @@ class Arguments:
         kept = torch.empty(self.leading, device="meta")[index].shape
         return replace(self.map(lambda x: x[index]), leading=tuple(kept))
 
+    def can_be_identical(self, spec: LossSpec) -> bool:
+        """Whether the teacher may be given the student's inputs.
+
+        An ``example`` may know of widths that differ, or give the teacher something else.
+        """
+        if spec.example is None:
+            return True
+        pairs = zip(self.student, self.teacher, strict=False)
+        alike = all(one.shape == other.shape for one, other in pairs)
+        return len(self.student) == len(self.teacher) and alike
+
     def identical(self) -> Arguments:
-        """The student's inputs for the teacher, too; what else the teacher gave stays."""
+        """The student's inputs for the teacher, too; what else the teacher gave stays.
+
+        Options of one side, ``student_x`` and ``teacher_x``, are the student's or their defaults.
+        """
         copies = tuple(_mapped(x, torch.clone) for x in self.student)
-        return replace(self, teacher=(*copies, *self.teacher[len(copies) :]))
+        teacher = (*copies, *self.teacher[len(copies) :])
+        return replace(self, teacher=teacher, options=_of_equal_sides(self.options))
 
     def swapped(self) -> Arguments:
         """Student and teacher exchanged."""
@@ -98,7 +124,7 @@ class Arguments:
             for side, values in sides.items()
             for i, x in enumerate(values)
         ]
-        return ", ".join([*named, *(f"{k}={_short(v)}" for k, v in self.keywords.items())])
+        return ", ".join([*named, *(f"{k}={_short(v)}" for k, v in self.passed.items())])
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,7 @@ def numbers(values: str, shape: tuple[int, ...], generator: torch.Generator) -> 
         "one_hot": lambda: 1e4 * _one_of_each_row(shape, generator),
         "extreme": lambda: 1e4 * torch.randint(-1, 2, shape, generator=generator),
         "tiny": lambda: normal * 1e-6,
+        "large": lambda: (normal * 1e4).clamp(-6e4, 6e4),
     }
     if values not in made:
         raise unknown_name("kind of numbers", values, made)
@@ -179,6 +206,7 @@ def arguments(
     side: tuple[int, int] = (1, 4),
     least: Mapping[str, int] | None = None,
     leading: Sequence[tuple[int, ...]] = ((), (1,), (2,), (3,), (2, 2)),
+    options: Mapping[str, Sequence[Any]] | None = None,
 ) -> Arguments:
     """A call of a loss, built from its signature, or by its ``example``.
 
@@ -189,6 +217,7 @@ def arguments(
         side: the smallest and largest size of an axis.
         least: axis -> the smallest size that the loss takes, where ``side`` begins below it.
         leading: shapes of the leading axes; losses of ``Attention``s take those of one axis.
+        options: option -> values that are drawn beside its default.
     """
     inputs, _ = parsed(spec.signature)
     one_axis = [shape for shape in leading if len(shape) == 1]
@@ -203,7 +232,13 @@ def arguments(
         draw(st.sampled_from(list(values))),
         torch.Generator().manual_seed(draw(st.integers(0, 2**16))),
     )
-    return made_from(spec, made)
+    given = made_from(spec, made)
+    chosen = {}
+    for name, values in (options or {}).items():
+        place = draw(st.integers(0, len(values)), label=name)
+        if place:  # at 0, the simplest, it stays at its default
+            chosen[name] = values[place - 1]
+    return replace(given, options=chosen)
 
 
 def made_from(spec: LossSpec, made: Draw) -> Arguments:
@@ -332,6 +367,20 @@ def related_tokens(draw: Draw) -> Arguments:
 def floating(values: Sequence[Tensor | Attention]) -> list[Tensor]:
     """The floating point tensors among a side's inputs."""
     return [part for x in values for part in _parts(x) if part.is_floating_point()]
+
+
+def _of_equal_sides(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with ``teacher_x`` as ``student_x``; one that is alone keeps its default."""
+    found = dict(options)
+    for name in options:
+        side, _, what = name.partition("_")
+        if side not in _SIDES:
+            continue
+        if all(f"{one}_{what}" in options for one in _SIDES):
+            found[name] = options[f"student_{what}"]
+        else:
+            del found[name]
+    return found
 
 
 def _from_signature(signature: str) -> Callable[[Draw], Arguments]:

@@ -72,14 +72,16 @@ def transposed(x: Tensor) -> Tensor:
 def misfits(loss: Loss, given: Arguments) -> list[tuple[str, Arguments]]:
     """Calls that must fail, each with a word on what does not fit."""
     first = given.take(slice(0, 1))
-    found = [("a teacher of one example", Arguments(given.student, first.teacher, given.keywords))]
-    found += [("a student of one example", Arguments(first.student, given.teacher, given.keywords))]
+    found = [("a teacher of one example", replace(given, teacher=first.teacher))]
+    found += [("a student of one example", replace(given, student=first.student))]
     if loss.of_attentions:
-        return found + _misfit_attentions(given)
+        return found + _misfit_attentions(given, averaged=loss.averages_heads(given))
     whole = given.map_floating(lambda x: x.long())
-    found.append(("integers", Arguments(whole.student, whole.teacher, given.keywords)))
+    found.append(("integers", replace(given, student=whole.student, teacher=whole.teacher)))
     bare = given.map_floating(torch.sum)
-    found.append(("tensors without axes", Arguments(bare.student, bare.teacher, given.keywords)))
+    found.append(
+        ("tensors without axes", replace(given, student=bare.student, teacher=bare.teacher))
+    )
     if loss.spec.example is not None:
         return found
     cores, _ = parsed(loss.spec.signature)
@@ -91,7 +93,7 @@ def misfits(loss: Loss, given: Arguments) -> list[tuple[str, Arguments]]:
                 for x, core in zip(floating(given.teacher), cores[half:], strict=True)
             )
             what = f"a teacher whose {axis!r} is {size}"
-            found.append((what, Arguments(given.student, teacher, given.keywords)))
+            found.append((what, replace(given, teacher=teacher)))
     return found
 
 
@@ -101,7 +103,7 @@ def _resized(x: Tensor, core: list[str], axis: str, size: int) -> Tensor:
     return x
 
 
-def _misfit_attentions(given: Arguments) -> list[tuple[str, Arguments]]:
+def _misfit_attentions(given: Arguments, *, averaged: bool) -> list[tuple[str, Arguments]]:
     (student,), (teacher,) = given.student, given.teacher
     assert isinstance(teacher, Attention)
     query, key = teacher.query, teacher.key
@@ -110,4 +112,9 @@ def _misfit_attentions(given: Arguments) -> list[tuple[str, Arguments]]:
         "one row": Attention(query[:, :, :1], key),
         "one key": Attention(query, key[:, :, :1]),
     }
-    return [(f"a teacher of {what}", Arguments((student,), (x,))) for what, x in others.items()]
+    if averaged:  # the average of one head is an average
+        del others["one head"]
+    return [
+        (f"a teacher of {what}", replace(given, student=(student,), teacher=(x,)))
+        for what, x in others.items()
+    ]

@@ -15,10 +15,10 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -41,7 +41,6 @@ from training import (
     batch_of,
     batches,
     by_kind,
-    compared_signals,
     distiller_of,
     new_student,
     teacher_signals,
@@ -140,10 +139,13 @@ def _as_student(run: Run, study: Study, out: Path) -> Trained:
     scenes = labelled + (study.scenes.unlabelled if settings.pretraining else 0)
     pairs, val = pairs_of("train", scenes), pairs_of("val", study.scenes.val)
     distiller = _distiller(student, teacher, settings)
-    key = (teacher_run.digest, settings.teacher_adapter, compared_signals(distiller), scenes)
-    known = _known(key, partial(teacher_signals, distiller, pairs))
+    key = (teacher_run.digest, settings.teacher_adapter, settings.recipe, scenes)
+    backbone = dk.Backbone(teacher, HERE / settings.teacher_adapter)
+    signals = out / "signals" / run.digest  # a killed training does not ask the teacher again
+    recipe = STUDY / settings.recipe
+    known = _known(key, partial(teacher_signals, backbone, recipe, pairs, signals))
     reader = distiller_of(student, teacher, "dide.toml")
-    expected = _known_of_val(teacher_run.digest, partial(_teacher_on_val, reader, val))
+    expected = _known_of_val(teacher_run.digest, partial(reader.run_teacher, _batch_of_val(val)))
 
     def measure(model: nn.Module) -> dict[str, float]:
         kl = attention_kl_of(reader, val, expected)
@@ -161,6 +163,7 @@ def _as_student(run: Run, study: Study, out: Path) -> Trained:
         order=_order(run, range(labelled), range(labelled, scenes)),
     )
     reader.close()
+    shutil.rmtree(signals, ignore_errors=True)
     return trained
 
 
@@ -204,27 +207,16 @@ class _Latest:
 _known, _known_of_val = _Latest(), _Latest()
 
 
-def _teacher_on_val(reader: dk.Distiller, val: data.Pairs) -> dk.Signals:
-    return teacher_signals(reader, _first(val))
-
-
-def _first(pairs: data.Pairs) -> data.Pairs:
-    return replace(
-        pairs,
-        question=pairs.question[:KL_PAIRS],
-        scene=pairs.scene[:KL_PAIRS],
-        answer=pairs.answer[:KL_PAIRS],
-        kind=pairs.kind[:KL_PAIRS],
-    )
+def _batch_of_val(pairs: data.Pairs) -> dict[str, Tensor]:
+    """The pairs whose attention is read on the way."""
+    return batch_of(pairs, torch.arange(min(KL_PAIRS, len(pairs.answer))))
 
 
 @torch.no_grad()
 def attention_kl_of(reader: dk.Distiller, pairs: data.Pairs, expected: dk.Signals) -> float:
     """KL of both cross-modal attentions to the teacher's, their mean, over some pairs."""
     reader.eval()
-    some = _first(pairs)
-    batch = batch_of(some, torch.arange(len(some.answer)))
-    parts = reader(batch, teacher_signals=expected).parts
+    parts = reader(_batch_of_val(pairs), teacher_signals=expected).parts
     reader.train()
     return sum(v.item() for name, v in parts.items() if name.startswith("attention_kl")) / 2
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from training import (
     train_student,
     train_teacher,
 )
+
+import distillkit as dk
 
 HERE = Path(__file__).parent
 STUDENTS = {"alone": "alone.toml", "soft labels": "soft.toml", "DiDE": "dide.toml"}
@@ -85,9 +88,10 @@ def main() -> None:
             )
         }
         teacher = trained["teacher"].model
-        known = teacher_signals(
-            distiller_of(new_student(plan.seed, stem), teacher, STUDENTS["DiDE"]), training
-        )
+        signals = out / "signals"  # of the last teacher; this is another one
+        shutil.rmtree(signals, ignore_errors=True)
+        backbone = dk.Backbone(teacher, HERE / "teacher.toml")
+        known = teacher_signals(backbone, STUDENTS["DiDE"], training, signals)
         for name, recipe in STUDENTS.items():
             distiller = distiller_of(new_student(plan.seed, stem), teacher, recipe)
             trained[name] = train_student(

@@ -221,19 +221,21 @@ def new_student(seed: int, stem: Mapping[str, Tensor]) -> models.DualEncoder:
     return student
 
 
-def compared_signals(distiller: dk.Distiller) -> tuple[str, ...]:
-    """The signals that a recipe compares; logits in any case."""
-    return tuple(sorted({"logits", *(n for term in distiller.objective.each() for n in term.on)}))
-
-
-def teacher_signals(distiller: dk.Distiller, pairs: data.Pairs) -> dk.Signals:
-    """What the recipe compares of the teacher, on every pair, computed once."""
-    names = compared_signals(distiller)
-    parts = [
-        distiller.run_teacher(batch_of(pairs, index)).only(*names)
-        for index in torch.arange(len(pairs.answer)).split(400)
-    ]
-    return dk.Signals.concatenate(parts)
+def teacher_signals(
+    teacher: dk.Backbone, recipe: str | Path, pairs: data.Pairs, folder: Path
+) -> dk.Signals:
+    """What a recipe compares of the teacher, on every pair: computed once, and kept in a folder."""
+    terms = dk.load_recipe(HERE / recipe).build().each()
+    exact = {pair.teacher: "exact" for term in terms for pair in term.on}
+    if not exact:
+        return dk.Signals({})
+    # questions and scenes are numbered anew in each batch, so that their entries tell nothing
+    cache = dk.SignalCache(folder, HERE / recipe, codings=exact, inputs=())
+    every = torch.arange(len(pairs.answer))
+    if cache.missing(every.tolist()):
+        loader = ({**batch_of(pairs, index), "pair": index} for index in every.split(400))
+        cache.fill(teacher, loader, key="pair", progress=False)
+    return cache.signals(every)
 
 
 def train_student(

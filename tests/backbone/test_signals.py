@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 from torch.utils.data._utils.pin_memory import pin_memory
 
+import distillkit as dk
 from distillkit import (
     Attention,
     DeclarativeAdapter,
@@ -360,6 +361,73 @@ class TestRebuilds:
         assert torch.equal(plain.mask("hidden.joint"), student.mask("hidden.joint"))
         theirs = student.with_values(dict(teacher.only("hidden.joint")))
         assert torch.equal(theirs.mask("hidden.joint"), teacher.mask("hidden.joint"))
+
+
+class TestChanged:
+    """``with_values``: what is known of a value holds for the one that replaces it, or is said anew."""
+
+    REAL = torch.tensor([[True, True, False], [True, False, False]])
+
+    @pytest.fixture
+    def signals(self):
+        axis = dk.TokenAxis("text", valid=self.REAL, special=(0,))
+        keys = dk.TokenAxis("image", grid=(2, 2))
+        attention = dk.Attention(torch.randn(2, 2, 3, 4), torch.randn(2, 2, 4, 4))
+        return dk.Signals(
+            {"h": torch.randn(2, 3, 4), "layers": [torch.randn(2, 3, 4)] * 2, "a": attention},
+            {"h": self.REAL},
+            axes={"h": (axis,), "layers": (axis,), "a": (axis, keys)},
+        )
+
+    @pytest.mark.parametrize("name", ["h", "layers"])
+    def test_values_of_the_same_tokens_keep_mask_and_axes(self, signals, name):
+        value = torch.zeros(2, 3, 7)
+        changed = signals.with_values({name: value if name == "h" else [value]})
+        assert changed.axes(name)[0].special == (0,)
+        assert (
+            changed.mask(name) is None
+            if name == "layers"
+            else torch.equal(changed.mask(name), self.REAL)
+        )
+        later = signals.with_values({name: lambda: value})
+        assert later.axes(name) == signals.axes(name)
+
+    def test_an_attention_over_the_same_tokens_keeps_its_axes(self, signals):
+        other = dk.Attention.from_scores(torch.zeros(2, 5, 3, 4))  # of other heads
+        assert signals.with_values({"a": other}).axes("a")[1].grid == (2, 2)
+        with pytest.raises(
+            errors.SignalError, match=r"'a' was \(2, 2, 3, 4\) and is now \(2, 2, 3, 9\)"
+        ):
+            signals.with_values({"a": dk.Attention.from_scores(torch.zeros(2, 2, 3, 9))})
+
+    def test_without_token_axes_nothing_is_known_any_more(self, signals):
+        changed = signals.with_values({"h": torch.zeros(2, 4), "a": torch.zeros(2, 4)})
+        assert changed.mask("h") is None
+        assert changed.axes("h") == changed.axes("a") == ()
+        term = dk.Term("mse", on="h")
+        assert term.eval()(changed, changed) == 0
+
+    @pytest.mark.parametrize("shape", [(2, 2, 4), (3, 3, 4)])
+    def test_other_tokens_are_refused_unless_they_are_described(self, signals, shape):
+        value = torch.zeros(shape)
+        with pytest.raises(
+            errors.SignalError, match=r"'h' was \(2, 3, 4\).*axes=\{'h': \(\)\} says"
+        ):
+            signals.with_values({"h": value})
+        real = torch.ones(shape[:2], dtype=torch.bool)
+        axis = dk.TokenAxis("text", ids=torch.zeros(shape[:2]))
+        changed = signals.with_values({"h": value, "n": value}, {"h": real}, axes={"n": (axis,)})
+        assert torch.equal(changed.mask("h"), real)
+        assert changed.axes("h") == ()
+        assert changed.axes("n") == (axis,)
+        assert changed.axes("layers")[0].special == (0,)
+        assert signals.with_values({"h": value}, axes={"h": ()}).mask("h") is None
+
+    def test_a_value_that_nobody_computed_is_described_by_its_mask(self):
+        later = dk.Signals({"h": lambda: torch.zeros(2, 3, 4)}, {"h": self.REAL})
+        with pytest.raises(errors.SignalError, match=r"'h' was \(2, 3\) and is now \(2, 5, 4\)"):
+            later.with_values({"h": torch.zeros(2, 5, 4)})
+        assert later.with_values({"h": torch.zeros(2)}).mask("h") is None
 
 
 def saved(x):

@@ -103,8 +103,6 @@ class TestFamily:
         off = {}
         for module, attentions in found.records.items():
             for call, attention in enumerate(attentions):
-                if attention.value is None and found.name == "groupvit" and "assign" in module:
-                    continue  # a hard assignment: nothing is multiplied with these probabilities
                 distance = witnesses.distance_to_a_product(
                     witnesses.mixed(attention), attention.valid_rows(), found.products
                 )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import distillkit as dk
 from distillkit import errors
-from tests.support import strange
+from tests.support import strange, wild
 from tests.support.strange import BATCH, DEPTH, HEADS, TOKENS, WIDTH
 
 TOLERANCE = 1e-5
@@ -255,6 +255,170 @@ class TestNoAttention:
         plain = model(*inputs)
         with dk.capture(model, "real"):
             assert torch.equal(model(*inputs), plain)
+
+
+def disguised(name):
+    return wild.Disguised(wild.UNREAD[name])
+
+
+def in_the_open(name):
+    return strange.Spelled(lambda module, *given: wild.UNREAD[name](*given), strange.products)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("make", [in_the_open, disguised])
+@pytest.mark.parametrize("name", list(wild.UNREAD))
+class TestUnread:
+    """An attention that cannot be read is named, also where its module looks like none."""
+
+    def build(self, name, make):
+        torch.manual_seed(1)
+        return strange.Beside(make(name)), strange.inputs()
+
+    def test_chosen_by_name_it_is_an_error(self, name, make):
+        model, inputs = self.build(name, make)
+        with (
+            pytest.raises(errors.CaptureError, match="'other'"),
+            dk.capture(model, "real", "other"),
+        ):
+            model(*inputs)
+
+    def test_without_a_pattern_it_is_a_warning_and_the_others_are_read(self, name, make):
+        model, inputs = self.build(name, make)
+        with pytest.warns(errors.CaptureWarning, match="other"), dk.capture(model) as record:
+            model(*inputs)
+        assert record.names == ("real",)
+        assert_right([record["real"]], model.real.truth(*inputs))
+
+    def test_without_gradient_too(self, name, make):
+        model, inputs = self.build(name, make)
+        with torch.no_grad(), pytest.warns(errors.CaptureWarning, match="other"):
+            with dk.capture(model):
+                model(*inputs)
+
+    def test_the_table_says_why(self, name, make):
+        model, (x, keep) = self.build(name, make)
+        rows = table_of(model, x=x, keep=keep)
+        assert rows["real"].verified == "verified"
+        assert rows["other"].verified == "not read"
+        assert rows["other"].note
+
+    def test_the_results_stay_the_same(self, name, make):
+        model, inputs = self.build(name, make)
+        torch.manual_seed(5)
+        plain = model(*inputs)
+        torch.manual_seed(5)
+        with dk.capture(model, "real"):
+            assert torch.equal(model(*inputs), plain)
+
+
+def test_pairs_taken_one_by_one_are_named_where_the_module_looks_like_attention():
+    torch.manual_seed(1)
+    spelled = strange.Spelled(
+        lambda module, *given: wild.position_by_position(*given), strange.products
+    )
+    model, inputs = strange.Beside(spelled), strange.inputs()
+    with pytest.warns(errors.CaptureWarning, match="other"), dk.capture(model) as record:
+        model(*inputs)
+    assert record.names == ("real",)
+
+
+@pytest.mark.parametrize("module", [wild.Experts, wild.Interpolation, wild.Gram])
+def test_products_of_three_that_are_no_attention_are_not_named(module):
+    torch.manual_seed(1)
+    model = strange.Beside(module())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", errors.CaptureWarning)
+        with dk.capture(model) as record:
+            model(*strange.inputs())
+    assert record.names == ("real",)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+class TestVmap:
+    """Tensors inside of torch.vmap end with it."""
+
+    def test_around_the_model(self):
+        model, (x, keep) = made("fused")
+        with pytest.raises(errors.CaptureError, match=r"'attention'.*torch\.vmap"):
+            with dk.capture(model, "attention"):
+                torch.vmap(lambda x, keep: model(x[None], keep[None]))(x, keep)
+
+    def test_around_the_model_without_a_pattern(self):
+        model, (x, keep) = made("scores_divided")
+        with pytest.raises(errors.CaptureError, match=r"'attention'.*torch\.vmap"):
+            with dk.capture(model):
+                torch.vmap(lambda x, keep: model(x[None], keep[None]))(x, keep)
+
+    def test_an_output_inside_of_it(self):
+        model, (x, keep) = made("scores_divided")
+        with pytest.warns(errors.CaptureWarning, match=r"attention.*torch\.vmap"):
+            with dk.capture(model, outputs=["head"]) as record:
+                torch.vmap(lambda x, keep: model(x[None], keep[None]))(x, keep)
+        with pytest.raises(errors.CaptureError, match=r"output of 'head'.*torch\.vmap"):
+            record.output("head")
+
+    def test_around_per_example_gradients(self):
+        model, (x, keep) = made("scores_divided")
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters, x, keep):
+            return torch.func.functional_call(model, parameters, (x[None], keep[None])).sum()
+
+        with pytest.raises(errors.CaptureError, match=r"'attention'.*transform"):
+            with dk.capture(model, "attention"):
+                torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, keep)
+
+
+class TestRecordedOnce:
+    """One operation is one record, whatever is computed beside it or around it."""
+
+    @pytest.mark.parametrize("beside", ["softmax", "product", "fused"])
+    def test_a_map_computed_again_to_be_looked_at(self, beside):
+        def spelled(m, q, k, v, keep):
+            scores = q @ k.mT / 2
+            m.looked_at = scores.softmax(-1)
+            if beside == "softmax":
+                return scores.softmax(-1) @ v
+            if beside == "product":
+                return (k @ q.mT / 2).softmax(-2).mT @ v
+            return F.scaled_dot_product_attention(q, k, v)
+
+        torch.manual_seed(1)
+        model = strange.Model(strange.Spelled(spelled, strange.products))
+        inputs = strange.inputs()
+        _, records = captured(model, inputs, "attention")
+        assert_right(records, model.attention.truth(*inputs))
+
+    def test_an_attention_inside_of_an_attention(self):
+        torch.manual_seed(1)
+        outer = nn.ModuleDict({"attention": strange.Spelled(strange.fused, strange.padded)})
+        outer.forward = lambda x, keep: outer["attention"](x, keep)
+        model, inputs = strange.Model(outer), strange.inputs()
+        with dk.capture(model) as record:
+            model(*inputs)
+        assert record.names == ("attention.attention",)
+        with dk.capture(model, "attention") as record:
+            model(*inputs)
+        assert len(record.calls("attention")) == 1
+        with pytest.raises(
+            errors.CaptureError, match="recorded once.*'attention.attention'; choose one"
+        ):
+            with dk.capture(model, "**.attention"):
+                model(*inputs)
+
+    def test_scores_handed_on_from_layer_to_layer(self):
+        torch.manual_seed(1)
+        model, (x, _) = wild.ScoresHandedOn(), strange.inputs()
+        with dk.capture(model) as record:
+            model(x)
+        assert record.names == ("layers.0", "layers.1")
+        seen = zip(record.values(), model.heads, model.scores, strict=True)
+        for attention, (q, _, v), scores in seen:
+            torch.testing.assert_close(attention.probabilities(), scores.softmax(-1))
+            assert torch.equal(attention.query, q)
+            assert torch.equal(attention.value, v)
 
 
 class TestSeveralCalls:
@@ -927,4 +1091,57 @@ class TestSilenceIsAnError:
         (true,) = model.attention.truth(x.double(), keep)
         torch.testing.assert_close(
             record["attention"].probabilities(), true.probabilities, rtol=0, atol=1e-12
+        )
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.filterwarnings("ignore")
+class TestCompiled:
+    """In one graph, as the model is without capture."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "softmax_by_hand_with_a_sink", "exponential_of_log_softmax",
+            "everything_by_broadcasting", "SlotAttention",
+        ],
+    )  # fmt: skip
+    def test_what_is_written_by_hand_is_read(self, name):
+        model, inputs = made(name)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        with dk.capture(model, "attention") as record:
+            compiled(*inputs)
+        truths = model.attention.truth(*inputs)
+        assert_right(list(record.calls("attention")), truths, **facts(name))
+
+    @pytest.mark.parametrize(
+        "name", ["distances_by_broadcasting", "best_keys_gathered", "differential_attention"]
+    )
+    def test_what_is_not_read_is_named(self, name):
+        torch.manual_seed(1)
+        model, inputs = strange.Beside(disguised(name)), strange.inputs()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        with pytest.raises(errors.CaptureError, match="'other'.*cannot be read"):
+            with dk.capture(model, "real", "other"):
+                compiled(*inputs)
+
+    @pytest.mark.parametrize("need_weights", [True, False])
+    def test_multihead_attention(self, need_weights):
+        module = mha()
+        x, _ = strange.inputs()
+        model = nn.ModuleDict({"attention": module})
+        model.forward = lambda x: module(x, x, x, need_weights=need_weights)[0]
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        with dk.capture(model) as record:
+            compiled(x)
+        true = mha_maps(module, x, x, x)
+        torch.testing.assert_close(
+            record["attention"].probabilities(), true, rtol=0, atol=TOLERANCE
         )

@@ -164,6 +164,55 @@ def test_heads_mean_compares_averages_of_unequal_numbers_of_heads():
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
+ATTENTION_LOSSES = (
+    losses.attention_kl,
+    losses.attention_reverse_kl,
+    losses.attention_jsd,
+    losses.attention_mse,
+    losses.attention_cosine_distance,
+)
+
+
+@pytest.mark.parametrize("heads", [None, "mean"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("loss", ATTENTION_LOSSES, ids=lambda loss: loss.__name__)
+def test_nan_is_seen_through_an_average_over_heads(loss, side, heads):
+    whole = torch.randn(1, 2, 3, 4)
+    diverged = Attention(torch.full_like(whole, math.nan), whole)
+    sides = {"student": Attention(whole, whole), "teacher": Attention(whole, whole)}
+    assert loss(**{**sides, side: diverged}, heads=heads).isnan().all()
+
+
+@pytest.mark.parametrize("method", ["dense", "saved", "recompute"])
+def test_nan_is_seen_through_an_average_in_every_way_to_compute(method):
+    whole = torch.randn(1, 2, 3, 4)
+    student = Attention(torch.full_like(whole, math.nan), whole)
+    value = losses.attention_kl(student, Attention(whole, whole), heads="mean", method=method)
+    assert value.isnan().all()
+
+
+@pytest.mark.parametrize("loss", ATTENTION_LOSSES, ids=lambda loss: loss.__name__)
+def test_shared_rows_have_the_shape_of_the_value(loss):
+    keep = torch.tensor([[True, False], [True, True]])[None, :, None, :]  # of head 0, of head 1
+    keep = keep & torch.tensor([[[[True], [True], [True]], [[True], [False], [True]]]])
+    student = Attention(torch.randn(1, 2, 3, 4), torch.randn(1, 2, 2, 4))
+    teacher = Attention(torch.randn(1, 2, 3, 4), torch.randn(1, 2, 2, 4), mask=keep)
+    rows = losses.shared_rows(student, teacher)
+    assert rows.tolist() == [[[True, True, True], [True, False, True]]]
+    averaged = losses.shared_rows(student, teacher, heads="mean")
+    assert averaged.tolist() == [[[True, False, True]]]
+    value = loss(student, teacher, heads="mean")
+    assert averaged.shape == value.shape
+    assert not value[~averaged].any()
+    losses.masked_mean(value, averaged)
+    one_head = Attention(torch.randn(1, 1, 3, 4), torch.randn(1, 1, 2, 4))
+    unequal = losses.shared_rows(one_head, teacher)
+    assert torch.equal(unequal, averaged), "what only an average can compare"
+    assert loss(one_head, teacher, heads="mean").shape == unequal.shape
+    with pytest.raises(errors.OptionError, match="heads is None or"):
+        losses.shared_rows(student, teacher, heads="max")
+
+
 def test_a_key_that_only_the_student_lacks_is_infinite_and_the_reverse_is_not():
     full = torch.tensor([[[[0.0, 1.0, 2.0]]]])
     less = torch.tensor([[[[0.0, 1.0, -math.inf]]]])

@@ -25,7 +25,7 @@ ENTRY = {
 }
 # what takes part in a loss or follows it, and is none
 HELPERS = {
-    "checked_pair", "citation", "distinct_pairs", "distinct_triplets", "gather", "masked_mean",
+    "checked_attentions", "checked_pair", "citation", "distinct_pairs", "distinct_triplets", "gather", "masked_mean",
     "shared_rows", "standardize_logits",
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_an_entry_is_a_spec_and_a_row_of_the_guide():
     [
         ({"sumary": "x"}, r"\[distance\]: there is no key 'sumary'; did you mean 'summary'\?"),
         ({"tags": "smooth"}, r"\[distance\]: tags is a list of strings; got 'smooth'"),
-        ({"tags": [1]}, r"'distance': tags is a tuple of strings.*got \(1,\)"),
+        ({"tags": [1]}, r"'distance': tags are strings.*got \(1,\)"),
         ({"bound": 1}, r"\[distance\]: bound is a number with a decimal point; got 1"),
         ({"bound": "1"}, r"\[distance\]: bound is a number with a decimal point; got '1'"),
         ({"example": "labelled"}, r"'distance': example is \"package.module:attribute\""),

@@ -127,7 +127,7 @@ LOSS = "LossSpec('x', 'math:dist', signature='(d),(d)->()')"
         ("return [LossSpec('x', 'm.f', signature='s')]", "function is \"package.module:attribute"),
         ("return [LossSpec('x', None, signature='s')]", "function is .* the object itself; got No"),
         ("return [LossSpec('x', 'm:f', signature=None)]", "'x': signature is a string; got None"),
-        ("return [LossSpec('x', 'm:f', signature='s', tags='nonnegative')]", "tags is a tuple of"),
+        ("return [LossSpec('x', 'm:f', signature='s', tags='nonnegative')]", "tags are strings in a"),
         ("return [LossSpec('x', 'm:f', signature='s', tag=())]", "TypeError.*argument 'tag'"),
         ("return [dk.AdapterSpec('x', matches='', factory='m:f')]", "matches is a pattern over"),
         ("return [dk.RecipeSpec('x', resource='x.toml')]", "resource is a TOML file inside a pack"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -16,12 +16,16 @@ from distillkit.losses import checked_pair
 ROWS = "(v),(v)->()"
 VECTORS = "(d),(d)->()"
 EXAMPLES = "(n,d),(n,e)->(n,n)"
+EXAMPLE_BY_EXAMPLE = "(n,d),(n,d)->(n)"
 POSITIVE = Annotated[float, Field(gt=0)]
+NOT_NEGATIVE = Annotated[float, Field(ge=0)]
+SHARE = Annotated[float, Field(ge=0, le=1)]
+HEADS = Literal["mean"] | None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A broken loss; ``seen_in`` is where peers have it, a number of the table of defects."""
+    """A broken loss, and the check that sees it."""
 
     what: str
     function: object
@@ -300,8 +304,101 @@ def broadcasts(s, t):
     return (s - t).square().mean(-1)
 
 
-def bounds_unchecked(s, t, *, temperature: POSITIVE = 1.0):
-    return temperature**2 * kl(s / temperature, t / temperature)
+def error_without_a_name(s, t, *, temperature: POSITIVE = 1.0):
+    if not temperature > 0:
+        raise errors.OptionError("out of range")
+    return losses.kl_divergence(s, t, temperature=temperature)
+
+
+def option_checked(name, value, low, high=float("inf")):
+    if not low <= value <= high:
+        raise errors.OptionError(f"{name} lies in [{low}, {high}]; got {value}")
+
+
+def part_without_t_squared(s, t, *, temperature: POSITIVE = 1.0, sharpness: NOT_NEGATIVE = 0.0):
+    option_checked("sharpness", sharpness, 0)
+    value = losses.kl_divergence(s, t, temperature=temperature)
+    return value + sharpness * losses.kl_divergence(s / temperature, t / temperature)
+
+
+def temperature_from_a_half(s, t, *, temperature: POSITIVE = 1.0):
+    if not temperature > 0:
+        raise errors.OptionError(f"temperature is positive; got {temperature}")
+    return losses.kl_divergence(s, t, temperature=max(temperature, 0.5))
+
+
+def centred_over_the_batch(s, t, *, centred: SHARE = 0.0):
+    s, t = checked_pair("centred_over_the_batch", VECTORS, s, t)
+    option_checked("centred", centred, 0, 1)
+    moved = s - centred * s.mean(0) if centred else s
+    return (moved - t).square().mean(-1)
+
+
+def root_by_an_option(s, t, *, power=2.0):
+    s, t = checked_pair("root_by_an_option", VECTORS, s, t)
+    return (s - t).abs().pow(power).mean(-1)
+
+
+def refuses_what_it_allows(s, t, *, weight: SHARE = 1.0):
+    s, t = checked_pair("refuses_what_it_allows", VECTORS, s, t)
+    if not 0 < weight <= 1:
+        raise errors.OptionError(f"weight lies between 0 and 1; got {weight}")
+    return weight * (s - t).square().mean(-1)
+
+
+def default_out_of_bounds(s, t, *, weight: SHARE = 1.5):
+    s, t = checked_pair("default_out_of_bounds", VECTORS, s, t)
+    option_checked("weight", weight, 0, 1.5)
+    return weight * (s - t).square().mean(-1)
+
+
+def averaged_values(s, t, *, heads: HEADS = None):
+    value = losses.attention_kl(s, t)
+    return value if heads is None else value.mean(1)
+
+
+def nan_lost_in_the_average(s, t, *, heads: HEADS = None):
+    value = losses.attention_kl(s, t, heads=heads)
+    return value if heads is None else value.nan_to_num(0.0)
+
+
+def squares_by_expansion(s, t):
+    s, t = checked_pair("squares_by_expansion", VECTORS, s, t)
+    return s.square().sum(-1) + t.square().sum(-1) - 2 * (s * t).sum(-1)
+
+
+def squares_in_two_orders(s, t):
+    s, t = checked_pair("squares_in_two_orders", EXAMPLE_BY_EXAMPLE, s, t)
+    products = (s * t).flip(-1).cumsum(-1)[..., -1]
+    return (s.square().sum(-1) + t.square().sum(-1) - 2 * products).clamp_min(0)
+
+
+def logarithm_cut_off(s, t):
+    s, t = checked_pair("logarithm_cut_off", ROWS, s, t)
+    value = losses.kl_divergence(s, t)
+    log_q, log_p = s.log_softmax(-1).clamp_min(-50), t.log_softmax(-1)
+    safe = torch.where(log_p > -torch.inf, log_p - log_q, 0)
+    return torch.where(value.isfinite(), (log_p.exp() * safe).sum(-1), value)
+
+
+class NaNInTheWeight(nn.Module):
+    """A learnable weight, shared by the entries that differ, whose gradient is NaN without any."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, s, t):
+        s, t = checked_pair("nan_in_the_weight", VECTORS, s, t)
+        differing = (s != t).sum(-1)
+        shared = torch.where(differing > 0, self.log_scale / differing, 0).to(s.dtype)
+        return (s - t).square().mean(-1) * shared.exp()
+
+
+def error_without_shapes(s, t):
+    if s.shape != t.shape or not s.is_floating_point():
+        raise ValueError("student and teacher do not fit, or are integers")
+    return losses.mse(s, t)
 
 
 def raises(s, t):
@@ -365,7 +462,20 @@ FAULTS = (
     Fault("value read with `item()`", read_as_a_number, "device", VECTORS),
     Fault("branch on values", branches_on_values, "compiles", VECTORS),
     Fault("batches of different size broadcast", broadcasts, "bad_shapes", VECTORS),
-    Fault("temperature 0 accepted", bounds_unchecked, "option_bounds"),
+    Fault("an option's error that does not name it", error_without_a_name, "option_bounds"),
+    Fault("a default outside of its own bounds", default_out_of_bounds, "option_bounds", VECTORS),
+    Fault("a bound that the function refuses", refuses_what_it_allows, "shape", VECTORS),
+    Fault("no T² in a part that is off by default", part_without_t_squared, "temperature_squared", tags=("temperature_squared",)),
+    Fault("temperatures below 1/2 taken for 1/2", temperature_from_a_half, "temperature_squared", tags=("temperature_squared",)),
+    Fault("centred over the batch where an option asks for it", centred_over_the_batch, "positions_independent", VECTORS),
+    Fault("a power below 1 at 0, by an option without bounds", root_by_an_option, "finite_gradient", VECTORS),
+    Fault("`heads=\"mean\"` without an axis of heads", averaged_values, "shape", "attention"),
+    Fault("NaN lost in the average over heads", nan_lost_in_the_average, "nan_reaches_value", "attention"),
+    Fault("negative near equality in float32", squares_by_expansion, "nonnegative", VECTORS, ("nonnegative",)),
+    Fault("not 0 at identity for large inputs in float32", squares_in_two_orders, "zero_at_identity", EXAMPLE_BY_EXAMPLE, ("zero_at_identity",)),
+    Fault("logarithm cut off far out", logarithm_cut_off, "mass_covering", tags=("mass_covering",)),
+    Fault("NaN in the gradient of a parameter", NaNInTheWeight(), "finite_gradient", VECTORS),
+    Fault("an error that prints no shapes", error_without_shapes, "bad_shapes", VECTORS),
     Fault("raises on good input", raises, "shape"),
     Fault("returns more than a tensor", returns_a_pair, "shape"),
 )  # fmt: skip

@@ -143,7 +143,7 @@ def off_by_one(m: Spelled, q: Tensor, k: Tensor, keep: Tensor) -> Tensor:
     return scores / (scores.sum(-1, keepdim=True) + 1)
 
 
-PROBABILITIES = (talked, sunk, off_by_one)
+PROBABILITIES = {talked, sunk, off_by_one}
 """These truths are no scores but already what meets the value."""
 
 
@@ -298,7 +298,7 @@ def einsum_of_three(m, q, k, v, keep):
     return torch.einsum("bhqk,bhkd->bhqd", p, v)
 
 
-@spelling(products, may_be_named=True)
+@spelling(products)
 def einsum_by_axis_numbers(m, q, k, v, keep):
     p = torch.einsum(q * DEPTH**-0.5, [0, 1, 2, 4], k, [0, 1, 3, 4], [0, 1, 2, 3]).softmax(-1)
     return torch.einsum(p, [0, 1, 2, 3], v, [0, 1, 3, 4], [0, 1, 2, 4])
@@ -350,13 +350,13 @@ def nothing_to_add_in_baddbmm(m, q, k, v, keep):
     return (scores.softmax(-1) @ v).view(BATCH, HEADS, TOKENS, DEPTH)
 
 
-@spelling(products, may_be_named=True)
+@spelling(products)
 def product_by_broadcasting(m, q, k, v, keep):
     scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) / math.sqrt(DEPTH)
     return scores.softmax(-1) @ v
 
 
-@spelling(products, hidden_value=True)
+@spelling(products)
 def value_by_broadcasting(m, q, k, v, keep):
     p = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1)
     return (p[..., None] * v[..., None, :, :]).sum(-2)
@@ -412,12 +412,12 @@ def softmax_of_torch_special(m, q, k, v, keep):
     return torch.special.softmax(q @ k.mT / math.sqrt(DEPTH), -1) @ v
 
 
-@spelling(products, may_be_named=True)
+@spelling(products)
 def exponential_of_log_softmax(m, q, k, v, keep):
     return (q @ k.mT / math.sqrt(DEPTH)).log_softmax(-1).exp() @ v
 
 
-@spelling(products, may_be_named=True)
+@spelling(products)
 def softmax_by_hand(m, q, k, v, keep):
     weights = (q @ k.mT / math.sqrt(DEPTH)).exp()
     return weights / weights.sum(-1, keepdim=True) @ v
@@ -430,14 +430,14 @@ def maximum_taken_off_first(m, q, k, v, keep):
     return scores.softmax(-1) @ v
 
 
-@spelling(sunk, may_be_named=True)
+@spelling(sunk)
 def sink_dropped_after_the_softmax(m, q, k, v, keep):
     scores = (q @ k.mT / math.sqrt(DEPTH)).masked_fill(~keep, -torch.inf)
     sink = m.sink.view(1, HEADS, 1, 1).expand(BATCH, HEADS, TOKENS, 1)
     return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
-@spelling(off_by_one, may_be_named=True)
+@spelling(off_by_one)
 def zero_key_before_the_softmax(m, q, k, v, keep):
     scores = F.pad(q @ k.mT / math.sqrt(DEPTH), (1, 0))
     return scores.softmax(-1)[..., 1:] @ v
@@ -508,7 +508,7 @@ def heads_mixed_before_the_softmax(m, q, k, v, keep):
     return torch.einsum("bhqk,hg->bgqk", scores, m.mix).softmax(-1) @ v
 
 
-@spelling(talking, may_be_named=True)
+@spelling(talking)
 def heads_mixed_by_a_matrix_product(m, q, k, v, keep):
     scores = (q @ k.mT / math.sqrt(DEPTH)).permute(0, 2, 3, 1) @ m.mix
     return scores.permute(0, 3, 1, 2).softmax(-1) @ v
@@ -520,13 +520,13 @@ def heads_mixed_by_a_convolution(m, q, k, v, keep):
     return scores.softmax(-1) @ v
 
 
-@spelling(talked, may_be_named=True)
+@spelling(talked)
 def heads_mixed_after_the_softmax(m, q, k, v, keep):
     p = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1)
     return torch.einsum("bhqk,hg->bgqk", p, m.mix) @ v
 
 
-@spelling(talked, may_be_named=True)
+@spelling(talked)
 def heads_mixed_after_the_softmax_by_a_convolution(m, q, k, v, keep):
     p = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1)
     return F.conv2d(p, m.mix.T[:, :, None, None]) @ v
@@ -631,7 +631,7 @@ def mask_written_through_a_view(m, q, k, v, keep):
     return scores.softmax(-1) @ v
 
 
-@spelling(padded, may_be_named=True)
+@spelling(padded)
 def mask_applied_after_the_softmax(m, q, k, v, keep):
     p = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1) * keep
     return p / p.sum(-1, keepdim=True) @ v
@@ -1233,20 +1233,6 @@ class NystromAttention(Projected):
         two = (few_q @ few_k.mT).softmax(-1)
         three = (few_q @ k.mT).softmax(-1)
         return self.joined(one @ torch.linalg.pinv(two) @ (three @ v))
-
-
-@no_attention(looks_like_it=True)
-class HashedAttention(Projected):
-    """Reformer: sorted into buckets, weights from a logarithm of sums."""
-
-    def forward(self, x, keep):
-        q, _, v = self.heads(x[:, :4])
-        order = q[..., 0].argsort(-1)[..., None].expand(q.shape)
-        q, v = (y.gather(2, order).view(BATCH, HEADS, 2, 2, DEPTH) for y in (q, v))
-        dots = q @ F.normalize(q, dim=-1).mT
-        weights = (dots - dots.logsumexp(-1, keepdim=True)).exp()
-        mixed = (weights @ v).flatten(2, 3)
-        return self.joined(mixed.gather(2, order.argsort(2)))
 
 
 @no_attention(looks_like_it=True)

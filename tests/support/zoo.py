@@ -234,7 +234,11 @@ def owlvit():
     return T.OwlViTModel, T.OwlViTConfig(text_config=TEXT, vision_config=VISION), text_and_image()
 
 
-@family(8, note="grouping by hard assignment meets no value")
+@family(
+    7,
+    other_maps=1,
+    note="the map of a grouping is the hard one that it uses, not the soft one that it returns",
+)
 def groupvit():
     vision = VISION | {
         "depths": [2, 1], "num_hidden_layers": 3, "num_group_tokens": [8, 0], "num_output_groups": [4, 4],

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Annotated
 
+import numpy
 import pytest
 import torch
+from pydantic import Field
 
 from distillkit import LossSpec, errors, losses, testing
 
@@ -272,3 +276,118 @@ def test_a_parameter_of_a_module_must_learn():
     spec = spec_of(Scaled())
     (check,) = [c for c in testing.CHECKS if c.name == "gradient_reaches_student"]
     check(spec)
+
+
+def test_a_module_is_tested_on_copies():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, student, teacher):
+            self.calls += 1
+            return halved_l1(student, teacher) * self.scale
+
+    module = Scaled()
+    testing.check_loss(spec_of(module, tags=()), examples=2)
+    assert module.calls == 0
+    assert module.scale.dtype == torch.float32
+    assert module.scale.grad is None
+
+
+@pytest.mark.parametrize("tags", [["smooth"], {"smooth"}, iter(["smooth"]), ("smooth",)])
+def test_tags_are_any_iterable_and_stay(tags):
+    spec = spec_of(halved_l1, tags=tags)
+    assert spec.tags == ("smooth",)
+    assert dataclasses.replace(spec, name="other").tags == ("smooth",)
+    assert "smooth" in {check.name for check in testing.checks_for(spec)}
+
+
+@pytest.mark.parametrize("tags", ["smooth", 3, None, [1], b"smooth"])
+def test_tags_that_are_none(tags):
+    with pytest.raises(errors.SpecError, match="tags are strings in a tuple or another iterable"):
+        spec_of(halved_l1, tags=tags)
+
+
+@pytest.mark.parametrize("bound", [2, 2.0, torch.tensor(2.0), numpy.float32(2)])
+def test_a_bound_is_any_number(bound):
+    assert spec_of(halved_l1, bound=bound).bound == 2.0
+    assert type(spec_of(halved_l1, bound=bound).bound) is float
+
+
+@pytest.mark.parametrize("bound", ["2", (0, 2), float("inf"), float("nan"), True])
+def test_a_bound_that_is_none(bound):
+    with pytest.raises(errors.SpecError, match="bound is the largest value.*a finite number"):
+        spec_of(halved_l1, bound=bound)
+
+
+@pytest.mark.parametrize(
+    "printed", ["(2, 3) and (3, 3)", "torch.Size([2, 3]) and torch.Size([3, 3])", "[2,3] / [3,3]"]
+)
+def test_shapes_are_found_however_they_are_printed(printed):
+    from distillkit.testing.checks import _printed
+
+    for shape in ((2, 3), (3, 3)):
+        assert re.search(_printed(shape), printed)
+    assert not re.search(_printed((2,)), printed)
+    assert re.search(_printed(()), "torch.Size([])")
+    assert re.search(_printed((2,)), "(2,)")
+
+
+def test_a_temperature_that_is_hot_by_default_and_one_that_is_not_there():
+    def hot(student, teacher, *, temperature=3.0):
+        return losses.kl_divergence(student, teacher, temperature=temperature)
+
+    rows = {"signature": "(v),(v)->()", "tags": ("temperature_squared",)}
+    results = by_name(testing.check_loss(spec_of(hot, **rows), examples=4))
+    assert results["temperature_squared"].passed
+    results = by_name(testing.check_loss(spec_of(halved_l1, **rows), examples=2))
+    assert results["temperature_squared"].seen == "the loss takes no number `temperature`"
+
+
+def test_bounds_that_only_the_annotation_states_are_the_librarys_to_check():
+    def bounded(student, teacher, *, weight: Annotated[float, Field(gt=0)] = 1.0):
+        return weight * halved_l1(student, teacher)
+
+    def vague(student, teacher, *, weight: Annotated[float, Field(gt=0)] = 1.0):
+        if not weight > 0:
+            raise ValueError("out of range")
+        return weight * halved_l1(student, teacher)
+
+    found = by_name(testing.check_loss(spec_of(bounded), examples=1))["option_bounds"]
+    assert found.passed, found
+    found = by_name(testing.check_loss(spec_of(vague), examples=1))["option_bounds"]
+    assert found.seen == "weight = 0.0: the error does not name it: out of range"
+
+
+class TestLowPrecision:
+    """float32 is asked as much as the inputs allow, half precision what float32 gives."""
+
+    @staticmethod
+    def result(function, **changes):
+        (check,) = [one for one in testing.CHECKS if one.name == "low_precision"]
+        return check.run(testing.Loss.of(spec_of(function, **changes)), 20)
+
+    def test_an_ill_conditioned_loss_may_be_off_in_float32_alone(self):
+        def phase(student, teacher):
+            student, teacher = losses.checked_pair("phase", "(d),(d)->()", student, teacher)
+            return 100 * ((7.3 * student).sin() - (7.3 * teacher).sin()).abs().mean(-1)
+
+        assert self.result(phase).passed
+
+        def with_a_rounded_factor(student, teacher):
+            low = student.dtype in (torch.float16, torch.bfloat16)
+            factor = 7.3 if not low else 7.3125
+            student, teacher = losses.checked_pair("phase", "(d),(d)->()", student, teacher)
+            return 100 * ((factor * student).sin() - (factor * teacher).sin()).abs().mean(-1)
+
+        assert "value of float16 inputs" in self.result(with_a_rounded_factor).seen
+
+    def test_an_unstable_formula_of_a_well_conditioned_loss_is_seen(self):
+        def spread(student, teacher):
+            student, teacher = losses.checked_pair("spread", "(d),(d)->()", student, teacher)
+            far = 1e4 + student - teacher
+            return (far - 1e4).square().mean(-1)
+
+        assert "of float32 inputs" in self.result(spread).seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -82,6 +83,148 @@ def test_an_operator_is_seen_however_it_is_called(qkv, call, target):
 )
 def test_a_wrong_reader_is_caught(qkv, fault, reader, caught_by):
     assert not verdicts(fused, reader, lambda: fused(*qkv))[caught_by], fault
+
+
+LENGTHS = (5, 2, 3)
+
+
+def varlen(q, k, v, lengths, *, stats=False):
+    """A kernel of sequences packed one after another, ``(tokens, h, d)``, as flash attention's."""
+    parts = [x.split(lengths) for x in (q, k, v)]
+    outputs = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in one)).transpose(0, 1)
+        for one in zip(*parts, strict=True)
+    ]
+    out = torch.cat(outputs)
+    return (out, out.detach().sum(-1)) if stats else out
+
+
+def read_varlen(q, k, v, lengths, *, stats=False):
+    padded = [
+        torch.nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2)
+        for x in (q, k, v)
+    ]
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return dk.Attention(*padded, mask=real[:, None, None], rows=real)
+
+
+def read_varlen_wrongly(q, k, v, lengths, *, stats=False):
+    return dk.Attention(*(x[None].transpose(1, 2) for x in (q, k, v)))  # attends across sequences
+
+
+@pytest.mark.parametrize("stats", [False, True], ids=["tensor", "tuple"])
+@pytest.mark.parametrize("heads", [2, 10], ids=["few heads", "as many heads as tokens"])
+def test_packed_sequences_and_tuples_pass_with_a_right_reader(stats, heads):
+    q, k, v = torch.randn(3, sum(LENGTHS), heads, 4, requires_grad=True)
+
+    def call():
+        return varlen(q, k, v, LENGTHS, stats=stats)
+
+    right = dict.fromkeys(["seen_once", "same_result", "values", "gradient"], True)
+    assert verdicts(varlen, read_varlen, call) == right
+    assert verdicts(varlen, read_varlen_wrongly, call) == {**right, "values": False}
+
+
+def test_packed_sequences_as_one_with_a_mask_between_them_pass():
+    def read_as_one(q, k, v, lengths):
+        owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        return dk.Attention(
+            *(x[None].transpose(1, 2) for x in (q, k, v)), mask=owner[:, None] == owner
+        )
+
+    q, k, v = torch.randn(3, sum(LENGTHS), 2, 4, requires_grad=True)
+    assert all(verdicts(varlen, read_as_one, lambda: varlen(q, k, v, LENGTHS)).values())
+
+
+def test_rows_that_the_kernel_does_not_have_are_caught():
+    def read_with_other_rows(q, k, v, lengths):
+        attention = read_varlen(q, k, v, lengths)
+        return attention.with_rows(attention.rows[:, 0].flip(1))
+
+    q, k, v = torch.randn(3, sum(LENGTHS), 2, 4, requires_grad=True)
+    assert not verdicts(varlen, read_with_other_rows, lambda: varlen(q, k, v, LENGTHS))["values"]
+
+
+def test_a_call_that_returns_no_tensor_says_so(qkv):
+    spec = dk.OperationSpec("test", target=fused, read=read)
+    results = {r.name: r for r in check_operation(spec, lambda: fused(*qkv) is None)}
+    assert "returned no tensor, but a bool" in results["same_result"].seen
+
+
+class Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Kernel:
+    def __call__(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+
+    scale = 0.5
+
+    def attend(self, q, k, v):
+        return self(q, k, v)
+
+
+kernel = Kernel()
+partial = functools.partial(fused)
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        (Attend.apply, r"apply of a torch.autograd.Function .*Attend.apply\(q, k, v\)"),
+        (f"{__name__}:Attend.apply", "apply of a torch.autograd.Function"),
+        (partial, r"partial calls fused .*target=<partial>.func"),
+        (kernel, r"an object of the class Kernel .*give it one, `def attend"),
+        (kernel.attend, rf'bound to one object.*target="{__name__}:Kernel.attend"'),
+        (Kernel, "Kernel is a class"),
+        (torch.nn.Softmax(-1), "an object of the class Softmax"),
+        (math.dist, "dist> is compiled code"),
+    ],
+    ids=["apply", "apply by name", "partial", "object", "method", "class", "module", "builtin"],
+)
+def test_a_target_that_nothing_can_see_is_refused_when_it_is_named(target, complaint):
+    with pytest.raises(
+        errors.SpecError, match=f"operation 'mine': target cannot be seen when .*{complaint}"
+    ):
+        dk.OperationSpec("mine", target=target, read=read)
+
+
+@pytest.mark.parametrize("name", ["partial", "kernel", "Kernel"])
+def test_a_target_by_its_name_is_refused_when_it_is_looked_up(name):
+    spec = dk.OperationSpec("mine", target=f"{__name__}:{name}", read=read)
+    with pytest.warns(errors.PluginLoadWarning, match="'mine' was left out: .*cannot be seen"):
+        Scope(torch.nn.Identity(), [""], also=[spec]).close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [F.scaled_dot_product_attention, torch.baddbmm, torch.Tensor.softmax, fused, operator],
+    ids=["fused", "function", "method", "plain", "operator"],
+)
+def test_what_can_be_seen_is_taken(target):
+    assert dk.OperationSpec("mine", target=target, read=read).target is target
+
+
+def test_the_fixes_of_unseen_targets_work(qkv):
+    """A plain function around ``apply``, a method by its class, and a partial's own function."""
+
+    def attend(q, k, v):
+        return Attend.apply(q, k, v)
+
+    detached = qkv.detach()
+    found = verdicts(attend, lambda q, k, v: dk.Attention(q, k, v), lambda: attend(*detached))
+    assert found == dict.fromkeys(["seen_once", "same_result", "values"], True)
+    right = dict.fromkeys(["seen_once", "same_result", "values", "gradient"], True)
+
+    def reader(self, q, k, v):
+        return read(q, k, v)
+
+    assert verdicts(Kernel.attend, reader, lambda: kernel.attend(*qkv)) == right
+    assert verdicts(f"{__name__}:Kernel.attend", reader, lambda: kernel.attend(*qkv)) == right
+    assert verdicts(partial.func, read, lambda: partial(*qkv)) == right
 
 
 def test_a_kernel_that_is_never_called_is_not_seen(qkv):

@@ -36,6 +36,7 @@ def test_every_kind_of_numbers_is_finite_and_what_it_says(values):
         "one_hot": ((x == 1e4).sum(-1) == 1).all() and ((x == 0).sum(-1) == 3).all(),
         "extreme": set(x.unique().tolist()) == {-1e4, 0, 1e4},
         "tiny": x.abs().max() < 1e-5,
+        "large": 1e4 < x.abs().max() <= 6e4 and len(x.unique()) > 190,
     }
     assert expected[values]
     assert (x.half().isfinite()).all(), "fits float16"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._attention import Attention, widen
 from ..._plugins.specs import resolve
 from ...errors import CaptureError, ShapeError
-from .._watch.sighting import FusedCall, Sighting, Step, version_of
+from .._watch.sighting import FusedCall, Sighting, Step, Weighing, version_of
 from .axes import (
     Axes,
     Axis,
@@ -50,9 +50,11 @@ def read(sighting: Sighting, examples: frozenset[int]) -> Reading | None:
     Raises:
         CaptureError: why it cannot be told in terms of batch, heads, queries and keys.
     """
+    if sighting.product.opaque:
+        return None  # it would be refused, had it met values
     try:
         seen = _Seen(sighting, examples)
-        if sighting.product.doubtful and seen.values is None:
+        if (sighting.product.doubtful or sighting.division) and seen.values is None:
             return None
         return seen.reading()
     except (Unreadable, ShapeError) as reason:
@@ -63,6 +65,42 @@ def read(sighting: Sighting, examples: frozenset[int]) -> Reading | None:
         ) from None
 
 
+def check_no_attention(weighing: Weighing) -> None:
+    """Refuse scores that weigh values without a softmax, and sums over positions that queries read.
+
+    Scores of positions against positions are the former; a product that sums over positions is the
+    latter, linear attention. Any other product of three tensors is nobody's attention.
+
+    Raises:
+        CaptureError: which of them it is.
+    """
+    left, right = weighing.left_node, weighing.right_node
+    try:
+        labels = _labels(weighing.equation, len(left.shape), len(right.shape))
+        sides = sides_of(labels, axes_of(left), axes_of(right))
+    except Unreadable:
+        return
+    free = [axis for axis in sides.out if _has_role(axis, "query") or _has_role(axis, "key")]
+    if len(free) == 2 and all(map(_is_of_positions, free)) and not _is_of_positions(sides.width):
+        done = ", ".join(name.strip("_") for name in weighing.names) or "nothing"
+        raise CaptureError(
+            "its scores weigh something without a softmax that capture knows "
+            f"(done to them: {done}), so that there is no map of probabilities to read"
+        )
+    if not any(map(_is_of_positions, free)) and (
+        _is_of_positions(sides.width) or "cumsum" in weighing.names
+    ):
+        raise CaptureError(
+            "it sums products of keys and values over the positions before queries meet them "
+            "(linear attention), so that there is no map of probabilities to read"
+        )
+
+
+def _is_of_positions(axis: Axis) -> bool:
+    factors = factors_of(axis)
+    return bool(factors) and all(factor.origin != "width" for factor in factors)
+
+
 def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
     """The attention of a function that computes a whole one, and what it returned."""
     try:
@@ -70,8 +108,14 @@ def read_call(call: FusedCall, examples: frozenset[int]) -> Reading:
         attention = resolve(call.read)(*args, **kwargs)
     except (Unreadable, ShapeError) as reason:
         raise CaptureError(f"the arguments of its fused attention do not tell: {reason}") from None
-    output = call.output
-    return Reading(attention, output if isinstance(output, Tensor) else None)
+    return Reading(attention, _first_tensor(call.output))
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """What a kernel returned; of several things, such as the output and its log-sum, the first."""
+    if isinstance(output, (tuple, list)):
+        return next((one for one in output if isinstance(one, Tensor)), None)
+    return output if isinstance(output, Tensor) else None
 
 
 def _unfold(call: FusedCall, examples: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -114,8 +158,15 @@ class _Seen:
         sides = sides_of(labels, axes_of(product.left_node), axes_of(product.right_node))
         self.product_axes = sides.out
         self.axes = axes_after(sides.out, sighting.steps)
-        self.key_role = _key_role(self.axes, sighting.axis)
-        groups = groups_of(self.axes, sighting.axis, self.key_role, examples)
+        axis = sighting.axis
+        self.key_role = _key_role(self.axes, axis)
+        # slots: the softmax runs over the queries, which share out each key among themselves
+        other = "key" if self.key_role == "query" else "query"
+        self.is_shared_out = self._sums_over(other, axes_after(self.axes, self._post))
+        if self.is_shared_out:
+            self.key_role = other
+            axis = next(i for i, one in enumerate(self.axes) if _has_role(one, self.key_role))
+        groups = groups_of(self.axes, axis, self.key_role, examples)
         keys = tuple(f for axis in sides.out for f in factors_of(axis) if f.role == self.key_role)
         # sinks: the softmax runs over more than the product's keys; they are what counts
         self.has_sinks = groups.keys != keys
@@ -128,15 +179,17 @@ class _Seen:
         few = _held_heads(heads, key_axes)
         key = arrange(key, key_axes, (batch, few, keys, sides.width))
         self.query, self.key = query.expand(b, h, -1, -1), key.expand(b, -1, -1, -1)
-        self.values = sighting.values if self._weighs_keys() else None
+        self.values = sighting.values
+        if self.values is not None and self._sums_over(self.key_role, self._used_axes()) is False:
+            raise Unreadable("the product with its values sums over something else than keys")
 
-    def _weighs_keys(self) -> bool:
-        """Whether the product with the values sums over the keys (that of slots does not)."""
+    def _sums_over(self, role: str, axes: Axes) -> bool | None:
+        """Whether the product with the values sums over one side; None: over a single entry."""
         if self.sighting.values is None:
             return False
-        labels, axes = self._value_labels(), self._used_axes()
+        labels = self._value_labels()
         summed = [axis for n, axis in zip(labels.left, axes, strict=True) if n not in labels.out]
-        return all(_has_role(axis, self.key_role) for axis in summed if axis)
+        return all(_has_role(axis, role) for axis in summed if axis) if any(summed) else None
 
     def reading(self) -> Reading:
         value, output = self._value_and_output()
@@ -145,7 +198,9 @@ class _Seen:
     def _attention(self, value: Tensor | None) -> Attention:
         post, shape = self._post, self.groups.shape
         given: dict[str, Any] = {"query": self.query, "key": self.key, "value": value}
-        if self.values is not None and any(not keeps_entries(step) for step in post):
+        changed = any(not keeps_entries(step) for step in post)
+        by_hand = self.sighting.division is not None or self.is_shared_out
+        if self.values is not None and (changed or by_hand):
             return Attention.replayed(shape, used=self._used, **given)
         if self.has_sinks:
             raise Unreadable("its softmax has other entries than its product has keys")
@@ -169,6 +224,13 @@ class _Seen:
             raw = self._raw_scores()
         return arrange(raw, self.axes, self.groups).expand(self.groups.shape)
 
+    def _weights(self) -> Tensor:
+        """The result of the softmax, or of what the model did in its place."""
+        scores, division = self._raw_scores(), self.sighting.division
+        if division is None:
+            return scores.softmax(self.sighting.axis)
+        return replay([division], scores)
+
     @property
     def _post(self) -> tuple[Step, ...]:
         """The steps between the softmax and the product with the values."""
@@ -178,7 +240,7 @@ class _Seen:
     def _used(self) -> Tensor:
         """The probabilities that the values were weighed with, after what was done to them."""
         with torch.autocast(self.query.device.type, enabled=False):
-            used = replay(self._post, self._raw_scores().softmax(self.sighting.axis))
+            used = replay(self._post, self._weights())
         return arrange(used, self._used_axes(), self.groups).expand(self.groups.shape)
 
     def _used_axes(self) -> Axes:

@@ -41,6 +41,8 @@ def _mix_heads(axes: Axes, step: Step) -> Axes:
     equation, *operands = step.args
     given = operands[0] if isinstance(operands[0], (tuple, list)) else operands
     inputs, _, out = str(equation).replace(" ", "").partition("->")
+    if len(given) == 1 and "..." not in inputs and len(inputs) == len(axes):
+        return tuple(axes[inputs.index(label)] for label in out)
     labels = inputs.split(",")
     place = next(i for i, a in enumerate(given) if a is PLACE)
     own = labels[place]

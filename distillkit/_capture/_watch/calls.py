@@ -13,8 +13,11 @@ from .sighting import PLACE, Function, Step
 
 PRODUCTS = frozenset({
     "matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "einsum", "baddbmm", "baddbmm_",
+    "tensordot",
 })  # fmt: skip
-SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
+SOFTMAXES = frozenset({
+    "softmax", "_softmax", "special_softmax", "_safe_softmax", "softmin",
+})  # fmt: skip
 DROPOUTS = frozenset({"dropout", "dropout_", "feature_dropout", "alpha_dropout"})
 # changes neither what a tensor holds nor how it is laid out, but for its precision
 CASTS = frozenset({
@@ -24,7 +27,7 @@ CASTS = frozenset({
 LOOKS = frozenset({
     "__get__", "size", "dim", "stride", "numel", "is_contiguous", "is_floating_point", "all", "any",
     "isnan", "isinf", "max", "min", "amax", "amin", "item", "detach", "requires_grad_", "__len__",
-    "ndimension", "data_ptr", "get_device", "tolist", "numpy", "logsumexp", "__bool__", "cpu",
+    "ndimension", "data_ptr", "get_device", "tolist", "numpy", "__bool__", "cpu",
     "is_complex", "element_size", "storage_offset", "untyped_storage", "__format__", "__repr__",
     "register_hook", "allclose", "__hash__",
 })  # fmt: skip
@@ -91,7 +94,7 @@ def operands(call: Call) -> Operands | None:
         return Operands(given[0], given[1], args[0])
     if call.name == "baddbmm" or (call.name == "baddbmm_" and kwargs.get("beta", 1) == 0):
         return _operands_of_sum(call)  # in place, a summand that counts would be gone by now
-    if call.name == "baddbmm_":
+    if call.name in ("baddbmm_", "tensordot"):
         return None
     left = args[0] if args else kwargs.get("input")
     right = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))

@@ -123,6 +123,25 @@ class History:
                 return
 
 
+def is_same_but_turned(one: Node, other: Node) -> bool:
+    """Whether two tensors are the same one, but for the order of their axes."""
+    return _is_made_alike(_unturned(one), _unturned(other))
+
+
+def _unturned(node: Node) -> Node:
+    while node.parents and node.name in REORDERING:
+        node = node.parents[0]
+    return node
+
+
+def _is_made_alike(one: Node, other: Node) -> bool:
+    if one is other:
+        return True
+    if not one.parents or one[:3] != other[:3] or len(one.parents) != len(other.parents):
+        return False
+    return all(map(_is_made_alike, one.parents, other.parents))
+
+
 def same_source(one: Node, other: Node) -> bool | None:
     """Whether two tensors were made from the same one; None: that was not seen."""
     while one.parents:

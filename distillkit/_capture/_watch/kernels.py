@@ -39,7 +39,8 @@ class ShownFunctions:
         self._functions = [
             one
             for one in functions
-            if isinstance(one, types.FunctionType) and not one.__module__.startswith(_OVERRIDABLE)
+            if isinstance(one, types.FunctionType)
+            and not (one.__module__ or "").startswith(_OVERRIDABLE)  # of code that is run: None
         ]
 
     @property

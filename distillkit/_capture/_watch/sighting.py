@@ -51,6 +51,7 @@ class Product(NamedTuple):
         doubtful: it may be a weight, an outer product or a similarity matrix; only the values that
             it later weighs make an attention of it.
         owner: where it was taken.
+        opaque: why scores made of it cannot be rebuilt from the two tensors; empty where they can.
     """
 
     left: Tensor
@@ -60,6 +61,7 @@ class Product(NamedTuple):
     right_node: Node
     doubtful: bool
     owner: Owner
+    opaque: str = ""
 
 
 class Values(NamedTuple):
@@ -89,6 +91,8 @@ class Sighting:
         steps: from the product to the softmax.
         axis: of the softmax.
         shape: of the scores when it was taken.
+        division: what takes the place of the softmax where the model divides the scores, having
+            made them positive, by a sum of its own making; None: a softmax.
         values: what the probabilities weighed; None: not seen, or not yet.
         output: what became of the values, where that is kept.
         same_source: whether queries and keys were made from the same tensor, where that was seen.
@@ -97,18 +101,25 @@ class Sighting:
     """
 
     def __init__(
-        self, product: Product, steps: tuple[Step, ...], axis: int, shape: tuple[int, ...]
+        self,
+        product: Product,
+        steps: tuple[Step, ...],
+        axis: int,
+        shape: tuple[int, ...],
+        division: Step | None = None,
     ) -> None:
         self.product = product
         self.steps = steps
         self.axis = axis
         self.shape = shape
+        self.division = division
         self.values: Values | None = None
         self.output: Tensor | None = None
         self.detached = False
         self.same_source: bool | None = None
         self.refused = ""
-        terms = tuple(a for step in steps for a in (*step.args, *step.kwargs.values()))
+        every = steps if division is None else (*steps, division)
+        terms = tuple(a for step in every for a in (*step.args, *step.kwargs.values()))
         self.versions = versions_of((product.left, product.right, *terms))
 
     @property
@@ -116,12 +127,46 @@ class Sighting:
         """Whether queries or keys are part of a graph that this attention is outside of."""
         return any(t.grad_fn is not None for t in (self.product.left, self.product.right))
 
+    def weigh(self, values: Values) -> None:
+        """The probabilities met their values."""
+        if self.detached:
+            values = values._replace(tensor=values.tensor.detach())
+        self.values = values
+        self.versions = (*self.versions, *versions_of((values.tensor,)))
+
     def detach(self) -> None:
         """Keep the numbers, let go of the graph; what is seen later stays out of it as well."""
         self.detached = True
         left, right = self.product.left.detach(), self.product.right.detach()
         self.product = self.product._replace(left=left, right=right)
         self.steps = tuple(_detach_step(step) for step in self.steps)
+        if self.division is not None:
+            self.division = _detach_step(self.division)
+
+
+class Weighing:
+    """Scores that met a third tensor without a softmax: an attention of another kind, or none.
+
+    Attributes:
+        equation: of the product that they are, as of a :class:`Product`.
+        left_node: how its left tensor was made.
+        right_node: how its right one was made.
+        owner: where it was taken.
+        names: of what was done to the scores on the way.
+        refused: empty; whether it is an attention is told from the axes of the product.
+    """
+
+    has_lost_gradient = False
+    same_source: bool | None = None
+    versions: tuple[tuple[Tensor, int], ...] = ()
+    refused = ""
+
+    def __init__(self, product: Product, names: tuple[str, ...]) -> None:
+        self.equation, self.owner, self.names = product.equation, product.owner, names
+        self.left_node, self.right_node = product.left_node, product.right_node
+
+    def detach(self) -> None:
+        """It holds no tensor."""
 
 
 class FusedCall:
@@ -134,8 +179,9 @@ class FusedCall:
         output: what it returned, where that is kept.
         same_source: whether queries and keys were made from the same tensor, where that was seen.
         nodes: how queries, keys and values were made, where their axes do not tell by themselves.
+        pair: how queries and keys were made, where that was seen.
         versions: as of a :class:`Sighting`.
-        refused: always empty, as far as anybody sees.
+        refused: why it cannot be read; empty where nothing speaks against it.
     """
 
     has_lost_gradient = False  # its arguments are what the reader takes, with their graph
@@ -146,6 +192,7 @@ class FusedCall:
         self.read, self.args, self.kwargs, self.output = read, args, dict(kwargs), output
         self.same_source: bool | None = None
         self.nodes: tuple[Node, ...] = ()
+        self.pair: tuple[Node, ...] = ()
         self.versions = versions_of((*args, *kwargs.values()))
         self.refused = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..._attention import Attention
 from ..._backbone.axis import TokenAxis
+from ..._backbone.signals import TokenAxes
 from ...errors import ShapeError
 
 _ROUNDING = 1e-4  # of the smaller token: below it, an overlap is what rounding made of touching
@@ -28,9 +29,33 @@ _FIX = {
 }
 
 
-def aligner() -> Callable[..., tuple[Attention, Attention]]:
-    """The aligner ``overlap``; it has no options."""
-    return overlap
+class Overlap:
+    """The aligner ``overlap``, which carries the teacher onto the student's tokens."""
+
+    def __call__(
+        self,
+        student: Attention,
+        teacher: Attention,
+        *,
+        student_tokens: TokenAxes = (),
+        teacher_tokens: TokenAxes = (),
+    ) -> tuple[Attention, Attention]:
+        """Both attentions over the student's tokens, as :func:`overlap` says."""
+        return overlap(
+            student, teacher, student_tokens=student_tokens, teacher_tokens=teacher_tokens
+        )
+
+    def align_tokens(
+        self, student_tokens: TokenAxes, teacher_tokens: TokenAxes
+    ) -> tuple[TokenAxes, TokenAxes]:
+        """The student's tokens on both sides, along each axis of which both know the extents."""
+        if len(student_tokens) != len(teacher_tokens):
+            return student_tokens, teacher_tokens
+        carried = [
+            one if _has_extents(one) and _has_extents(other) else other
+            for one, other in zip(student_tokens, teacher_tokens, strict=True)
+        ]
+        return student_tokens, tuple(carried)
 
 
 def overlap(
@@ -94,6 +119,10 @@ def overlap(
         carried = carried @ keys.weights[:, None].to(carried.dtype)
         scores = scores + keys.seen.log().to(scores.dtype)[:, None, None]
     return Attention.from_scores(scores, rows=counted), Attention.from_probabilities(carried)
+
+
+def _has_extents(axis: TokenAxis | None) -> bool:
+    return axis is not None and axis.extents is not None
 
 
 class _Shared(NamedTuple):

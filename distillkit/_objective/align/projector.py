@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn import functional
 
+from ..._attention import widen
 from ...errors import OptionError, ShapeError
 from .vocabulary import check_tensors
 
@@ -62,7 +63,7 @@ class Projector(nn.Module):
                 f"from an example; got {student_width} and {teacher_width}"
             )
         self.kind, self.bias = kind, kind == "linear" if bias is None else bias
-        self.linear: nn.Linear | None = None
+        self.linear: nn.Linear | _OrthogonalLinear | None = None
         if student_width is not None and teacher_width is not None:
             self._make(student_width, teacher_width, None)
 
@@ -93,11 +94,39 @@ class Projector(nn.Module):
             )
         # signals are float32 at least; the weights follow the distiller's dtype, or FSDP2's policy
         dtype = next(self.linear.parameters()).dtype
-        projected = self.linear(student.to(dtype))
+        projected: Tensor = self.linear(student.to(dtype))
         return projected.to(student.dtype), teacher
 
     def _make(self, student: int, teacher: int, device: torch.device | None) -> None:
-        linear = nn.Linear(student, teacher, bias=self.bias, device=device)
-        self.linear = linear
-        if self.kind == "orthogonal":
-            parametrizations.orthogonal(linear)
+        kind = _OrthogonalLinear if self.kind == "orthogonal" else nn.Linear
+        self.linear = kind(student, teacher, bias=self.bias, device=device)
+
+
+class _OrthogonalLinear(nn.Module):
+    """A linear map whose matrix has orthonormal rows or columns, whatever its parameter becomes.
+
+    The matrix is the orthogonal factor of a QR decomposition. torch's own parametrization neither
+    pickles nor computes in half precision.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, device: torch.device | None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.original = nn.Parameter(torch.empty(out_features, in_features, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
+        nn.init.orthogonal_(self.original)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix ``(out, in)``, in float32 at least."""
+        tall = widen(self.original)
+        is_wide = self.out_features < self.in_features
+        q, r = torch.linalg.qr(tall.mT if is_wide else tall)
+        signs = torch.where(r.diagonal() < 0, -1.0, 1.0)  # which QR alone leaves open
+        signed: Tensor = q * signs
+        return signed.mT if is_wide else signed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.to(x.dtype), self.bias)

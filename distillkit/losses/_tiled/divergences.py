@@ -115,8 +115,8 @@ def divergence(kind: Kind, log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def mean_over_heads(log_p: Tensor) -> Tensor:
     """The log of probabilities averaged over the third axis from the end, kept with size 1."""
-    # a key that every head drops stays at -inf and must not meet logsumexp
-    kept = (log_p > -torch.inf).any(-3, keepdim=True)
+    # a key that every head drops stays at -inf and must not meet logsumexp; NaN is not dropped
+    kept = (log_p != -torch.inf).any(-3, keepdim=True)
     mean = torch.where(kept, log_p, 0).logsumexp(-3, keepdim=True) - math.log(log_p.shape[-3])
     return torch.where(kept, mean, -torch.inf)
 

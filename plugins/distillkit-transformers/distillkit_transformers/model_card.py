@@ -35,7 +35,7 @@ def distillation_section(distiller: dk.Distiller) -> str:
 
 
 def _on(term: dk.Term) -> str:
-    return ", ".join(term.on) or "the student's own loss"
+    return ", ".join(map(str, term.on)) or "the student's own loss"
 
 
 def _weight(term: dk.Term) -> str:

@@ -1,0 +1,97 @@
+"""Every signal of every family comes back from a cache as the model gave it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import distillkit as dk
+from distillkit._backbone.batch import SideOfBatch
+from distillkit.errors import CacheError
+from tests.support.same_signals import assert_same, offered
+
+from . import families
+
+
+def objective(signals, names):
+    terms = []
+    for name in names:
+        layered = not isinstance(signals[name], (torch.Tensor, dk.Attention))
+        loss = "attention_kl" if name.startswith("attention") else "mse"
+        terms.append(dk.Term(loss, on=name, layers="all" if layered else "last"))
+    return dk.Objective(terms)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_signal_comes_back(name, tmp_path):
+    model, batch = families.FAMILIES[name]()
+    families.spread(model).eval()
+    backbone = dk.Backbone(model)
+    if "labels" in batch:
+        batch = {**batch, "teacher_labels": batch.pop("labels")}
+    view = SideOfBatch(batch, "teacher")
+    with torch.no_grad():
+        expected = backbone.signals(view)
+    names = [one for one in offered(expected) if not order_is_drawn(name, one)]
+    cache = dk.SignalCache(tmp_path, objective(expected, names), inputs=())
+    keyed = {**batch, "id": ["a", "b"]}
+    cache.fill(backbone, [keyed], progress=False)
+    assert_same(cache.signals(keyed), expected, names, rtol=1e-5, atol=1e-6)
+
+
+def test_an_order_that_is_drawn_at_random_is_refused(tmp_path):
+    model, batch = families.FAMILIES["vilt"]()
+    recipe = dk.Objective([dk.Term("attention_kl", on="attention.joint")])
+    cache = dk.SignalCache(tmp_path, recipe)
+    with pytest.raises(CacheError, match=r"'attention.joint' is another in every run"):
+        cache.fill(families.spread(model), [{**batch, "id": [0, 1]}], progress=False)
+
+
+def alone(batch, i):
+    """One example of a batch, without the padding that the other made necessary."""
+    mask = batch["attention_mask"]
+    real = mask[i].bool()
+    return {
+        name: x[i : i + 1][:, real] if x.shape == mask.shape else x[i : i + 1]
+        for name, x in batch.items()
+    }
+
+
+def has_padding(name):
+    """Whether two examples of unequal length stand in rows of one batch."""
+    batch = families.FAMILIES[name]()[1]
+    mask = batch.get("attention_mask")
+    rows = all(isinstance(x, torch.Tensor) and len(x) == 2 for x in batch.values())
+    return rows and mask is not None and not mask.all() and "unequal" not in name
+
+
+PADDED = [name for name in families.FAMILIES if has_padding(name)]
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_is_that_of_the_batch_that_asks(name, tmp_path):
+    model, batch = families.FAMILIES[name]()
+    if "labels" in batch:
+        batch = {**batch, "decoder_input_ids": batch.pop("labels")}
+    families.spread(model).eval()
+    backbone = dk.Backbone(model)
+    with torch.no_grad():
+        whole = backbone.signals(batch)
+        names = [n for n in offered(whole) if not order_is_drawn(name, n) and known(whole, n)]
+        cache = dk.SignalCache(tmp_path, objective(whole, names))
+        cache.fill(backbone, [{**batch, "id": [0, 1]}], progress=False)
+        for i in range(2):
+            one = alone(batch, i)
+            found = cache.signals({**one, "id": [i]})
+            assert_same(found, backbone.signals(one), names, rtol=1e-3, atol=1e-4)
+
+
+def known(signals, name):
+    """Whether it is known which of a signal's positions are padding."""
+    value = signals[name]
+    unknown = isinstance(value, torch.Tensor) and value.ndim > 2 and signals.mask(name) is None
+    return not unknown or bool(signals.axes(name))
+
+
+def order_is_drawn(family, signal):
+    return family.startswith("vilt") and signal in ("attention.joint", "hidden.joint")

@@ -125,6 +125,10 @@ def _takes_a_function(parser: argparse.ArgumentParser) -> None:
         "what the model is called with",
     )
 
+    parser.add_argument(
+        "-o", "--output", metavar="file.toml", help="write the adapter file there, not to stdout"
+    )
+
 
 def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
@@ -300,8 +304,9 @@ COMMANDS = {
         _takes_files,
     ),
     "inspect": Command(
-        "list the attentions of a model, each checked, and the first lines of an adapter for it",
-        "distillkit._capture.inspection:run",
+        "write the whole adapter file of a model, checked by the adapter kit, and list its "
+        "attentions",
+        "distillkit._inspect.command:run",
         _takes_a_function,
     ),
     "cache": Command(

@@ -15,6 +15,7 @@ from pathlib import Path
 from distillkit import LossSpec, testing
 from distillkit._plugins.catalogue import catalogue
 from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
+from tests.support import families_to_inspect
 from tests.support.cache_faults import DAMAGES, EVENTS
 from tests.support.layout_models import TOWERS
 from tests.support.peer_defects import DEFECTS
@@ -85,6 +86,21 @@ def adapter_checks() -> str:
     return table(["check", "what it asks"], rows)
 
 
+def inspected() -> str:
+    """Families, whether the file that inspect writes passes unedited, and what it lacks."""
+    names = families_to_inspect.NAMES
+    rows = []
+    for name in names:
+        missing, _ = families_to_inspect.expected(name)
+        why = families_to_inspect.FAILING.get(name, "")
+        said = "; ".join([*(f"`{line}`" for line in missing), *([why] if why else [])])
+        passes = "no" if name in families_to_inspect.INCOMPLETE else "yes"
+        rows.append((f"`{name}`", passes, said or "-"))
+    count = len(names) - len(families_to_inspect.INCOMPLETE)
+    head = f"{count} of {len(names)} pass unedited."
+    return f"{head}\n\n{table(['family', 'passes', 'what is missing, or fails'], rows)}"
+
+
 def defects() -> str:
     return table(["number", "what went wrong"], DEFECTS.items())
 
@@ -129,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "layouts": layouts,
     "adapter_checks": adapter_checks,
+    "inspected": inspected,
     "defects": defects,
     "damages": damages,
     "events": events,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
@@ -18,6 +17,7 @@ from .._backbone.signals import Signals
 from .._capture.find import find_attention
 from .._capture.record import Record
 from .sequences import TokenSequence, sequences_of
+from .silence import silence
 
 Factory = Callable[[], tuple[Any, ...]]
 
@@ -90,20 +90,8 @@ class AdapterCase:
             for module in dict.fromkeys(plain.values())
             if not any(module is one or one in set(module.modules()) for one in own)
         ]
-        handles = [module.register_forward_hook(_silence) for module in others]
-        try:
+        with silence(others):
             yield len(others)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _silence(_module: nn.Module, _inputs: object, output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return torch.zeros_like(output)
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return (torch.zeros_like(output[0]), *output[1:])
-    return output
 
 
 def forward(

@@ -17,7 +17,7 @@ from .._backbone.layout import ModalityTokens
 from ..errors import DistillKitError
 from .adapter_case import AdapterCase, Run, forward
 from .movement import movement
-from .perturb import images_of_batch
+from .perturb import images_of_batch, other_by_its_spread
 from .sequences import TokenSequence, places_of
 from .verdicts import NotApplicable, UnmetError, Unverified
 from .words import special_mask_of
@@ -305,7 +305,7 @@ def _probes(
         for cell, at in group:
             if not _is_inside(changed, at):
                 raise Unverified(f"{cell} lies outside of {name!r} {tuple(changed.shape)}")
-            changed[at] = _other(changed[at], batch[name])
+            changed[at] = other_by_its_spread(changed[at], batch[name])
         after = forward(backbone, {**batch, name: changed})
         moved = movement(before.sequences[index], after.sequences[index])
         of_image = moved.take_along_dim(places, 1)
@@ -326,10 +326,3 @@ def _at_once(targets: list[Target]) -> Iterator[list[Target]]:
 def _is_inside(x: Tensor, at: tuple[Any, ...]) -> bool:
     sizes = zip(at, x.shape, strict=False)
     return all(isinstance(one, slice) or one < size for one, size in sizes)
-
-
-def _other(x: Tensor, whole: Tensor) -> Tensor:
-    """Other numbers, as far from these as the whole spreads."""
-    generator = torch.Generator().manual_seed(2)
-    signs = torch.rand(x.shape, generator=generator).to(x) + 0.5
-    return x + 3 * whole.std().clamp_min(0.1) * signs

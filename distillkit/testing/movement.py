@@ -21,6 +21,11 @@ def movement(one: TokenSequence, two: TokenSequence) -> Tensor:
     before, after = one.entering, two.entering
     if before.shape != after.shape:
         raise UnmetError(f"the {one} has another length after its content changed")
+    return how_far(before, after)
+
+
+def how_far(before: Tensor, after: Tensor) -> Tensor:
+    """``(b, n)``: how far tokens ``(b, heads, n, d)`` moved, of the largest number; or 0."""
     moved = (before - after).abs().amax((1, 3)) / before.abs().max().clamp_min(1e-30)
     return torch.where(moved > STILL, moved, 0)
 

@@ -19,7 +19,7 @@ def images_of_batch(batch: Mapping[str, Any], adapter: Adapter) -> dict[str, Ten
     """The floating-point entries that the model is called with and that are no masks."""
     given = adapter.inputs(batch).values()
     found = {
-        name: x for name, x in batch.items() if any(x is one for one in given) and _is_content(x)
+        name: x for name, x in batch.items() if any(x is one for one in given) and is_content(x)
     }
     if not found:
         raise SignalError(
@@ -164,5 +164,13 @@ def _first_part(x: Any, examples: int, packed: list[tuple[int, int]]) -> Any:
     return x[: len(x) // examples] if len(x) % examples == 0 else x
 
 
-def _is_content(x: Any) -> bool:
+def other_by_its_spread(x: Tensor, whole: Tensor) -> Tensor:
+    """Other numbers, as far from these as the whole spreads."""
+    generator = torch.Generator().manual_seed(2)
+    signs = torch.rand(x.shape, generator=generator).to(x) + 0.5
+    return x + 3 * whole.std().clamp_min(0.1) * signs
+
+
+def is_content(x: Any) -> bool:
+    """Whether an entry may be an image: floating point with axes, and no mask."""
     return isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2 and not is_mask(x)

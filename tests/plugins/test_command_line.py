@@ -269,7 +269,11 @@ from torch import nn
 
 def encoder():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), {"src": torch.zeros(1, 3, 8)}
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), {"src": torch.randn(2, 3, 8)}
+
+def blind():
+    model, batch = encoder()
+    return model, {"src": torch.zeros(2, 3, 8)}
 
 def nothing():
     return nn.Linear(2, 2), {"input": torch.zeros(1, 2)}
@@ -288,12 +292,31 @@ def in_a_folder_with_models(tmp_path, monkeypatch):
     sys.modules.pop("tiny_models", None)
 
 
-def test_inspect_lists_attentions_and_starts_an_adapter(in_a_folder_with_models, capsys):
+def test_inspect_writes_an_adapter_file_and_lists_attentions_beside_it(
+    in_a_folder_with_models, capsys
+):
     assert main(["inspect", "tiny_models:encoder"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("MultiheadAttention") == 2
-    assert said.count("verified") == 2
-    assert 'streams = { joint = "layers.*.self_attn" }' in said
+    said = capsys.readouterr()
+    assert said.err.count("MultiheadAttention") == 2
+    assert said.err.count("verified") == 2
+    assert said.out.startswith('streams = { image = "layers.*.self_attn" }')
+    assert "# passed  layout_covers_every_position_once" in said.out
+    Path("printed.toml").write_text(said.out)
+    assert main(["check", "printed.toml"]) == 0
+
+
+def test_inspect_writes_a_file_where_it_is_told(in_a_folder_with_models, capsys):
+    assert main(["inspect", "tiny_models:encoder", "-o", "encoder.toml"]) == 0
+    said = capsys.readouterr()
+    assert not said.out
+    assert "encoder.toml: complete, and passed" in said.err
+    assert main(["check", "encoder.toml"]) == 0
+
+
+def test_inspect_of_a_model_that_is_not_told_apart(in_a_folder_with_models, capsys):
+    assert main(["inspect", "tiny_models:blind", "-o", "blind.toml"]) == 1
+    assert "blind.toml: not complete, or wrong" in capsys.readouterr().err
+    assert "# missing: streams" in Path("blind.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -312,4 +335,5 @@ def test_inspect_says_what_it_takes(in_a_folder_with_models, capsys, target, sai
 
 def test_inspect_of_a_model_without_attention(in_a_folder_with_models, capsys):
     assert main(["inspect", "tiny_models:nothing"]) == 1
-    assert capsys.readouterr().out == "no attention was found\n"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "no attention was found\n\n")

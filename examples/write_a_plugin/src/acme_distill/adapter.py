@@ -14,11 +14,7 @@ from .models import PATCH, FusionEncoder
 
 
 class AcmeAdapter:
-    """The adapter of both models.
-
-    Almost everything about them could stand in a TOML file, and what can is left to distillkit's
-    declarative adapter. The patch grid cannot: it follows the size of the images.
-    """
+    """The adapter of both models: where their tokens sit, for images of any size."""
 
     def __init__(self, model: nn.Module) -> None:
         self._fused = isinstance(model, FusionEncoder)

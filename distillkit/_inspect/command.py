@@ -1,4 +1,4 @@
-"""``python -m distillkit inspect``: the attentions of a model, and the start of an adapter."""
+"""``python -m distillkit inspect``: the adapter file of a model, written and checked."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ from typing import Any
 
 from torch import nn
 
+from .._capture.find import find_attention
 from .._plugins.specs import resolve
 from ..errors import CaptureError
-from .find import AttentionTable, find_attention
+from .inspection import inspect_model
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table of what ``package.module:function`` returns; 1 where nothing was read."""
+    """Write the adapter file of what ``package.module:function`` returns.
+
+    The attentions are listed on stderr. 1 where none is read, a line is missing or a check fails.
+    """
     sys.path.insert(0, str(Path.cwd()))  # as python itself does for a script
     model, batch = _made(arguments.target)
     table = find_attention(model, **batch)
-    lines = [str(table), *(["", _adapter_lines(table)] if table.names else [])]
-    sys.stdout.write("\n".join([*lines, ""]))
-    return 0 if table.names else 1
+    sys.stderr.write(f"{table}\n\n")
+    if not table.names:
+        return 1
+    inspection = inspect_model(model, batch)
+    text = str(inspection)
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+        verdict = "complete, and passed" if inspection.passed else "not complete, or wrong"
+        sys.stderr.write(f"{arguments.output}: {verdict}; its last lines say what was seen\n")
+    return 0 if inspection.passed else 1
 
 
 def _made(target: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -39,10 +52,3 @@ def _made(target: str) -> tuple[nn.Module, Mapping[str, Any]]:
             f"{type(made).__name__}"
         )
     return made[0], made[1]
-
-
-def _adapter_lines(table: AttentionTable) -> str:
-    return (
-        "# an adapter file starts with these lines; say of each stream where its tokens sit\n"
-        f"{table.streams()}"
-    )

@@ -1,0 +1,261 @@
+"""Every family that a file describes, tiny, with two examples: nothing is downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from tests.support import zoo
+
+Built = tuple[nn.Module, dict[str, Any]]
+BUILDERS: dict[str, Callable[[], Built]] = {}
+
+
+def family(build: Callable[[], Built]) -> Callable[[], Built]:
+    BUILDERS[build.__name__] = build
+    return build
+
+
+def from_zoo(*names: str, first: int | None = None) -> None:
+    """Families whose models are those of ``zoo``; every text starts with a token that is no word."""
+    for name in names:
+
+        def build(name: str = name) -> Built:
+            model, batch = zoo.build(name)
+            if first is not None:
+                batch["input_ids"][:, 0] = first
+            return model, batch
+
+        build.__name__ = name
+        BUILDERS[name] = build
+
+
+from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "aimv2", "groupvit", first=1)
+from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2")
+
+
+def renamed(name: str, of: str) -> None:
+    BUILDERS[name] = BUILDERS.pop(of)
+
+
+from_zoo("pixtral")
+renamed("mistral3", "pixtral")
+
+
+def made(model: str, config: str | None = None, **parts: Any) -> nn.Module:
+    """A model of transformers from its configuration, sharper than fresh ones are."""
+    torch.manual_seed(0)
+    stem = config or re.sub(r"(Model|For[A-Z]\w+)$", "", model)
+    built = getattr(hf, model)(getattr(hf, f"{stem}Config")(**parts))
+    zoo.sharpen(built, 4.0)
+    return built.eval()
+
+
+CLIP_TOWER = {"model_type": "clip_vision_model", **zoo.VISION}
+SIGLIP_TOWER = {"model_type": "siglip_vision_model", "vision_use_head": False, **zoo.VISION}
+LLAMA = {"model_type": "llama", **zoo.LLAMA}
+
+
+@family
+def x_clip() -> Built:
+    vision = zoo.VISION | {
+        "num_frames": 4, "mit_hidden_size": 32, "mit_intermediate_size": 32,
+        "mit_num_attention_heads": 4, "mit_num_hidden_layers": 2,
+    }  # fmt: skip
+    model = made(
+        "XCLIPModel", text_config=zoo.TEXT, vision_config=vision, projection_dim=16,
+        prompt_layers=1, prompt_num_attention_heads=2,
+    )  # fmt: skip
+    return model, {**texts(), "pixel_values": zoo.random(2, 4, 3, 32, 32)}
+
+
+@family
+def owlv2() -> Built:
+    return made("Owlv2Model", text_config=zoo.TEXT, vision_config=zoo.VISION), pair()
+
+
+def texts() -> dict[str, Tensor]:
+    """Two texts, the second padded, that start with a token that is no word."""
+    batch = zoo.text()
+    batch["input_ids"][:, 0] = 1
+    return batch
+
+
+def pair() -> dict[str, Tensor]:
+    return {**texts(), "pixel_values": zoo.pixels()}
+
+
+def prompts(images: int, **entries: Tensor) -> dict[str, Tensor]:
+    """Words around so many image tokens."""
+    return {**zoo.image_in_text(images), "pixel_values": zoo.pixels(), **entries}
+
+
+@family
+def vipllava() -> Built:
+    model = made(
+        "VipLlavaForConditionalGeneration", vision_config=CLIP_TOWER, text_config=LLAMA,
+        image_token_index=zoo.IMAGE_TOKEN, vision_feature_layers=[-1, -2], vision_feature_layer=[-1, -2],
+    )  # fmt: skip
+    return model, prompts(16)
+
+
+@family
+def deepseek_vl() -> Built:
+    model = made(
+        "DeepseekVLForConditionalGeneration", "DeepseekVL", vision_config=SIGLIP_TOWER,
+        text_config=LLAMA, image_token_id=zoo.IMAGE_TOKEN,
+    )  # fmt: skip
+    return model, prompts(16)
+
+
+@family
+def aya_vision() -> Built:
+    model = made(
+        "AyaVisionForConditionalGeneration", vision_config=SIGLIP_TOWER,
+        text_config={**LLAMA, "model_type": "cohere2"}, image_token_index=zoo.IMAGE_TOKEN,
+    )  # fmt: skip
+    return model, prompts(4)
+
+
+@family
+def cohere2_vision() -> Built:
+    model = made(
+        "Cohere2VisionForConditionalGeneration", vision_config=SIGLIP_TOWER,
+        text_config={**LLAMA, "model_type": "cohere2"}, image_token_id=zoo.IMAGE_TOKEN,
+        alignment_intermediate_size=64,
+    )  # fmt: skip
+    return model, prompts(4)
+
+
+@family
+def llama4() -> Built:
+    text = {
+        **zoo.LLAMA, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64,
+        "attention_chunk_size": 8, "interleave_moe_layer_step": 2,
+    }  # fmt: skip
+    vision = {
+        **zoo.VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+        "intermediate_size": 128,
+    }  # fmt: skip
+    model = made(
+        "Llama4ForConditionalGeneration", vision_config=vision, text_config=text,
+        image_token_index=zoo.IMAGE_TOKEN, boi_token_index=97, eoi_token_index=96,
+    )  # fmt: skip
+    return model, prompts(4)
+
+
+def grid_decoder(model: str, text: dict[str, Any], vision: dict[str, Any], **config: Any) -> Built:
+    """Qwen2-VL's kin: a 4 x 4 grid of patches, of which 2 x 2 become one token."""
+    built = made(
+        f"{model}ForConditionalGeneration", text_config={**zoo.LLAMA, **text},
+        vision_config={**zoo.QWEN_VISION, "intermediate_size": 64, "out_hidden_size": 32, **vision},
+        **zoo.QWEN_TOKENS, **config,
+    )  # fmt: skip
+    return built, zoo._qwen_batch()
+
+
+MROPE = {"rope_parameters": zoo.MROPE}
+
+
+@family
+def qwen3_vl_moe() -> Built:
+    text = {
+        **MROPE, "head_dim": 8, "moe_intermediate_size": 32, "num_experts": 4,
+        "num_experts_per_tok": 2, "decoder_sparse_step": 1,
+    }  # fmt: skip
+    vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    return grid_decoder("Qwen3VLMoe", text, vision)
+
+
+@family
+def glm4v() -> Built:
+    return grid_decoder("Glm4v", MROPE, {"image_size": 32})
+
+
+@family
+def glm4v_moe() -> Built:
+    text = {
+        **MROPE, "head_dim": 8, "moe_intermediate_size": 32, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+    }  # fmt: skip
+    return grid_decoder("Glm4vMoe", text, {"image_size": 32})
+
+
+@family
+def glm46v() -> Built:
+    text = {"model_type": "glm4v_text", **MROPE}
+    return grid_decoder("Glm46V", text, {"model_type": "glm4v_vision", "image_size": 32})
+
+
+@family
+def glm_ocr() -> Built:
+    return grid_decoder("GlmOcr", {**MROPE, "head_dim": 8}, {"image_size": 32})
+
+
+@family
+def paddleocr_vl() -> Built:
+    vision = {**zoo.VISION, "spatial_merge_size": 2}
+    text = {**MROPE, "head_dim": 8}
+    model, batch = grid_decoder("PaddleOCRVL", text, vision)
+    return model, {**batch, "pixel_values": zoo.random(32, 3, 8, 8)}
+
+
+@family
+def qwen3_5() -> Built:
+    text = {
+        **MROPE, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }  # fmt: skip
+    return grid_decoder("Qwen3_5", text, {"num_position_embeddings": 16})
+
+
+@family
+def lighton_ocr() -> Built:
+    model = made(
+        "LightOnOcrForConditionalGeneration", text_config={**LLAMA, "model_type": "qwen3"},
+        vision_config={"model_type": "pixtral", "head_dim": 8, **zoo.VISION},
+        image_token_id=zoo.IMAGE_TOKEN, spatial_merge_size=2,
+    )  # fmt: skip
+    return model, prompts(4, image_sizes=torch.tensor([[32, 32]] * 2))
+
+
+@family
+def llava_onevision() -> Built:
+    model = made(
+        "LlavaOnevisionForConditionalGeneration", vision_config=SIGLIP_TOWER, text_config=LLAMA,
+        image_token_index=zoo.IMAGE_TOKEN, video_token_index=97, vision_feature_layer=-1,
+        image_grid_pinpoints=[[32, 32]],
+    )  # fmt: skip
+    tiles = zoo.random(2, 2, 3, 32, 32)
+    return model, prompts(36, pixel_values=tiles, image_sizes=torch.tensor([[32, 32]] * 2))
+
+
+@family
+def llava_next_video() -> Built:
+    model = made(
+        "LlavaNextVideoForConditionalGeneration", vision_config=CLIP_TOWER, text_config=LLAMA,
+        image_token_index=zoo.IMAGE_TOKEN, video_token_index=97, vision_feature_layer=-1,
+        image_grid_pinpoints=[[32, 32]],
+    )  # fmt: skip
+    tiles = zoo.random(2, 2, 3, 32, 32)
+    return model, prompts(36, pixel_values=tiles, image_sizes=torch.tensor([[32, 32]] * 2))
+
+
+@family
+def lfm2_vl() -> Built:
+    text = {**zoo.LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_ff_dim": 64}
+    vision = {"model_type": "siglip2_vision_model", **zoo.VISION, "num_patches": 16}
+    model = made(
+        "Lfm2VlForConditionalGeneration", vision_config=vision, text_config=text,
+        image_token_id=zoo.IMAGE_TOKEN, projector_hidden_size=32,
+    )  # fmt: skip
+    return model, prompts(
+        4, pixel_values=zoo.random(2, 16, 3 * 8 * 8), spatial_shapes=torch.tensor([[4, 4]] * 2),
+        pixel_attention_mask=torch.ones(2, 16, dtype=torch.long),
+    )  # fmt: skip

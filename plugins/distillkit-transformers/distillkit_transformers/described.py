@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import nn
 
 import distillkit as dk
 
+from .derived import derived_entry
 from .family import missing_field, output_value
 from .from_config import filled
 from .listing import adapter_tables
+from .structure import config_of
 
 _PLACES = {"text": "offset_mapping", "image": "image_boxes"}
 _OPTIONAL = ("mask", "extents")  # a mask that is not there masks nothing
@@ -49,6 +52,7 @@ class Described:
         self._of_family = tables
         self._arguments = dk.accepted_arguments(model)
         made = _placed(filled(tables, model))
+        self._derived: Mapping[str, str] = made.pop("derived", {})
         fields = {"logits": made.get("logits")}
         fields |= {f"embedding.{one}": f for one, f in made.get("embedding", {}).items()}
         self._fields = {name: field for name, field in fields.items() if field is not None}
@@ -89,7 +93,7 @@ class Described:
     @property
     def entries(self) -> frozenset[str]:
         """The batch entries that inputs and layout may read."""
-        return self._whole.entries.union(self._arguments)
+        return self._whole.entries.union(self._arguments) - self._derived.keys()
 
     def for_model(self, model: nn.Module) -> Described:
         """This family's adapter for another model."""
@@ -104,7 +108,13 @@ class Described:
     def layout(self, batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         for entry in _PLACES.values():
             batch.get(entry)  # read also where it cannot be used, as it is no stray entry
-        return self._reading(batch).layout(batch, record)
+        config = config_of(self._model)
+        derived = {
+            entry: derived_entry(what, batch, record, self.streams, config)
+            for entry, what in self._derived.items()
+        }
+        seen = ChainMap(derived, batch) if derived else batch  # type: ignore[arg-type]
+        return self._reading(seen).layout(seen, record)
 
     def signals(self, record: dk.Record, output: Any, layout: dk.TokenLayout) -> dk.Signals:
         values: dict[str, Any] = {}

@@ -35,8 +35,9 @@ def from_zoo(*names: str, first: int | None = None) -> None:
         BUILDERS[name] = build
 
 
-from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "aimv2", "groupvit", first=1)
-from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2")
+from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "groupvit", first=1)
+from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2", "pix2struct", "mllama", "kosmos2", "florence2", "grounding_dino")
+from_zoo("git", "layoutlmv3", first=1)
 
 
 def renamed(name: str, of: str) -> None:
@@ -68,7 +69,7 @@ def x_clip() -> Built:
         "mit_num_attention_heads": 4, "mit_num_hidden_layers": 2,
     }  # fmt: skip
     model = made(
-        "XCLIPModel", text_config=zoo.TEXT, vision_config=vision, projection_dim=16,
+        "XCLIPModel", text_config=zoo.TEXT, vision_config=vision, projection_dim=32,
         prompt_layers=1, prompt_num_attention_heads=2,
     )  # fmt: skip
     return model, {**texts(), "pixel_values": zoo.random(2, 4, 3, 32, 32)}
@@ -132,23 +133,6 @@ def cohere2_vision() -> Built:
     return model, prompts(4)
 
 
-@family
-def llama4() -> Built:
-    text = {
-        **zoo.LLAMA, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64,
-        "attention_chunk_size": 8, "interleave_moe_layer_step": 2,
-    }  # fmt: skip
-    vision = {
-        **zoo.VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
-        "intermediate_size": 128,
-    }  # fmt: skip
-    model = made(
-        "Llama4ForConditionalGeneration", vision_config=vision, text_config=text,
-        image_token_index=zoo.IMAGE_TOKEN, boi_token_index=97, eoi_token_index=96,
-    )  # fmt: skip
-    return model, prompts(4)
-
-
 def grid_decoder(model: str, text: dict[str, Any], vision: dict[str, Any], **config: Any) -> Built:
     """Qwen2-VL's kin: a 4 x 4 grid of patches, of which 2 x 2 become one token."""
     built = made(
@@ -159,7 +143,7 @@ def grid_decoder(model: str, text: dict[str, Any], vision: dict[str, Any], **con
     return built, zoo._qwen_batch()
 
 
-MROPE = {"rope_parameters": zoo.MROPE}
+MROPE = {"rope_parameters": {**zoo.MROPE, "partial_rotary_factor": 1.0}}
 
 
 @family
@@ -259,3 +243,182 @@ def lfm2_vl() -> Built:
         4, pixel_values=zoo.random(2, 16, 3 * 8 * 8), spatial_shapes=torch.tensor([[4, 4]] * 2),
         pixel_attention_mask=torch.ones(2, 16, dtype=torch.long),
     )  # fmt: skip
+
+
+@family
+def aimv2() -> Built:
+    """Without eager attention, texts of equal lengths are not causal in it."""
+    words = {k: v for k, v in zoo.TEXT.items() if k not in ("pad_token_id", "bos_token_id")}
+    model = made("Aimv2Model", text_config=words, vision_config=zoo.VISION, projection_dim=16)
+    model.set_attn_implementation("eager")
+    return model, pair()
+
+
+@family
+def deepseek_vl_hybrid() -> Built:
+    sam = {
+        "model_type": "sam_vision_model", "hidden_size": 32, "output_channels": 16, "image_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, "window_size": 4,
+        "global_attn_indexes": [1], "mlp_dim": 64,
+    }  # fmt: skip
+    model = made(
+        "DeepseekVLHybridForConditionalGeneration", "DeepseekVLHybrid", vision_config=SIGLIP_TOWER,
+        high_res_vision_config=sam, text_config=LLAMA, image_token_id=zoo.IMAGE_TOKEN,
+    )  # fmt: skip
+    return model, prompts(16, high_res_pixel_values=zoo.pixels(64))
+
+
+@family
+def video_llava() -> Built:
+    model = made(
+        "VideoLlavaForConditionalGeneration", vision_config=CLIP_TOWER, text_config=LLAMA,
+        image_token_index=zoo.IMAGE_TOKEN, video_token_index=97, vision_feature_layer=-1,
+    )  # fmt: skip
+    batch = zoo.image_in_text(16)
+    return model, {**batch, "pixel_values_images": zoo.pixels()}
+
+
+def paligemma_config() -> dict[str, Any]:
+    return {
+        "model_type": "paligemma", "vision_config": {**SIGLIP_TOWER, "projection_dim": 32},
+        "text_config": {**zoo.LLAMA, "model_type": "gemma", "head_dim": 8},
+        "image_token_id": zoo.IMAGE_TOKEN, "image_token_index": zoo.IMAGE_TOKEN,
+        "projection_dim": 32, "hidden_size": 32,
+    }  # fmt: skip
+
+
+@family
+def colpali() -> Built:
+    model = made("ColPaliForRetrieval", vlm_config=paligemma_config(), embedding_dim=16)
+    batch = prompts(16)
+    return model, {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+
+
+@family
+def colqwen2() -> Built:
+    vlm = {
+        "model_type": "qwen2_vl", **zoo.QWEN_TOKENS,
+        "text_config": {**zoo.LLAMA, "model_type": "qwen2_vl_text", "rope_parameters": zoo.MROPE},
+        "vision_config": {**zoo.QWEN_VISION, "embed_dim": 32, "mlp_ratio": 2},
+    }  # fmt: skip
+    batch = zoo._qwen_batch()
+    batch["pixel_values"] = batch["pixel_values"].view(2, 16, -1)
+    return made("ColQwen2ForRetrieval", vlm_config=vlm, embedding_dim=16), batch
+
+
+def modernvbert_config() -> dict[str, Any]:
+    text = {**zoo.TEXT, "model_type": "modernbert", "cls_token_id": 1, "sep_token_id": 2}
+    return {
+        "model_type": "modernvbert", "text_config": text, "vision_config": SIGLIP_TOWER,
+        "image_token_id": zoo.IMAGE_TOKEN, "pixel_shuffle_factor": 2,
+    }  # fmt: skip
+
+
+@family
+def modernvbert() -> Built:
+    config = {k: v for k, v in modernvbert_config().items() if k != "model_type"}
+    return made("ModernVBertModel", **config), prompts(4, pixel_values=zoo.pixels()[:, None])
+
+
+@family
+def colmodernvbert() -> Built:
+    model = made("ColModernVBertForRetrieval", vlm_config=modernvbert_config(), embedding_dim=16)
+    return model, prompts(4, pixel_values=zoo.pixels()[:, None])
+
+
+@family
+def fuyu() -> Built:
+    text = {**zoo.LLAMA, "model_type": "persimmon"}
+    model = made(
+        "FuyuForCausalLM", "Fuyu", text_config=text, image_token_id=zoo.IMAGE_TOKEN, patch_size=8,
+        image_size=32,
+    )  # fmt: skip
+    return model, prompts(16, pixel_values=zoo.random(2, 16, 3 * 8 * 8))
+
+
+@family
+def idefics() -> Built:
+    vision = {**{k: v for k, v in zoo.VISION.items() if k != "hidden_size"}, "embed_dim": 32}
+    text = {k: v for k, v in zoo.LLAMA.items() if k != "num_key_value_heads"}
+    model = made(
+        "IdeficsForVisionText2Text", vision_config=vision, **text, alpha_initializer="ones",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    batch = {**texts(), "pixel_values": zoo.pixels()[:, None]}
+    return model, {**batch, "image_attention_mask": torch.ones(2, 7, 1, dtype=torch.long)}
+
+
+@family
+def kosmos2_5() -> Built:
+    text = {
+        "vocab_size": 99, "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 4,
+        "max_position_embeddings": 64, "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "patch_embed_hidden_size": 3 * 8 * 8, "intermediate_size": 64,
+        "head_dim": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "max_num_patches": 16,
+    }  # fmt: skip
+    model = made(
+        "Kosmos2_5ForConditionalGeneration", "Kosmos2_5", text_config=text, vision_config=vision,
+        latent_query_num=4,
+    )  # fmt: skip
+    _, _, patches = zoo.FAMILIES["pix2struct"].make()
+    image = torch.zeros(2, 11, dtype=torch.long)
+    image[:, 1:5] = 1
+    batch = {**zoo.text(11), "flattened_patches": patches["flattened_patches"]}
+    return model, {**batch, "image_embeds_position_mask": image}
+
+
+@family
+def mm_grounding_dino() -> Built:
+    _, config, batch = zoo.FAMILIES["grounding_dino"].make()
+    same = (
+        "d_model", "num_queries", "encoder_layers", "decoder_layers", "encoder_attention_heads",
+        "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "num_feature_levels",
+        "max_text_len", "encoder_n_points", "decoder_n_points", "backbone_config", "text_config",
+    )  # fmt: skip
+    model = made("MMGroundingDinoModel", **{name: getattr(config, name) for name in same})
+    return model, batch
+
+
+@family
+def ernie4_5_vl_moe() -> Built:
+    text = {
+        "rope_parameters": {**zoo.ROPE, "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [32, 32],
+        "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1,
+        "mlp_layer_types": ["dense", "sparse"],
+    }  # fmt: skip
+    built = made(
+        "Ernie4_5_VLMoeForConditionalGeneration", text_config={**zoo.LLAMA, **text},
+        vision_config={**zoo.QWEN_VISION, "in_channels": 3, "intermediate_size": 64},
+        image_token_id=zoo.IMAGE_TOKEN, video_token_id=97, image_start_token_id=3, image_end_token_id=4,
+    )  # fmt: skip
+    return built, {**zoo._qwen_batch(), "pixel_values": zoo.random(32, 3 * 8 * 8)}
+
+
+@family
+def exaone4_5() -> Built:
+    text = {"model_type": "exaone4", "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    vision = {
+        "num_key_value_heads": 4, "window_size": 16, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    return grid_decoder("Exaone4_5_", text, vision)
+
+
+@family
+def perception_lm() -> Built:
+    vision = {
+        "architecture": "vit_pe_core_large_patch14_336",
+    }  # fmt: skip
+    model = made(
+        "PerceptionLMForConditionalGeneration", text_config=LLAMA, vision_config=vision,
+        image_token_id=zoo.IMAGE_TOKEN,
+    )  # fmt: skip
+    return model, prompts(4, pixel_values=zoo.pixels()[:, None])
+
+
+@family
+def chameleon() -> Built:
+    _, config, _ = zoo.FAMILIES["chameleon"].make()
+    model = zoo.build("chameleon")[0]
+    return model, prompts(256, pixel_values=zoo.pixels())

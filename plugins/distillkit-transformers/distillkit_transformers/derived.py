@@ -1,0 +1,59 @@
+"""What a layout needs to know of a forward, and no entry of the batch says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import distillkit as dk
+
+_KEYS_OF = "keys of "
+
+
+def derived_entry(
+    what: str, batch: Mapping[str, Any], record: dk.Record, streams: Mapping[str, str], config: Any
+) -> Tensor:
+    """The value of an entry that a family's file derives.
+
+    Args:
+        what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys;
+            ``"any_resolution"``: rows and columns of patches that the tiles of each image make,
+            without those that only its padding fills.
+        batch: what the model was called with.
+        record: what capture saw of the forward.
+        streams: stream -> pattern of its attention modules.
+        config: the model's configuration.
+    """
+    if what.startswith(_KEYS_OF):
+        examples, _, _, keys = record.layers(streams[what.removeprefix(_KEYS_OF)])[-1].shape
+        return torch.empty(examples, keys, device="meta")
+    if what == "any_resolution":
+        sizes: Tensor = batch["image_sizes"]
+        grids = [_grid_of_tiles(one, config) for one in sizes.tolist()]
+        return torch.tensor(grids, device=sizes.device)
+    raise ValueError(f"nothing is derived as {what!r}")
+
+
+def _grid_of_tiles(size: list[int], config: Any) -> tuple[int, int]:
+    """The patches of one image's tiles, as LLaVA-NeXT and LLaVA-OneVision cut and shrink them."""
+    from transformers.models.llava_next.modeling_llava_next import (
+        get_anyres_image_grid_shape,
+        unpad_image,
+    )
+
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    pinpoints = [list(one) for one in config.image_grid_pinpoints]
+    rows, columns = get_anyres_image_grid_shape(size, pinpoints, vision.image_size)
+    tiled = torch.empty(1, rows * side, columns * side, device="meta")
+    _, rows, columns = unpad_image(tiled, size).shape
+    limit = getattr(config, "vision_aspect_ratio", None)
+    if limit is None:
+        return rows, columns
+    most = int(limit.removeprefix("anyres_max_"))
+    ratio = math.sqrt(rows * columns / (most * side**2))
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)

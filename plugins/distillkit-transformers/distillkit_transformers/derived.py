@@ -22,7 +22,8 @@ def derived_entry(
     Args:
         what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys;
             ``"any_resolution"``: rows and columns of patches that the tiles of each image make,
-            without those that only its padding fills.
+            without those that only its padding fills; ``"whole_image"``: those of the image itself,
+            which stands before them.
         batch: what the model was called with.
         record: what capture saw of the forward.
         streams: stream -> pattern of its attention modules.
@@ -31,11 +32,17 @@ def derived_entry(
     if what.startswith(_KEYS_OF):
         examples, _, _, keys = record.layers(streams[what.removeprefix(_KEYS_OF)])[-1].shape
         return torch.empty(examples, keys, device="meta")
-    if what == "any_resolution":
+    grid_of = {"any_resolution": _grid_of_tiles, "whole_image": _grid_of_image}.get(what)
+    if grid_of is not None:
         sizes: Tensor = batch["image_sizes"]
-        grids = [_grid_of_tiles(one, config) for one in sizes.tolist()]
+        grids = [grid_of(one, config) for one in sizes.tolist()]
         return torch.tensor(grids, device=sizes.device)
     raise ValueError(f"nothing is derived as {what!r}")
+
+
+def _grid_of_image(_size: list[int], config: Any) -> tuple[int, int]:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side, side
 
 
 def _grid_of_tiles(size: list[int], config: Any) -> tuple[int, int]:
@@ -45,10 +52,9 @@ def _grid_of_tiles(size: list[int], config: Any) -> tuple[int, int]:
         unpad_image,
     )
 
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size
+    side, _ = _grid_of_image(size, config)
     pinpoints = [list(one) for one in config.image_grid_pinpoints]
-    rows, columns = get_anyres_image_grid_shape(size, pinpoints, vision.image_size)
+    rows, columns = get_anyres_image_grid_shape(size, pinpoints, config.vision_config.image_size)
     tiled = torch.empty(1, rows * side, columns * side, device="meta")
     _, rows, columns = unpad_image(tiled, size).shape
     limit = getattr(config, "vision_aspect_ratio", None)

@@ -52,6 +52,7 @@ class Described:
         self._of_family = tables
         self._arguments = dk.accepted_arguments(model)
         made = _placed(filled(tables, model))
+        self._inputs: Mapping[str, str] = made.pop("inputs", {})
         self._derived: Mapping[str, str] = made.pop("derived", {})
         fields = {"logits": made.get("logits")}
         fields |= {f"embedding.{one}": f for one, f in made.get("embedding", {}).items()}
@@ -93,7 +94,10 @@ class Described:
     @property
     def entries(self) -> frozenset[str]:
         """The batch entries that inputs and layout may read."""
-        return self._whole.entries.union(self._arguments) - self._derived.keys()
+        return (
+            self._whole.entries.union(self._arguments, self._inputs.values())
+            - self._derived.keys()
+        )
 
     def for_model(self, model: nn.Module) -> Described:
         """This family's adapter for another model."""
@@ -101,9 +105,8 @@ class Described:
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         found = self._reading(batch).inputs(batch)
-        if "inputs" in self._tables:
-            return found
-        return {**found, **{name: batch[name] for name in self._arguments if name in batch}}
+        named = {**{name: name for name in self._arguments}, **self._inputs}
+        return {**found, **{name: batch[entry] for name, entry in named.items() if entry in batch}}
 
     def layout(self, batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
         for entry in _PLACES.values():

@@ -13,7 +13,7 @@ import distillkit as dk
 
 from .structure import config_of
 
-_NAMED = re.compile(r"(?:(?P<how>sqrt|1 /) )?config\.(?P<path>[\w.]+(?: or [\w.]+)*)")
+_NAMED = re.compile(r"(?:(?P<how>sqrt|1 /) )?config\.(?P<path>[\w.<>]+(?: or [\w.<>]+)*)")
 
 
 def filled(tables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -63,10 +63,16 @@ def _number(named: re.Match[str], model: nn.Module) -> Any:
     for path in named["path"].split(" or "):
         found: Any = config_of(model)
         for part in path.split("."):
-            found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+            found = _part_of(found, part)
         if found is not None:
             return _converted(named, found, model)
     return None
+
+
+def _part_of(found: Any, part: str) -> Any:
+    if isinstance(found, Mapping):
+        return found.get(part)
+    return found[int(part)] if part.isdigit() else getattr(found, part, None)
 
 
 def _converted(named: re.Match[str], number: Any, model: nn.Module) -> Any:

@@ -36,7 +36,8 @@ def from_zoo(*names: str, first: int | None = None) -> None:
 
 
 from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "groupvit", first=1)
-from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2", "pix2struct", "mllama", "kosmos2", "florence2", "grounding_dino")
+from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2", "pix2struct", "mllama", "florence2", "grounding_dino")
+from_zoo("instructblip")
 from_zoo("git", "layoutlmv3", first=1)
 
 
@@ -406,19 +407,145 @@ def exaone4_5() -> Built:
 
 
 @family
-def perception_lm() -> Built:
-    vision = {
-        "architecture": "vit_pe_core_large_patch14_336",
-    }  # fmt: skip
-    model = made(
-        "PerceptionLMForConditionalGeneration", text_config=LLAMA, vision_config=vision,
-        image_token_id=zoo.IMAGE_TOKEN,
-    )  # fmt: skip
-    return model, prompts(4, pixel_values=zoo.pixels()[:, None])
+def kosmos2() -> Built:
+    model, batch = zoo.build("kosmos2")
+    marks = batch["image_embeds_position_mask"].long()
+    return model, {**batch, "image_embeds_position_mask": marks}
 
 
 @family
 def chameleon() -> Built:
-    _, config, _ = zoo.FAMILIES["chameleon"].make()
-    model = zoo.build("chameleon")[0]
-    return model, prompts(256, pixel_values=zoo.pixels())
+    letters = "ABCDEFGHIJ"  # of the digits, as its vocabulary writes the numbers of codes
+    codes = {f"IMGIMG{''.join(letters[int(d)] for d in str(i))}Z": 60 + i for i in range(999)}
+    vq = {
+        "embed_dim": 16, "num_embeddings": 999, "double_latent": False, "latent_channels": 16,
+        "resolution": 32, "in_channels": 3, "base_channels": 32, "channel_multiplier": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+    }  # fmt: skip
+    model = made(
+        "ChameleonForConditionalGeneration", **{**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
+        vocabulary_map={"<image>": zoo.IMAGE_TOKEN, **codes},
+    )  # fmt: skip
+    return model, prompts(16)
+
+
+@family
+def emu3() -> Built:
+    vq = {
+        "codebook_size": 999, "embed_dim": 4, "latent_channels": 4, "base_channels": 32,
+        "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "temporal_downsample_factor": 1, "hidden_size": 32,
+    }  # fmt: skip
+    vocabulary = {"<image>": zoo.IMAGE_TOKEN, "<|extra_200|>": 50}
+    vocabulary |= {f"<|visual token {i:06d}|>": 60 + i for i in range(999)}
+    model = made(
+        "Emu3ForConditionalGeneration", text_config={**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
+        vocabulary_map=vocabulary,
+    )  # fmt: skip
+    return model, prompts(20, image_sizes=torch.tensor([[32, 32]] * 2))
+
+
+@family
+def tipsv2() -> Built:
+    vision = {k: v for k, v in zoo.VISION.items() if k != "intermediate_size"}
+    return made("Tipsv2Model", text_config=zoo.TEXT, vision_config=vision), pair()
+
+
+@family
+def hunyuan_vl() -> Built:
+    vision = {
+        **zoo.VISION, "spatial_merge_size": 2, "out_hidden_size": 32, "num_key_value_heads": 4,
+        "text_hidden_size": 32, "img_max_token_num": 16, "max_image_size": 32, "min_image_size": 32,
+    }  # fmt: skip
+    del vision["image_size"]
+    text = {"rope_parameters": {**zoo.ROPE, "mrope_section": [1, 1, 1, 1]}, "head_dim": 8}
+    model = made(
+        "HunYuanVLForConditionalGeneration", text_config={**zoo.LLAMA, **text}, vision_config=vision,
+        image_token_id=zoo.IMAGE_TOKEN, image_start_token_id=3, image_end_token_id=4,
+    )  # fmt: skip
+    batch = zoo.image_in_text(8)
+    return model, {
+        **batch, "pixel_values": zoo.random(32, 3 * 8 * 8),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
+        "mm_token_type_ids": (batch["input_ids"] == zoo.IMAGE_TOKEN).int(),
+    }  # fmt: skip
+
+
+@family
+def qianfan_ocr() -> Built:
+    vision = {**zoo.VISION, "image_size": [32, 32], "patch_size": [8, 8]}
+    model = made(
+        "QianfanOCRForConditionalGeneration", vision_config=vision,
+        text_config={**zoo.LLAMA, "model_type": "qwen3", "head_dim": 8},
+        image_token_id=zoo.IMAGE_TOKEN, image_seq_length=4,
+    )  # fmt: skip
+    return model, prompts(4)
+
+
+@family
+def gemma4() -> Built:
+    text = {
+        **zoo.LLAMA, "head_dim": 8, "sliding_window": 8, "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 99, "layer_types": ["sliding_attention", "full_attention"],
+        "global_head_dim": 8,
+    }  # fmt: skip
+    vision = {
+        **zoo.VISION, "head_dim": 8, "num_key_value_heads": 4, "pooling_kernel_size": 2,
+        "position_embedding_size": 16,
+    }  # fmt: skip
+    model = made(
+        "Gemma4ForConditionalGeneration", text_config=text, vision_config=vision, audio_config=None,
+        image_token_id=zoo.IMAGE_TOKEN, video_token_id=97, boi_token_id=96, eoi_token_id=95,
+        audio_token_id=94, boa_token_id=93, eoa_token_index=92,
+    )  # fmt: skip
+    batch = zoo.image_in_text(4)
+    batch["input_ids"] = batch["input_ids"].clamp(max=90).where(batch["input_ids"] != 98, 98)
+    places = torch.stack([torch.arange(16) % 4, torch.arange(16) // 4], -1).expand(2, 16, 2)
+    return model, {
+        **batch, "pixel_values": zoo.random(2, 16, 3 * 8 * 8).sigmoid(), "image_position_ids": places,
+        "mm_token_type_ids": (batch["input_ids"] == zoo.IMAGE_TOKEN).int(),
+    }  # fmt: skip
+
+
+@family
+def qwen3_5_moe() -> Built:
+    text = {
+        **MROPE, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "moe_intermediate_size": 32, "num_experts": 4,
+        "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    return grid_decoder("Qwen3_5Moe", text, {"num_position_embeddings": 16})
+
+
+@family
+def cohere_compass() -> Built:
+    text = {**MROPE, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    return grid_decoder("CohereCompass", text, vision)
+
+
+@family
+def kimi_k25() -> Built:
+    vision = {
+        **{k: v for k, v in zoo.VISION.items() if k != "image_size"}, "pos_emb_height": 4,
+        "pos_emb_width": 4, "merge_kernel_size": [2, 2],
+    }  # fmt: skip
+    model = made(
+        "Kimi_K25ForConditionalGeneration", text_config=LLAMA, vision_config=vision,
+        projection_hidden_size=32, **zoo.QWEN_TOKENS,
+    )  # fmt: skip
+    return model, {**zoo._qwen_batch(), "pixel_values": zoo.random(32, 3, 8, 8)}
+
+
+@family
+def t5gemma2() -> Built:
+    text = {**zoo.LLAMA, "head_dim": 8, "sliding_window": 8, "layer_types": ["full_attention"] * 2}
+    encoder = {
+        "text_config": text, "vision_config": SIGLIP_TOWER, "mm_tokens_per_image": 4,
+        "image_token_index": zoo.IMAGE_TOKEN, "boi_token_index": 97, "eoi_token_index": 96,
+    }  # fmt: skip
+    model = made(
+        "T5Gemma2ForConditionalGeneration", encoder=encoder, decoder=text,
+        image_token_index=zoo.IMAGE_TOKEN, eoi_token_index=96,
+    )  # fmt: skip
+    return model, prompts(4, decoder_input_ids=zoo.ids(3))

@@ -23,7 +23,7 @@ def derived_entry(
         what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys;
             ``"any_resolution"``: rows and columns of patches that the tiles of each image make,
             without those that only its padding fills; ``"whole_image"``: those of the image itself,
-            which stands before them.
+            which stands before them; ``"codes"``: those of the codes that each image becomes.
         batch: what the model was called with.
         record: what capture saw of the forward.
         streams: stream -> pattern of its attention modules.
@@ -34,9 +34,15 @@ def derived_entry(
         return torch.empty(examples, keys, device="meta")
     grid_of = {"any_resolution": _grid_of_tiles, "whole_image": _grid_of_image}.get(what)
     if grid_of is not None:
-        sizes: Tensor = batch["image_sizes"]
-        grids = [grid_of(one, config) for one in sizes.tolist()]
-        return torch.tensor(grids, device=sizes.device)
+        of_images: Tensor = batch["image_sizes"]
+        grids = [grid_of(one, config) for one in of_images.tolist()]
+        return torch.tensor(grids, device=of_images.device)
+    if what == "codes":
+        pixels: Tensor = batch["pixel_values"]
+        sizes = batch.get("image_sizes")
+        if sizes is None:
+            sizes = torch.tensor([pixels.shape[-2:]] * len(pixels), device=pixels.device)
+        return sizes // 2 ** (len(config.vq_config.channel_multiplier) - 1)
     raise ValueError(f"nothing is derived as {what!r}")
 
 

@@ -413,6 +413,17 @@ def kosmos2() -> Built:
     return model, {**batch, "image_embeds_position_mask": marks}
 
 
+def of_many_codes(quantize: nn.Module, convolution: nn.Module, *, seed: int) -> None:
+    """Fresh weights make few codes; with these, another picture has another one everywhere."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        convolution.weight.mul_(100)
+        quantize.embedding.weight.normal_()
+
+
+CH, EM = 10, 12
+
+
 @family
 def chameleon() -> Built:
     letters = "ABCDEFGHIJ"  # of the digits, as its vocabulary writes the numbers of codes
@@ -426,13 +437,14 @@ def chameleon() -> Built:
         "ChameleonForConditionalGeneration", **{**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
         vocabulary_map={"<image>": zoo.IMAGE_TOKEN, **codes},
     )  # fmt: skip
-    return model, prompts(16)
+    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv, seed=CH)
+    return model, prompts(4, pixel_values=zoo.pixels(16))
 
 
 @family
 def emu3() -> Built:
     vq = {
-        "codebook_size": 999, "embed_dim": 4, "latent_channels": 4, "base_channels": 32,
+        "codebook_size": 999, "embed_dim": 16, "latent_channels": 16, "base_channels": 32,
         "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "temporal_downsample_factor": 1, "hidden_size": 32,
     }  # fmt: skip
     vocabulary = {"<image>": zoo.IMAGE_TOKEN, "<|extra_200|>": 50}
@@ -441,7 +453,10 @@ def emu3() -> Built:
         "Emu3ForConditionalGeneration", text_config={**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
         vocabulary_map=vocabulary,
     )  # fmt: skip
-    return model, prompts(20, image_sizes=torch.tensor([[32, 32]] * 2))
+    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv.conv, seed=EM)
+    return model, prompts(
+        6, pixel_values=zoo.pixels(16), image_sizes=torch.tensor([[16, 16]] * 2)
+    )
 
 
 @family
@@ -453,7 +468,7 @@ def tipsv2() -> Built:
 @family
 def hunyuan_vl() -> Built:
     vision = {
-        **zoo.VISION, "spatial_merge_size": 2, "out_hidden_size": 32, "num_key_value_heads": 4,
+        **zoo.VISION, "spatial_merge_size": 1, "out_hidden_size": 32, "num_key_value_heads": 4,
         "text_hidden_size": 32, "img_max_token_num": 16, "max_image_size": 32, "min_image_size": 32,
     }  # fmt: skip
     del vision["image_size"]
@@ -462,7 +477,7 @@ def hunyuan_vl() -> Built:
         "HunYuanVLForConditionalGeneration", text_config={**zoo.LLAMA, **text}, vision_config=vision,
         image_token_id=zoo.IMAGE_TOKEN, image_start_token_id=3, image_end_token_id=4,
     )  # fmt: skip
-    batch = zoo.image_in_text(8)
+    batch = zoo.image_in_text(22)
     return model, {
         **batch, "pixel_values": zoo.random(32, 3 * 8 * 8),
         "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
@@ -519,7 +534,10 @@ def qwen3_5_moe() -> Built:
 
 @family
 def cohere_compass() -> Built:
-    text = {**MROPE, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    text = {
+        "rope_parameters": {"full_attention": zoo.MROPE}, "head_dim": 8,
+        "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
     vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     return grid_decoder("CohereCompass", text, vision)
 
@@ -549,3 +567,18 @@ def t5gemma2() -> Built:
         image_token_index=zoo.IMAGE_TOKEN, eoi_token_index=96,
     )  # fmt: skip
     return model, prompts(4, decoder_input_ids=zoo.ids(3))
+
+
+@family
+def lfm3_vl() -> Built:
+    text = {**zoo.LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_ff_dim": 64}
+    vision = {
+        **zoo.VISION, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
+        "spatial_merge_size": 2, "temporal_patch_size": 2,
+    }  # fmt: skip
+    del vision["image_size"]
+    model = made(
+        "Lfm3VlForConditionalGeneration", vision_config=vision, text_config=text,
+        projector_hidden_size=32, **zoo.QWEN_TOKENS,
+    )  # fmt: skip
+    return model, zoo._qwen_batch()

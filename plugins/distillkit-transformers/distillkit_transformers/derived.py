@@ -20,23 +20,32 @@ def derived_entry(
     """The value of an entry that a family's file derives.
 
     Args:
-        what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys;
+        what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys, and
+            ``"keys of joint beyond input_ids and 10"`` without so many of them;
             ``"any_resolution"``: rows and columns of patches that the tiles of each image make,
             without those that only its padding fills; ``"whole_image"``: those of the image itself,
-            which stands before them; ``"codes"``: those of the codes that each image becomes.
+            which stands before them; ``"codes"``: those of the codes that each image becomes;
+            ``"merged"``: those of its tokens, where the batch says how many patches each is of.
         batch: what the model was called with.
         record: what capture saw of the forward.
         streams: stream -> pattern of its attention modules.
         config: the model's configuration.
     """
     if what.startswith(_KEYS_OF):
-        examples, _, _, keys = record.layers(streams[what.removeprefix(_KEYS_OF)])[-1].shape
+        stream, _, others = what.removeprefix(_KEYS_OF).partition(" beyond ")
+        examples, _, _, keys = record.layers(streams[stream])[-1].shape
+        for other in others.split(" and ") if others else ():
+            keys -= int(other) if other.isdigit() else batch[other].shape[1]
         return torch.empty(examples, keys, device="meta")
     grid_of = {"any_resolution": _grid_of_tiles, "whole_image": _grid_of_image}.get(what)
     if grid_of is not None:
         of_images: Tensor = batch["image_sizes"]
         grids = [grid_of(one, config) for one in of_images.tolist()]
         return torch.tensor(grids, device=of_images.device)
+    if what == "merged":
+        shapes: Tensor = batch["image_grid_thw"].clone()
+        shapes[:, 1:] //= batch["image_merge_sizes"][:, None]
+        return shapes
     if what == "codes":
         pixels: Tensor = batch["pixel_values"]
         sizes = batch.get("image_sizes")

@@ -37,7 +37,6 @@ def from_zoo(*names: str, first: int | None = None) -> None:
 
 from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "groupvit", first=1)
 from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2", "pix2struct", "mllama", "florence2", "grounding_dino")
-from_zoo("instructblip")
 from_zoo("git", "layoutlmv3", first=1)
 
 
@@ -421,9 +420,6 @@ def of_many_codes(quantize: nn.Module, convolution: nn.Module, *, seed: int) -> 
         quantize.embedding.weight.normal_()
 
 
-CH, EM = 10, 12
-
-
 @family
 def chameleon() -> Built:
     letters = "ABCDEFGHIJ"  # of the digits, as its vocabulary writes the numbers of codes
@@ -437,7 +433,7 @@ def chameleon() -> Built:
         "ChameleonForConditionalGeneration", **{**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
         vocabulary_map={"<image>": zoo.IMAGE_TOKEN, **codes},
     )  # fmt: skip
-    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv, seed=CH)
+    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv, seed=10)
     return model, prompts(4, pixel_values=zoo.pixels(16))
 
 
@@ -453,7 +449,7 @@ def emu3() -> Built:
         "Emu3ForConditionalGeneration", text_config={**zoo.LLAMA, "vocab_size": 1100}, vq_config=vq,
         vocabulary_map=vocabulary,
     )  # fmt: skip
-    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv.conv, seed=EM)
+    of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv.conv, seed=12)
     return model, prompts(
         6, pixel_values=zoo.pixels(16), image_sizes=torch.tensor([[16, 16]] * 2)
     )
@@ -582,3 +578,48 @@ def lfm3_vl() -> Built:
         projector_hidden_size=32, **zoo.QWEN_TOKENS,
     )  # fmt: skip
     return model, zoo._qwen_batch()
+
+
+@family
+def instructblip() -> Built:
+    model, batch = zoo.build("instructblip")
+    batch["qformer_input_ids"][:, 0] = 1
+    return model, batch
+
+
+@family
+def tvp() -> Built:
+    backbone = hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
+        out_features=["stage2"],
+    )  # fmt: skip
+    model = made(
+        "TvpModel", **zoo.TEXT, backbone_config=backbone, max_img_size=64, num_frames=2,
+        visual_prompt_size=4, max_grid_col_position_embeddings=8, max_grid_row_position_embeddings=8,
+    )  # fmt: skip
+    return model, {**texts(), "pixel_values": zoo.random(2, 2, 3, 64, 64)}
+
+
+@family
+def instructblipvideo() -> Built:
+    model = made(
+        "InstructBlipVideoForConditionalGeneration", vision_config=zoo.VISION,
+        qformer_config=zoo.QFORMER, text_config={"model_type": "opt", **zoo.OPT}, num_query_tokens=4,
+        video_token_index=zoo.IMAGE_TOKEN,
+    )  # fmt: skip
+    question = {"qformer_input_ids": texts()["input_ids"], "qformer_attention_mask": zoo.padding()}
+    return model, {**zoo.image_in_text(16), "pixel_values": zoo.random(2, 4, 3, 32, 32), **question}
+
+
+@family
+def video_llama_3() -> Built:
+    vision = {k: v for k, v in zoo.VISION.items() if k != "image_size"}
+    model = made(
+        "VideoLlama3ForConditionalGeneration", vision_config=vision,
+        text_config={**zoo.LLAMA, "model_type": "qwen2"}, image_token_id=zoo.IMAGE_TOKEN,
+        video_token_id=97,
+    )  # fmt: skip
+    return model, prompts(
+        4, pixel_values=zoo.random(32, 3 * 8 * 8), image_grid_thw=torch.tensor([[1, 4, 4]] * 2),
+        image_merge_sizes=torch.tensor([2, 2]),
+    )  # fmt: skip

@@ -20,8 +20,7 @@ def derived_entry(
     """The value of an entry that a family's file derives.
 
     Args:
-        what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys, and
-            ``"keys of joint beyond input_ids and 10"`` without so many of them;
+        what: ``"keys of <stream>"``: an entry as long as that stream's sequence of keys;
             ``"any_resolution"``: rows and columns of patches that the tiles of each image make,
             without those that only its padding fills; ``"whole_image"``: those of the image itself,
             which stands before them; ``"codes"``: those of the codes that each image becomes;
@@ -32,10 +31,7 @@ def derived_entry(
         config: the model's configuration.
     """
     if what.startswith(_KEYS_OF):
-        stream, _, others = what.removeprefix(_KEYS_OF).partition(" beyond ")
-        examples, _, _, keys = record.layers(streams[stream])[-1].shape
-        for other in others.split(" and ") if others else ():
-            keys -= int(other) if other.isdigit() else batch[other].shape[1]
+        examples, _, _, keys = record.layers(streams[what.removeprefix(_KEYS_OF)])[-1].shape
         return torch.empty(examples, keys, device="meta")
     grid_of = {"any_resolution": _grid_of_tiles, "whole_image": _grid_of_image}.get(what)
     if grid_of is not None:

@@ -588,30 +588,6 @@ def instructblip() -> Built:
 
 
 @family
-def tvp() -> Built:
-    backbone = hf.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
-        out_features=["stage2"],
-    )  # fmt: skip
-    model = made(
-        "TvpModel", **zoo.TEXT, backbone_config=backbone, max_img_size=64, num_frames=2,
-        visual_prompt_size=4, max_grid_col_position_embeddings=8, max_grid_row_position_embeddings=8,
-    )  # fmt: skip
-    return model, {**texts(), "pixel_values": zoo.random(2, 2, 3, 64, 64)}
-
-
-@family
-def instructblipvideo() -> Built:
-    model = made(
-        "InstructBlipVideoForConditionalGeneration", vision_config=zoo.VISION,
-        qformer_config=zoo.QFORMER, text_config={"model_type": "opt", **zoo.OPT}, num_query_tokens=4,
-        video_token_index=zoo.IMAGE_TOKEN,
-    )  # fmt: skip
-    question = {"qformer_input_ids": texts()["input_ids"], "qformer_attention_mask": zoo.padding()}
-    return model, {**zoo.image_in_text(16), "pixel_values": zoo.random(2, 4, 3, 32, 32), **question}
-
-
-@family
 def video_llama_3() -> Built:
     vision = {k: v for k, v in zoo.VISION.items() if k != "image_size"}
     model = made(

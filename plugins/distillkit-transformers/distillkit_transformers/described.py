@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,8 +59,9 @@ class Described:
         fields |= {f"embedding.{one}": f for one, f in made.get("embedding", {}).items()}
         self._fields = {name: field for name, field in fields.items() if field is not None}
         self._absent = made.get("absent", {})
-        # which of the optional entries a batch has -> the adapter that reads those
-        self._made: dict[frozenset[str], dk.DeclarativeAdapter] = {}
+        # which optional entries a batch has not, and whether it has one image for each example ->
+        # the adapter of such batches
+        self._made: dict[tuple[frozenset[str], bool], dk.DeclarativeAdapter] = {}
         self._tables = {key: value for key, value in made.items() if key not in _FIELDS}
         self._whole = dk.DeclarativeAdapter(**made)
         self._model = model
@@ -95,8 +97,7 @@ class Described:
     def entries(self) -> frozenset[str]:
         """The batch entries that inputs and layout may read."""
         return (
-            self._whole.entries.union(self._arguments, self._inputs.values())
-            - self._derived.keys()
+            self._whole.entries.union(self._arguments, self._inputs.values()) - self._derived.keys()
         )
 
     def for_model(self, model: nn.Module) -> Described:
@@ -122,6 +123,8 @@ class Described:
     def signals(self, record: dk.Record, output: Any, layout: dk.TokenLayout) -> dk.Signals:
         values: dict[str, Any] = {}
         absent = dict(self._absent)
+        if output is None:
+            absent["logits"] = missing_field(output, "logits")
         for name, field in self._fields.items():
             value = output_value(output, field)
             if value is not None:
@@ -134,23 +137,46 @@ class Described:
         )  # fmt: skip
 
     def _reading(self, batch: Mapping[str, Any]) -> dk.DeclarativeAdapter:
-        """The adapter without the optional entries that this batch has not."""
+        """The adapter without the optional entries that this batch has not.
+
+        Of one image in each example, places are boxes, as those of models that take no more.
+        """
         runs = [run for stream in self._tables["tokens"].values() for run in stream]
         named = {run[key] for run in runs for key in _OPTIONAL if key in run}
         missing = frozenset(name for name in named if name not in batch)
-        if missing not in self._made:
+        several = [run for run in runs if run.get("images") is True]
+        one_each = bool(several) and all(_has_one_each(run, batch) for run in several)
+        kind = missing, one_each
+        if kind not in self._made:
             tokens = {
-                stream: [_without(run, missing) for run in runs_of_stream]
+                stream: [_without(run, missing, one_each=one_each) for run in runs_of_stream]
                 for stream, runs_of_stream in self._tables["tokens"].items()
             }
             made = dk.DeclarativeAdapter(**{**self._tables, "tokens": tokens})
-            self._made[missing] = made.for_model(self._model)
-        return self._made[missing]
+            self._made[kind] = made.for_model(self._model)
+        return self._made[kind]
 
 
-def _without(run: Mapping[str, Any], missing: frozenset[str]) -> dict[str, Any]:
+def _has_one_each(run: Mapping[str, Any], batch: Mapping[str, Any]) -> bool:
+    """Whether every example of the batch has one image, of a run that takes any number."""
+    if run["where"] not in batch:
+        return False
+    marks = batch[run["where"]] == run["equals"]
+    if isinstance(run.get("grid"), str):
+        shapes = batch.get(run["grid"])
+        images = 0 if shapes is None else shapes.numel() // shapes.shape[-1]
+    else:
+        pixels = batch.get("pixel_values")
+        images = 0 if pixels is None else math.prod(pixels.shape[:-3])
+    return images == len(marks) and bool(marks.any(1).all())
+
+
+def _without(run: Mapping[str, Any], missing: frozenset[str], *, one_each: bool) -> dict[str, Any]:
+    dropped = {"images"} if one_each else set()
     found = {
-        key: value for key, value in run.items() if key not in _OPTIONAL or value not in missing
+        key: value
+        for key, value in run.items()
+        if key not in dropped and (key not in _OPTIONAL or value not in missing)
     }
     if "mask" in run and "mask" not in found:
         found.pop("unmasked", None)

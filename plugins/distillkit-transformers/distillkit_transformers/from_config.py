@@ -20,8 +20,8 @@ def filled(tables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """An adapter's tables with the numbers of a model's configuration.
 
     ``"config.a.b"`` is a number of it, ``"config.a or b"`` the first that it has,
-    ``"sqrt config.a"`` the side of so many patches in a square and ``"1 / config.a"`` the inverse of
-    a ratio. In a list, numbers that it has not are left out.
+    ``"sqrt config.a"`` the side of so many patches in a square and ``"1 / config.a"`` the inverse
+    of a ratio. In a list, numbers that it has not are left out.
 
     Raises:
         SignalError: it has no such number, or the patches are no square.
@@ -78,10 +78,10 @@ def _part_of(found: Any, part: str) -> Any:
 def _converted(named: re.Match[str], number: Any, model: nn.Module) -> Any:
     if named["how"] is None:
         return number
-    whole = math.isqrt(number) if named["how"] == "sqrt" else round(1 / number)
-    if whole * (whole if named["how"] == "sqrt" else number) != (
-        number if named["how"] == "sqrt" else 1
-    ):
+    is_side = named["how"] == "sqrt"
+    whole = math.isqrt(number) if is_side else round(1 / number)
+    is_exact = whole * whole == number if is_side else whole * number == 1
+    if not is_exact:
         raise dk.errors.SignalError(
             f"{named['path']} of {type(model).__name__} is {number}, where {named[0]!r} is no "
             "whole number: describe the model in an adapter file of your own"

@@ -36,7 +36,19 @@ def from_zoo(*names: str, first: int | None = None) -> None:
 
 
 from_zoo("altclip", "chinese_clip", "metaclip_2", "owlvit", "clipseg", "groupvit", first=1)
-from_zoo("qwen2_vl", "llava_next", "idefics2", "aria", "janus", "got_ocr2", "ovis2", "pix2struct", "mllama", "florence2", "grounding_dino")
+from_zoo(
+    "qwen2_vl",
+    "llava_next",
+    "idefics2",
+    "aria",
+    "janus",
+    "got_ocr2",
+    "ovis2",
+    "pix2struct",
+    "mllama",
+    "florence2",
+    "grounding_dino",
+)
 from_zoo("git", "layoutlmv3", first=1)
 
 
@@ -233,7 +245,12 @@ def llava_next_video() -> Built:
 
 @family
 def lfm2_vl() -> Built:
-    text = {**zoo.LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_ff_dim": 64}
+    text = {
+        **zoo.LLAMA,
+        "model_type": "lfm2",
+        "layer_types": ["conv", "full_attention"],
+        "block_ff_dim": 64,
+    }
     vision = {"model_type": "siglip2_vision_model", **zoo.VISION, "num_patches": 16}
     model = made(
         "Lfm2VlForConditionalGeneration", vision_config=vision, text_config=text,
@@ -450,9 +467,7 @@ def emu3() -> Built:
         vocabulary_map=vocabulary,
     )  # fmt: skip
     of_many_codes(model.model.vqmodel.quantize, model.model.vqmodel.quant_conv.conv, seed=12)
-    return model, prompts(
-        6, pixel_values=zoo.pixels(16), image_sizes=torch.tensor([[16, 16]] * 2)
-    )
+    return model, prompts(6, pixel_values=zoo.pixels(16), image_sizes=torch.tensor([[16, 16]] * 2))
 
 
 @family
@@ -567,7 +582,12 @@ def t5gemma2() -> Built:
 
 @family
 def lfm3_vl() -> Built:
-    text = {**zoo.LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_ff_dim": 64}
+    text = {
+        **zoo.LLAMA,
+        "model_type": "lfm2",
+        "layer_types": ["conv", "full_attention"],
+        "block_ff_dim": 64,
+    }
     vision = {
         **zoo.VISION, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
         "spatial_merge_size": 2, "temporal_patch_size": 2,

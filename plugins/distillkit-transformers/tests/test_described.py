@@ -99,10 +99,16 @@ def broken(name, stream, run, **changed):
 @pytest.mark.parametrize(
     ("name", "stream", "run", "changed", "caught_by"),
     [
-        ("owlvit", "image", 0, {"special": [-1]}, "special_tokens_hold_no_content"),
-        ("altclip", "text", 0, {"special": [1]}, "special_tokens_hold_no_content"),
+        ("owlvit", "image", 0, {"special": [-1]}, "a_patch_moves_its_own_cell"),
+        ("altclip", "image", 0, {"special": None}, "layout_covers_every_position_once"),
         ("janus", "joint", 0, {"patch": None, "grid": [2, 8]}, "a_patch_moves_its_own_cell"),
-        ("llava_next", "joint", 1, {"grid": [5, 4], "newlines": None}, "a_patch_moves_its_own_cell"),
+        (
+            "llava_next",
+            "joint",
+            1,
+            {"grid": [5, 4], "newlines": None},
+            "image_moves_only_image_tokens",
+        ),
         ("tipsv2", "image", 1, {"length": 2}, "layout_covers_every_position_once"),
         ("git", "joint", 0, {"special": None}, "layout_covers_every_position_once"),
         ("mistral3", "joint", 0, {"equals": 50}, "image_moves_only_image_tokens"),
@@ -212,18 +218,35 @@ def test_tiles_lose_what_their_padding_fills(size, grid):
 
 
 def test_families_by_file_teach_those_by_code():
-    student, batch = families.clip()
-    teacher, of_teacher = BUILDERS["qianfan_ocr"]()
-    words = {"student_" + k: batch.pop(k) for k in ("input_ids", "attention_mask")}
-    kept = {f"teacher_{k}": v for k, v in of_teacher.items() if k != "pixel_values"}
-    count = of_teacher["input_ids"].shape[1] - 4
-    words = {k: v[:, :count] for k, v in words.items()}
-    words["student_attention_mask"] = kept["teacher_attention_mask"][:, 4:]
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
-    batch = {**words, **kept, "pixel_values": of_teacher["pixel_values"], "image_boxes": boxes}
+    """16 patches of a teacher, carried onto a student's 4 tokens by where they lie."""
+    student, batch = families.internvl()
+    teacher, _ = BUILDERS["janus"]()
+    ids, seen = batch["input_ids"], batch["attention_mask"]
+    before, _, after = ids.tensor_split([2, 6], 1)
+    of_teacher = torch.full((2, 16), teacher.config.image_token_id)
+    batch |= {
+        "teacher_input_ids": torch.cat([before, of_teacher, after], 1),
+        "teacher_attention_mask": torch.cat([seen[:, :1].expand(2, 12), seen], 1),
+        "image_boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2),
+    }
     term = {"loss": "attention_kl", "on": ["attention.text_to_image"], "align": ["overlap"],
             "options": {"heads": "mean"}}  # fmt: skip
     distiller = dk.Distiller(student, teacher, dk.Recipe(name="patches", terms=[term]))
     result = distiller(batch)
     result.loss.backward()
     assert result.loss.isfinite()
+
+
+def test_one_image_of_each_example_has_a_box_and_several_say_which():
+    model, batch = BUILDERS["qwen2_vl"]()
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    image = dk.Backbone(model).trace({**batch, "image_boxes": boxes}).layout["joint"]["image"]
+    assert image.extents[0, 1].tolist() == [0.0, 0.5, 0.5, 1.0]
+    twice = torch.cat([batch["input_ids"][:1, :-1], batch["input_ids"][1:, :]], 1)
+    several = {
+        **batch, "input_ids": twice, "attention_mask": torch.ones_like(twice),
+        "mm_token_type_ids": (twice == model.config.image_token_id).int(), "image_boxes": boxes,
+    }  # fmt: skip
+    image = dk.Backbone(model).trace(several).layout["joint"]["image"]
+    assert image.grid.tolist() == [[[2, 2], [2, 2]]]
+    assert image.extents[0, 4].tolist() == [1.0, 0.0, 0.0, 2.0, 0.5, 0.5]

@@ -47,7 +47,8 @@ def derived_entry(
         sizes = batch.get("image_sizes")
         if sizes is None:
             sizes = torch.tensor([pixels.shape[-2:]] * len(pixels), device=pixels.device)
-        return sizes // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        grids_of_codes: Tensor = sizes // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        return grids_of_codes
     raise ValueError(f"nothing is derived as {what!r}")
 
 
@@ -58,16 +59,15 @@ def _grid_of_image(_size: list[int], config: Any) -> tuple[int, int]:
 
 def _grid_of_tiles(size: list[int], config: Any) -> tuple[int, int]:
     """The patches of one image's tiles, as LLaVA-NeXT and LLaVA-OneVision cut and shrink them."""
-    from transformers.models.llava_next.modeling_llava_next import (
-        get_anyres_image_grid_shape,
-        unpad_image,
-    )
+    from transformers.models.llava_next import modeling_llava_next as llava_next
 
     side, _ = _grid_of_image(size, config)
     pinpoints = [list(one) for one in config.image_grid_pinpoints]
-    rows, columns = get_anyres_image_grid_shape(size, pinpoints, config.vision_config.image_size)
+    rows, columns = llava_next.get_anyres_image_grid_shape(  # type: ignore[no-untyped-call]
+        size, pinpoints, config.vision_config.image_size
+    )
     tiled = torch.empty(1, rows * side, columns * side, device="meta")
-    _, rows, columns = unpad_image(tiled, size).shape
+    _, rows, columns = llava_next.unpad_image(tiled, size).shape  # type: ignore[no-untyped-call]
     limit = getattr(config, "vision_aspect_ratio", None)
     if limit is None:
         return rows, columns

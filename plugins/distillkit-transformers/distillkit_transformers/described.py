@@ -123,8 +123,6 @@ class Described:
     def signals(self, record: dk.Record, output: Any, layout: dk.TokenLayout) -> dk.Signals:
         values: dict[str, Any] = {}
         absent = dict(self._absent)
-        if output is None:
-            absent["logits"] = missing_field(output, "logits")
         for name, field in self._fields.items():
             value = output_value(output, field)
             if value is not None:

@@ -14,8 +14,6 @@ from .family import Family
 from .structure import attention_pattern, layers_of, part, patch_size
 from .tokens import grid_of, image_tokens, mask_of, text_tokens
 
-NO_CLASSES = "two towers have no classes: compare `embedding.text` and `embedding.image`"
-
 
 def dual_encoder(model: nn.Module) -> Family:
     """A text tower and an image tower: CLIP, SigLIP, VisionTextDualEncoder and the like."""
@@ -36,7 +34,6 @@ def dual_encoder(model: nn.Module) -> Family:
         {"text": text, "image": image},
         lay,
         embedding={"text": "text_embeds", "image": "image_embeds"},
-        absent={"logits": NO_CLASSES},
         hidden={"text": layers_of(text), "image": layers_of(image)},
     )
 

@@ -64,8 +64,6 @@ class Family:
     def signals(self, record: dk.Record, output: Any, layout: dk.TokenLayout) -> dk.Signals:
         values: dict[str, Tensor] = {}
         absent = dict(self.absent)
-        if output is None:
-            absent["logits"] = missing_field(output, self.logits)
         for name, field_name in {
             "logits": self.logits,
             **{f"embedding.{modality}": f for modality, f in self.embedding.items()},

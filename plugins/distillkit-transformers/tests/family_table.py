@@ -108,4 +108,4 @@ def _reasons(name: str, absent: dict[str, str]) -> str:
 
 def _short(why: str) -> str:
     """The reason of a signal that another class of the family has."""
-    return "of a class with a head" if "has no field" in why else why
+    return "of classes with a head alone" if "has no field" in why else why

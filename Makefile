@@ -69,6 +69,7 @@ oracles: .venv-oracles/.oracles
 documents: $(VENV)/.test
 	$(RUN) -m tools.document_tables
 	$(RUN) -m tools.inspected_page
+	$(RUN) -m tools.family_table
 	$(RUN) -m tools.public_api --write
 
 # Liger's chunked losses need torch alone, its package wants triton

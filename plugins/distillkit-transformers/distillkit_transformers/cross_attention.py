@@ -10,8 +10,19 @@ from torch import nn
 import distillkit as dk
 
 from .family import Family, Lay
-from .structure import attention_pattern, backbone, config_of, first_part, part, patch_size
+from .structure import (
+    attention_pattern,
+    backbone,
+    config_of,
+    first_part,
+    layers_of,
+    part,
+    patch_size,
+)
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
+
+_FUSED = "words and patches read each other: it has no embedding of a text or an image alone"
+NO_EMBEDDINGS = {"embedding.text": _FUSED, "embedding.image": _FUSED}
 
 
 def lxmert(model: nn.Module) -> Family:
@@ -21,6 +32,7 @@ def lxmert(model: nn.Module) -> Family:
     """
     at = backbone(model, "lxmert")
     pattern = attention_pattern(model, f"{at}encoder", within="visual_attention")
+    layers = layers_of(pattern)
 
     def lay(batch: Mapping[str, Any], _: dk.Record) -> dk.TokenLayout:
         length, regions = batch["input_ids"].shape[1], batch["visual_feats"].shape[1]
@@ -35,6 +47,8 @@ def lxmert(model: nn.Module) -> Family:
         dk.accepted_arguments(model),
         {"text_to_image": f"{pattern}#0", "image_to_text": f"{pattern}#1"},
         lay,
+        absent=NO_EMBEDDINGS,
+        hidden={"text": f"{layers}.lang_output", "image": f"{layers}.visn_output"},
         logits="question_answering_score",
     )
 
@@ -50,20 +64,26 @@ def bridgetower(model: nn.Module) -> Family:
             model, f"{at}cross_modal_image_layers", within="crossattention"
         ),
     }
-    absent = {}
+    absent = dict(NO_EMBEDDINGS)
     if "Contrastive" in type(model).__name__:
         absent["logits"] = (
             "its output's `logits` are embeddings of text, image and both, no classes"
         )
     lay = _words_over_patches(part(model, f"{at}vision_model"), streams["text_to_image"])
-    return Family(dk.accepted_arguments(model), streams, lay, absent=absent)
+    hidden = {
+        "text": layers_of(streams["text_to_image"]),
+        "image": layers_of(streams["image_to_text"]),
+    }
+    return Family(dk.accepted_arguments(model), streams, lay, absent=absent, hidden=hidden)
 
 
 def blip(model: nn.Module) -> Family:
     """BLIP's text encoder or decoder, whose words read the patches."""
     at = first_part(model, ("text_encoder", "text_decoder"))
     streams = {"text_to_image": attention_pattern(model, at, within="crossattention")}
-    absent = {"attention.image_to_text": "BLIP's patches are encoded alone and never see a word"}
+    patches = attention_pattern(model, "vision_model")
+    alone = "BLIP's patches are encoded alone and never see a word"
+    absent = {**NO_EMBEDDINGS, "attention.image_to_text": alone}
     if at == "text_encoder" and not hasattr(model, "itm_head"):
         absent["logits"] = "BLIP writes its answers word by word: its encoder has no classes"
     return Family(
@@ -72,6 +92,7 @@ def blip(model: nn.Module) -> Family:
         _words_over_patches(part(model, "vision_model"), streams["text_to_image"]),
         logits="itm_score" if hasattr(model, "itm_head") else "logits",
         absent=absent,
+        hidden={"text": layers_of(streams["text_to_image"]), "image": layers_of(patches)},
     )
 
 
@@ -113,7 +134,15 @@ def blip_2(model: nn.Module) -> Family:
         lay,
         logits="logits_per_image" if reads_text else "logits",
         embedding={"text": "text_embeds", "image": "image_embeds"} if reads_text else {},
-        absent={"attention.text_to_image": why, "attention.image_to_text": why},
+        absent={
+            "attention.text_to_image": why,
+            "attention.image_to_text": why,
+            **({} if reads_text else NO_EMBEDDINGS),
+        },
+        hidden={
+            "joint" if reads_text else "query": layers_of(streams["query_to_image"]),
+            "image": layers_of(attention_pattern(model, "vision_model")),
+        },
     )
 
 

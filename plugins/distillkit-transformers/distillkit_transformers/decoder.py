@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import distillkit as dk
 
 from .family import Family
-from .structure import attention_pattern, config_of, first_part
+from .structure import attention_pattern, config_of, first_part, layers_of
 from .tokens import Grid, image_tokens, mask_of, text_tokens
 
 _LANGUAGE = (
@@ -22,6 +22,8 @@ _MARKERS = (
     "vision_start_token_id", "vision_end_token_id", "boi_token_id", "eoi_token_id",
     "boi_token_index", "eoi_token_index", "video_token_id",
 )  # fmt: skip
+
+NO_EMBEDDING = "a decoder ends in words: it has no embedding of a text or an image"
 
 
 def causal(model: nn.Module) -> Family:
@@ -53,7 +55,13 @@ def _decoder(model: nn.Module, absent: Mapping[str, str]) -> Family:
             found["marker"] = dk.ModalityTokens(is_marker)
         return dk.TokenLayout({"joint": dk.StreamTokens(found, mask_of(batch))})
 
-    return Family(dk.accepted_arguments(model), {"joint": pattern}, lay, absent=absent)
+    return Family(
+        dk.accepted_arguments(model),
+        {"joint": pattern},
+        lay,
+        absent={**absent, "embedding.text": NO_EMBEDDING, "embedding.image": NO_EMBEDDING},
+        hidden={"joint": layers_of(pattern)},
+    )
 
 
 def _image_token(model: nn.Module) -> int:

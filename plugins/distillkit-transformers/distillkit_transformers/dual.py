@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import distillkit as dk
 
 from .family import Family
-from .structure import attention_pattern, part, patch_size
+from .structure import attention_pattern, layers_of, part, patch_size
 from .tokens import grid_of, image_tokens, mask_of, text_tokens
 
 
@@ -34,6 +34,7 @@ def dual_encoder(model: nn.Module) -> Family:
         {"text": text, "image": image},
         lay,
         embedding={"text": "text_embeds", "image": "image_embeds"},
+        hidden={"text": layers_of(text), "image": layers_of(image)},
     )
 
 

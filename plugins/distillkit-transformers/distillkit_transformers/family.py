@@ -27,6 +27,7 @@ class Family:
         logits: the field of the model's output that holds the logits.
         embedding: modality -> the field that holds its embedding.
         absent: signals that the family cannot have -> why.
+        hidden: stream -> pattern of the modules that return its hidden states.
         returns: methods whose return value ``lay`` needs.
     """
 
@@ -36,13 +37,18 @@ class Family:
     logits: str = "logits"
     embedding: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, str] = field(default_factory=dict)
     returns: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The modules that return hidden states."""
+        return tuple(self.hidden.values())
 
     @property
     def sources(self) -> Mapping[str, tuple[str, ...]]:
         """The modules that the layers of every signal are made of."""
-        return dk.layer_sources(self.streams)
+        return dk.layer_sources(self.streams, self.hidden)
 
     @property
     def entries(self) -> frozenset[str]:
@@ -62,17 +68,26 @@ class Family:
             "logits": self.logits,
             **{f"embedding.{modality}": f for modality, f in self.embedding.items()},
         }.items():
-            value = getattr(output, field_name, None)
-            if value is None and isinstance(output, Mapping):
-                value = output.get(field_name)
-            if isinstance(value, Tensor):
+            value = output_value(output, field_name)
+            if value is not None:
                 values[name] = value
             else:
-                absent.setdefault(name, _no_field(output, field_name))
-        return dk.build_signals(record, self.streams, layout, values=values, absent=absent)
+                absent.setdefault(name, missing_field(output, field_name))
+        return dk.build_signals(
+            record, self.streams, layout, values=values, hidden=self.hidden, absent=absent
+        )
 
 
-def _no_field(output: Any, name: str) -> str:
+def output_value(output: Any, name: str) -> Tensor | None:
+    """A field of a model's output; None: it has no such field, or another one is computed."""
+    value = getattr(output, name, None)
+    if value is None and isinstance(output, Mapping):
+        value = output.get(name)
+    return value if isinstance(value, Tensor) else None
+
+
+def missing_field(output: Any, name: str) -> str:
+    """Why a signal is absent whose field a model's output has not."""
     if output is None:
         return (
             "the backbone was not called as a whole, so that it has no output; name the head of "

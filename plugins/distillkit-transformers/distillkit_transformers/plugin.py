@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from distillkit import AdapterSpec, hookimpl
 
+from .listing import listed
+
 _MODELS = "transformers.models"
 _CAUSAL = {
     "gemma3": "Gemma3",
@@ -61,4 +63,13 @@ def distillkit_adapters() -> list[AdapterSpec]:
         _spec("vision_text_dual_encoder", "vision_text_dual_encoder",
               "VisionTextDualEncoderModel", "dual:dual_encoder",
               "Any vision and text tower of transformers."),
+        *(
+            AdapterSpec(
+                name,
+                matches=f"{_MODELS}.{family.matches}",
+                factory=f"distillkit_transformers.described:{name}",
+                summary=family.summary,
+            )
+            for name, family in listed().items()
+        ),
     ]  # fmt: skip

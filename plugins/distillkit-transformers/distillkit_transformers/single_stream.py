@@ -11,8 +11,11 @@ from torch import Tensor, nn
 import distillkit as dk
 
 from .family import Family
-from .structure import attention_pattern, backbone, part, patch_size
+from .structure import attention_pattern, backbone, layers_of, part, patch_size
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
+
+_JOINT = "one encoder takes both together: it has no embedding of a text or an image alone"
+NO_EMBEDDINGS = {"embedding.text": _JOINT, "embedding.image": _JOINT}
 
 
 def vilt(model: nn.Module) -> Family:
@@ -37,10 +40,13 @@ def vilt(model: nn.Module) -> Family:
         valid = joined([(mask_of(batch), length), (real, real.shape[1])], ids)
         return dk.TokenLayout({"joint": dk.StreamTokens({"text": text, "image": image}, valid)})
 
+    pattern = attention_pattern(model, f"{at}encoder")
     return Family(
         dk.accepted_arguments(model),
-        {"joint": attention_pattern(model, f"{at}encoder")},
+        {"joint": pattern},
         lay,
+        absent=NO_EMBEDDINGS,
+        hidden={"joint": layers_of(pattern)},
         returns=(drawn,),
     )
 
@@ -95,8 +101,13 @@ def visual_bert(model: nn.Module) -> Family:
         text = text_tokens(batch, slice(0, length))
         return dk.TokenLayout({"joint": dk.StreamTokens({"text": text, "image": image}, valid)})
 
+    pattern = attention_pattern(model, f"{at}encoder")
     return Family(
-        dk.accepted_arguments(model), {"joint": attention_pattern(model, f"{at}encoder")}, lay
+        dk.accepted_arguments(model),
+        {"joint": pattern},
+        lay,
+        absent=NO_EMBEDDINGS,
+        hidden={"joint": layers_of(pattern)},
     )
 
 
@@ -127,5 +138,6 @@ def flava(model: nn.Module) -> Family:
         dk.accepted_arguments(model),
         {"joint": pattern},
         lay,
+        hidden={"joint": layers_of(pattern)},
         embedding={"text": "text_embeddings", "image": "image_embeddings"},
     )

@@ -50,6 +50,17 @@ def attention_pattern(
     return found[0]
 
 
+def layers_of(pattern: str) -> str:
+    """The pattern of the layers whose attention modules a pattern names.
+
+    Examples:
+        >>> layers_of("text_model.layers.*.self_attn")
+        'text_model.layers.*'
+    """
+    before, _, _ = pattern.rpartition("*")
+    return f"{before}*"
+
+
 def part(model: nn.Module, name: str) -> nn.Module:
     """The module of a dotted name; ``""`` is the model."""
     try:

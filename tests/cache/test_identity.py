@@ -53,7 +53,7 @@ def test_a_cache_checks_a_teacher_that_is_given(place):
 
 
 OTHER_FILES = {
-    "a special token": {"tokens": {"joint": [{**tiny.TEXT, "special": []}, tiny.IMAGE]}},
+    "a special token": {"tokens": {"joint": [{**tiny.TEXT, "special": [1]}, tiny.IMAGE]}},
     "another logits field": {"logits": "module:head"},
     "without padding": {
         "tokens": {"joint": [{"modality": "text", "length": "ids"}, tiny.IMAGE]}

@@ -78,7 +78,8 @@ class SignalCache:
             preprocessing is refused.
         inputs: the batch entries whose fingerprints are compared when signals are read; by default
             all that the teacher saw and the batch has. ``()``: none, at your own risk.
-        local: of a place elsewhere, the folder for copies of what is read.
+        local: of a place elsewhere, the folder for copies of the files that are read, which any
+            processes may share; by default a temporary one, which goes with this object.
         storage_options: of the file system, as fsspec takes them.
 
     Raises:

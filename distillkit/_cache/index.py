@@ -104,7 +104,7 @@ class Index:
 
     def _take(self, name: str) -> None:
         assert self._cache is not None
-        shard = self._shards[name] = Shard(self._store.path(name), self._cache)
+        shard = self._shards[name] = Shard(self._store.file(name), self._cache)
         for row, key in enumerate(shard.contents.keys):
             self._rows.setdefault(key, (name, row))
 

@@ -509,6 +509,11 @@ class _Joining:
     def __init__(self, cache: SignalCache, collate: Any, names: Sequence[str]) -> None:
         self._cache, self._collate, self._names = cache, collate, names
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a Trainer has to keep: those that are read, and the collator's own."""
+        return sorted({*self._cache.entries, *getattr(self._collate, "columns", ())})
+
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = dict(self._collate(examples))
         return {**batch, SIGNALS: self._cache.signals(batch, *self._names)}

@@ -112,6 +112,7 @@ def cost_of_cache(stored: Stored, parts: int) -> str:
         say("headers to read before the first example", f"{examples * stored.header / GB:,.1f} GB")
         say("processor's time to open it", duration(examples * stored.opening))
         say("requests to list an object store", f"{math.ceil(files / 1000):,}")
+        say("requests for headers, when it is opened", f"{2 * files:,}")
         say("requests for its files, once", f"{files:,}")
         say("copied from it at 1 GB/s", duration(examples * size / GB))
         say("copied from it at 10 GB/s", duration(examples * size / (10 * GB)))

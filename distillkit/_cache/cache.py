@@ -36,7 +36,7 @@ from .inputs import check_inputs, comparable, entries_read, fingerprints, key_of
 from .needs import Needs, needs_of, positions, wanted_of
 from .packing import pack
 from .planning import plan_signals
-from .shard import Example
+from .shard import Example, parsed_name
 from .sizes import Estimate, estimate_of, examples_in
 from .spec import SignalSpec
 from .store import Store
@@ -78,7 +78,8 @@ class SignalCache:
             preprocessing is refused.
         inputs: the batch entries whose fingerprints are compared when signals are read; by default
             all that the teacher saw and the batch has. ``()``: none, at your own risk.
-        local: of a place elsewhere, the folder for copies of what is read.
+        local: of a place elsewhere, the folder for copies of the files that are read, which any
+            processes may share; by default a temporary one, which goes with this object.
         storage_options: of the file system, as fsspec takes them.
 
     Raises:
@@ -269,10 +270,9 @@ class SignalCache:
         return _Joining(self, collate, names)
 
     def stream(self, *names: str) -> Iterator[tuple[list[Any], Signals]]:
-        """Every shard's keys and signals, shard after shard: how files are read fastest."""
+        """Keys and signals of all examples, shard after shard: how files are read fastest."""
         specs = self._specs(names)
-        for shard in self._index.shards.values():
-            keys = shard.contents.keys
+        for keys in self._index.in_shards():
             yield [json.loads(key) for key in keys], self._read(keys, None, specs)
 
     # a distiller asks these
@@ -344,22 +344,27 @@ class SignalCache:
     ) -> SignalCache:
         """Copy every example into another cache, checked, and in fewer files.
 
-        For a store of objects, where files should be large.
+        For a store of objects, where files should be large. What says whose signals they are comes
+        last: a copy that was interrupted is none yet.
 
         Raises:
             CacheError: something is there, or an example here is damaged.
         """
         to = Store(place, None, storage_options)
-        if to.names():
+        there = to.names()
+        if there:
+            unfinished = HEADER not in there and all(map(parsed_name, there))
+            if unfinished:
+                raise CacheError(f"{place} has a part of an export that was interrupted: remove it")
             raise CacheError(f"{place} is not empty: export into a new folder")
         header = self.header
         parts = [part for signal in header.signals for part in signal.every_part()]
         with to.writing("export"):
-            to.write(HEADER, header.to_bytes())
             out = Writer(to, "export", 0, header, shard_bytes, lambda _: None)
-            for shard in self._index.shards.values():
-                out.add(self._index.examples(shard.contents.keys, parts))
+            for keys in self._index.in_shards():
+                out.add(self._index.examples(keys, parts))
             out.flush()
+            to.write(HEADER, header.to_bytes(), writer="export")
         return SignalCache(place, storage_options=storage_options)
 
     def refresh(self) -> None:
@@ -503,6 +508,11 @@ class _Joining:
 
     def __init__(self, cache: SignalCache, collate: Any, names: Sequence[str]) -> None:
         self._cache, self._collate, self._names = cache, collate, names
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a Trainer has to keep: those that are read, and the collator's own."""
+        return sorted({*self._cache.entries, *getattr(self._collate, "columns", ())})
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = dict(self._collate(examples))

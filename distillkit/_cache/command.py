@@ -16,7 +16,9 @@ from .._backbone.backbone import Backbone
 from .._plugins.specs import resolve
 from ..errors import CacheError
 from .cache import SignalCache
-from .sizes import described, error_of, readable
+from .care import survey
+from .sizes import described, error_of, examples_in, readable
+from .store import Store
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,8 +40,9 @@ def _fill(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(cache.estimate(backbone, loader, key=key))
         return 0
+    share_of_loader = _Share(loader)
     filled = cache.fill(
-        backbone, _Share(loader), key=key, weights=arguments.weights, writer=arguments.writer
+        backbone, share_of_loader, key=key, weights=arguments.weights, writer=arguments.writer
     )
     if filled.estimate is not None:
         print(filled.estimate)
@@ -48,7 +51,22 @@ def _fill(arguments: argparse.Namespace) -> int:
         f"stored {filled.stored} examples, {readable(filled.bytes)}, in {filled.seconds:.1f} s "
         f"({share:.0%} of them in the teacher); {filled.known} were there"
     )
+    if share_of_loader.ranks > 1:
+        print(_all_together(cache, examples_in(loader)))
     return 0
+
+
+def _all_together(cache: SignalCache, wanted: int | None) -> str:
+    """What all ranks have stored, and whether that can be all that there is."""
+    cache.refresh()
+    if wanted is None or len(cache) >= wanted:
+        return f"all ranks together have stored {len(cache):,} examples"
+    return (
+        f"all ranks together have stored {len(cache):,} of {wanted:,} examples so far. If it is "
+        "less when all have ended, their loaders do not bring the same batches, of which each "
+        "takes every so-manyth: shuffle=False, and no DistributedSampler. The same line again "
+        "stores what is missing"
+    )
 
 
 class _Share:
@@ -57,16 +75,16 @@ class _Share:
     def __init__(self, loader: Iterable[Any]) -> None:
         self._loader = loader
         self._rank = int(os.environ.get("RANK", "0"))
-        self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self.ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.dataset = getattr(loader, "dataset", None)
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._loader), self._rank, None, self._ranks)
+        return islice(iter(self._loader), self._rank, None, self.ranks)
 
     def __len__(self) -> int:
         if not isinstance(self._loader, Sized):
             raise TypeError("this loader does not say how many batches it has")
-        return len(range(self._rank, len(self._loader), self._ranks))
+        return len(range(self._rank, len(self._loader), self.ranks))
 
 
 def _made(target: str) -> tuple[Backbone, Iterable[Mapping[str, Any]]]:
@@ -87,30 +105,34 @@ def _made(target: str) -> tuple[Backbone, Iterable[Mapping[str, Any]]]:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    cache = SignalCache(arguments.place)
-    header = cache.header
+    header = SignalCache(arguments.place).header
+    found = survey(Store(arguments.place, None, {}), header)
     rows = [
         ("teacher", header.teacher),
         ("weights", header.weights),
         ("adapter", header.adapter),
         ("preprocessing", header.preprocessing or "not declared"),
         ("filled by", f"distillkit {header.version}"),
-        ("examples", f"{len(cache):,}, told apart by {', '.join(header.key)}"),
+        ("examples", f"{found.examples:,}, told apart by {', '.join(header.key)}"),
         ("inputs compared", ", ".join(header.compared) or "none: no entry is of examples"),
         ("allowed error", f"{header.error:g}"),
     ]
     for name, text in rows:
         print(f"{name:16} {text}")
-    sizes = cache.sizes()
+    total = 0
     for signal in header.signals:
         form, coding = described(signal)
         layers = "" if signal.depth is None else f", layers {list(signal.layers)} of {signal.depth}"
         error = error_of(signal)
         measured = f", mean error {error:.2g}" if error else ""
-        each = sizes[signal.name] / max(1, len(cache))
-        print(f"{signal.name}: {readable(each)} an example, {form}, {coding}{measured}{layers}")
-    print(f"{readable(sum(sizes.values()))} of signals in {len(cache.shards)} files")
-    return 0
+        size = sum(found.bytes.get(part.name, 0) for part in signal.every_part())
+        total += size
+        each = readable(size / max(1, found.examples))
+        print(f"{signal.name}: {each} an example, {form}, {coding}{measured}{layers}")
+    print(f"{readable(total)} of signals in {found.files} files")
+    for one in found.damaged:
+        print(f"not counted: {one.problem}")
+    return 1 if found.damaged else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ..errors import CacheError
@@ -42,16 +42,19 @@ class Index:
         return key in self._rows
 
     @property
-    def keys(self) -> Sequence[str]:
-        """Of all examples, in the order of the shards."""
-        self.read()
-        return list(self._rows)
-
-    @property
     def shards(self) -> dict[str, Shard]:
         """Every shard, by its name."""
         self.read()
         return dict(self._shards)
+
+    def in_shards(self) -> Iterator[list[str]]:
+        """The keys of all examples, shard by shard, as files are read fastest; each key once."""
+        self.read()
+        rows = self._rows
+        for name, shard in list(self._shards.items()):
+            own = [key for key in shard.contents.keys if rows[key][0] == name]
+            if own:
+                yield own
 
     def belongs_to(self, cache: str) -> None:
         """Now there is a header, with this checksum."""
@@ -104,7 +107,7 @@ class Index:
 
     def _take(self, name: str) -> None:
         assert self._cache is not None
-        shard = self._shards[name] = Shard(self._store.path(name), self._cache)
+        shard = self._shards[name] = Shard(self._store.file(name), self._cache)
         for row, key in enumerate(shard.contents.keys):
             self._rows.setdefault(key, (name, row))
 

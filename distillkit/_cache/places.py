@@ -50,9 +50,7 @@ class Places(NamedTuple):
 
 def followed(tokens: Tokens, batch: Mapping[str, Any]) -> Follows | None:
     """The mask of a batch of which a token axis is the image; None: there is none."""
-    real, known = tokens.real, tokens.known
-    if tokens.valid is not None:  # padding is stored too, and stays where it was
-        return None
+    real, known = _marked(tokens), tokens.known
     if known is not None and known.modality == "image" and bool(real.all()):
         return None  # any mask of ones looks like its own; patches without padding need none
     for mask in _masks(batch, *real.shape):
@@ -77,10 +75,10 @@ def stored_places(axis: AxisSpec, tokens: Tokens, batch: Mapping[str, Any]) -> l
     Raises:
         CacheError: the axis is no longer the image of its mask.
     """
-    real = tokens.real.cpu()
-    places = [row.nonzero()[:, 0].numpy() for row in real]
+    real = _marked(tokens).cpu()
     follows = axis.follows
     if follows is None:
+        places = [row.nonzero()[:, 0].numpy() for row in tokens.real.cpu()]
         first = [len(one) == 0 or one[-1] == len(one) - 1 for one in places]
         return [None if at_start else one for one, at_start in zip(places, first, strict=True)]
     sequence = _sequence(follows.mask, batch)
@@ -91,14 +89,19 @@ def stored_places(axis: AxisSpec, tokens: Tokens, batch: Mapping[str, Any]) -> l
             f"the tokens of {axis.signal!r} were those that {_shown(follows.mask)} marks when the "
             "cache was begun, and are others in this batch"
         )
-    if not follows.part:
-        return [None] * len(places)
+    if not follows.part or tokens.valid is not None:
+        return [None] * len(real)
     assert chosen is not None
     assert sequence is not None
     # the number of each token among those that are no padding
     numbers = (sequence.cumsum(-1) - 1).cpu()
     both = (chosen & sequence).cpu()
     return [row[there].numpy() for row, there in zip(numbers, both, strict=True)]
+
+
+def _marked(tokens: Tokens) -> Tensor:
+    """The tokens that a mask marks, ``(b, n)``; where padding is stored too, that is left out."""
+    return tokens.real if tokens.valid is None else tokens.valid
 
 
 def _fits(follows: Follows, chosen: Tensor | None, sequence: Tensor | None, real: Tensor) -> bool:
@@ -192,10 +195,13 @@ def places_in(
     """Where examples' tokens go in the batch that asks for them.
 
     Raises:
-        CacheError: examples with another number of tokens than the batch has.
+        CacheError: examples with another number of tokens than the batch has; with padding that is
+            stored, of another length than the batch's.
     """
     follows = axis.follows
     sequence = None if follows is None or batch is None else _sequence(follows.mask, batch)
+    if "valid" in axis.tokens:
+        return _with_padding(axis, examples, sequence)
     if follows is None or sequence is None:
         return _as_stored(axis, examples)
     if not follows.part:
@@ -213,6 +219,48 @@ def places_in(
         slots.append(len(slot))
         of.append(np.searchsorted(slot, tokens))
     return _of_places(max(slots, default=0), of)
+
+
+def _with_padding(axis: AxisSpec, examples: Sequence[Example], sequence: Tensor | None) -> Places:
+    """All places, where padding is stored: as it was, so the batch has to be padded the same."""
+    wholes = sorted({example.wholes[axis.name] for example in examples})
+    if len(wholes) > 1:
+        lengths = " and ".join(map(str, wholes))
+        raise CacheError(
+            f"the tokens of {axis.signal!r} were stored in sequences of {lengths} tokens; {_PAD}"
+        )
+    whole = wholes[0] if wholes else 0
+    if axis.follows is not None and sequence is not None and examples:
+        part = axis.tokens["valid"].parts[0].name
+        valid = np.stack([example.arrays[part].astype(bool) for example in examples])
+        _check_padding(axis, axis.follows, valid, sequence.numpy())
+    return Places(whole, [slice(0, whole)] * len(examples), None)
+
+
+def _check_padding(axis: AxisSpec, follows: Follows, valid: Numbers, sequence: Numbers) -> None:
+    whole, found = valid.shape[1], sequence.shape[1]
+    if len(sequence) != len(valid):
+        raise _other_examples(follows, len(sequence), len(valid))
+    if follows.part:
+        padded = (~sequence).sum(1) if follows.padding else 0
+        found = int((valid.sum(1) + padded).max())
+    if whole != found:
+        raise CacheError(
+            f"the tokens of {axis.signal!r} were stored in sequences of {whole} tokens, and the "
+            f"batch has {found}; {_PAD}"
+        )
+    if not follows.part and not np.array_equal(valid, sequence):
+        raise CacheError(
+            f"the tokens of {axis.signal!r} were stored with their padding, which is elsewhere in "
+            f"{_shown(follows.mask)} of the batch: pad on the same side as when the cache was "
+            'filled, or compare rows = "valid"'
+        )
+
+
+_PAD = (
+    "rows = \"all\" counts padding: pad all batches to one length, padding='max_length', when the "
+    'cache is filled and when it is read, or compare rows = "valid"'
+)
 
 
 def _as_stored(axis: AxisSpec, examples: Sequence[Example]) -> Places:
@@ -253,13 +301,14 @@ def _first(places: Numbers) -> Any:
 def _check_counts(axis: AxisSpec, examples: Sequence[Example], wanted: Sequence[Numbers]) -> None:
     if len(wanted) != len(examples):
         assert axis.follows is not None
-        raise CacheError(
-            f"{_shown(axis.follows.mask)} is of {len(wanted)} examples, and {len(examples)} are "
-            "asked for"
-        )
+        raise _other_examples(axis.follows, len(wanted), len(examples))
     for example, places in zip(examples, wanted, strict=True):
         if example.lengths[axis.name] != len(places):
             raise _other_count(axis, example, len(places))
+
+
+def _other_examples(follows: Follows, found: int, asked: int) -> CacheError:
+    return CacheError(f"{_shown(follows.mask)} is of {found} examples, and {asked} are asked for")
 
 
 def _other_count(axis: AxisSpec, example: Example, found: int) -> CacheError:

@@ -9,7 +9,6 @@ or the name, is found by whoever reads it, without reading the rest of the file.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from ..errors import CacheError
+from .files import LENGTH, File, digest_of
 from .spec import PartSpec
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
@@ -30,7 +30,6 @@ Numbers: TypeAlias = "np.ndarray[Any, Any]"
 _RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _NAME = re.compile(r"(?P<writer>[\w-]+)\.(?P<number>\d{6})\.(?P<digest>[0-9a-f]{16})\.safetensors")
 _OURS = "distillkit"  # the entry of the file's metadata that is ours
-_LENGTH = 8  # bytes that say how long the header is
 
 
 class Contents(NamedTuple):
@@ -144,7 +143,7 @@ def encode(
         joined = np.concatenate([one.arrays[part].reshape(-1) for one in examples])
         tensors[part] = tensor_of(joined, dtype)
     data: bytes = save(tensors, {_OURS: contents.to_json()})
-    return data, digest_of(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+    return data, digest_of(data[: LENGTH + int.from_bytes(data[:LENGTH], "little")])
 
 
 def _columns(rows: Sequence[Mapping[str, int]]) -> dict[str, Numbers]:
@@ -165,11 +164,6 @@ def _some_places(examples: Sequence[Example]) -> dict[str, Numbers]:
     }
 
 
-def digest_of(header: bytes) -> str:
-    """The checksum that stands in a shard's name."""
-    return hashlib.sha256(header).hexdigest()[:16]
-
-
 def name_of(writer: str, number: int, digest: str) -> str:
     """A shard's name."""
     return f"{writer}.{number:06d}.{digest}.safetensors"
@@ -185,49 +179,46 @@ class Shard:
     """A shard that is read.
 
     Args:
-        path: a local file.
+        file: of which the beginning is read now, and the rest when an example is asked for.
         cache: the checksum of the cache's header.
 
     Raises:
         CacheError: its header is damaged, the file is cut short, or belongs to another cache.
     """
 
-    def __init__(self, path: Path, cache: str) -> None:
-        self.path = path
-        known = parsed_name(path.name)
+    def __init__(self, file: File, cache: str) -> None:
+        self._file, self.name = file, file.name
+        known = parsed_name(file.name)
         assert known is not None
         try:
-            with path.open("rb") as file:
-                total = os.fstat(file.fileno()).st_size
-                length = file.read(_LENGTH)
-                size = int.from_bytes(length, "little")
-                header = file.read(min(size, total))
+            head = file.head()
         except OSError as error:
             raise self._unreadable(error) from error
-        if len(length) < _LENGTH or digest_of(length + header) != known[2]:
+        header = head.data[LENGTH:]
+        if len(head.data) < LENGTH or head.digest != known[2]:
             raise CacheError(
-                f"the header of shard {path.name} is damaged: its checksum is "
-                f"{digest_of(length + header)}, not {known[2]}. {_REPAIR}"
+                f"the header of shard {file.name} is damaged: its checksum is "
+                f"{head.digest}, not {known[2]}. {_REPAIR}"
             )
         try:
             table = json.loads(header)
             self.contents = Contents.from_json(table.pop("__metadata__")[_OURS])
         except (ValueError, KeyError, TypeError) as error:
-            raise CacheError(f"shard {path.name} was written by something else: {error}") from error
+            raise CacheError(f"shard {self.name} was written by something else: {error}") from error
         if self.contents.cache != cache:
             raise CacheError(
-                f"shard {path.name} belongs to another cache, whose header has the checksum "
+                f"shard {self.name} belongs to another cache, whose header has the checksum "
                 f"{self.contents.cache[:16]}, not {cache[:16]}. {_REPAIR}"
             )
-        self._start = _LENGTH + size
+        self._start = len(head.data)
         self._spans: dict[str, tuple[int, int]] = {}
         for part, entry in table.items():
             self._spans[part] = (entry["data_offsets"][0], entry["data_offsets"][1])
         self.size = self._start + max([0, *(stop for _, stop in self._spans.values())])
-        if total != self.size:
+        if head.size != self.size:
             raise CacheError(
-                f"shard {path.name} has {total} bytes instead of {self.size}: it was cut short or "
-                f"written to. {_REPAIR}"
+                f"shard {self.name} has {head.size} bytes instead of {self.size}: it was cut "
+                f"short or written to. {_REPAIR}"
             )
         self._opened: _Opened | None = None
         self._ends: dict[str, Numbers] = {}
@@ -274,19 +265,26 @@ class Shard:
         """An example's numbers of one part, flat, as unsigned integers."""
         width: int = getattr(torch, part.dtype).itemsize
         begin, end = self._ends_of(part, width)[row : row + 2].tolist()
-        opened = self._opened  # another thread may close it meanwhile
-        try:
-            if opened is None:
-                opened = self._opened = _Opened(self.path)
-            found = opened.read(begin, end - begin)
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if zlib.crc32(found) != self.contents.checksums[part.name][row]:
+        found = self._bytes(begin, end)
+        right = int(self.contents.checksums[part.name][row])
+        if zlib.crc32(found) != right and self._file.renew():  # the copy may be all that is damaged
+            self.close()
+            found = self._bytes(begin, end)
+        if zlib.crc32(found) != right:
             raise CacheError(
-                f"shard {self.path.name}: {part.name!r} of example {self.contents.keys[row]} is "
+                f"shard {self.name}: {part.name!r} of example {self.contents.keys[row]} is "
                 f"damaged. {_REPAIR}"
             )
         return np.frombuffer(found, _RAW[width])
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        opened = self._opened  # another thread may close it meanwhile
+        try:
+            if opened is None:
+                opened = self._opened = _Opened(self._file.path())
+            return opened.read(begin, end - begin)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def _ends_of(self, part: PartSpec, width: int) -> Numbers:
         """Where each example's numbers of a part begin in the file, and where the last ones end."""
@@ -295,8 +293,7 @@ class Shard:
             return known
         if part.name not in self._spans:
             raise CacheError(
-                f"shard {self.path.name} has no {part.name!r}, which the cache's header names. "
-                f"{_REPAIR}"
+                f"shard {self.name} has no {part.name!r}, which the cache's header names. {_REPAIR}"
             )
         counts = np.full(len(self), width, np.int64)
         for size in part.sizes:
@@ -305,14 +302,14 @@ class Shard:
         ends = self._start + start + np.concatenate([[0], np.cumsum(counts)])
         if ends[-1] != self._start + stop:
             raise CacheError(
-                f"shard {self.path.name}: {part.name!r} has {stop - start} bytes, where its "
+                f"shard {self.name}: {part.name!r} has {stop - start} bytes, where its "
                 f"examples have {int(counts.sum())}. {_REPAIR}"
             )
         self._ends[part.name] = ends
         return ends
 
     def _unreadable(self, error: OSError) -> CacheError:
-        return CacheError(f"shard {self.path.name} cannot be read: {error.strerror or error}")
+        return CacheError(f"shard {self.name} cannot be read: {error.strerror or error}")
 
     def close(self) -> None:
         """Let go of the file."""

@@ -8,18 +8,21 @@ nobody reads, and the next writer removes it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import inspect
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CacheError
+from .files import Copies, File, Head, LocalFile, head_of
+from .locks import locked
 
 _UNFINISHED = ".unfinished-"
 
@@ -29,8 +32,8 @@ class Store:
 
     Args:
         place: a folder, or a URL that fsspec knows, such as ``"s3://bucket/cache"``.
-        local: of a store elsewhere, the folder for copies of what is read; a temporary one by
-            default.
+        local: of a store elsewhere, the folder for copies of the files that are read; a temporary
+            one by default.
         options: of the file system, as fsspec takes them.
     """
 
@@ -44,7 +47,10 @@ class Store:
             raise CacheError(f"{self.place}: {error}") from error
         self.is_local = isinstance(self._system, LocalFileSystem)
         self.folder: Path | None = Path(self._root) if self.is_local else None
-        self._copies = None if local is None else Path(local)
+        self._sizes: dict[str, int] = {}
+        self._copies: Copies | None = None
+        if self.folder is None:
+            self._copies = Copies(self.place, None if local is None else Path(local))
 
     def names(self) -> list[str]:
         """The files that are there, sorted."""
@@ -53,10 +59,12 @@ class Store:
             return sorted(one.name for one in found if not one.name.startswith("."))
         try:
             self._system.invalidate_cache()
-            found = self._system.ls(self._root, detail=False)
+            found = self._system.ls(self._root, detail=True)
         except FileNotFoundError:
             return []
-        return sorted(one.rstrip("/").rsplit("/", 1)[-1] for one in found)
+        files = {one["name"].rsplit("/", 1)[-1]: one for one in found if one["type"] == "file"}
+        self._sizes |= {name: one["size"] for name, one in files.items()}
+        return sorted(name for name in files if name and not name.startswith("."))
 
     def write(self, name: str, data: bytes, *, writer: str = "") -> None:
         """Put a whole file there.
@@ -73,10 +81,7 @@ class Store:
     def create(self, name: str, data: bytes, *, writer: str = "") -> bool:
         """Put a whole file there, if there is none of that name; False: there is one."""
         if self.folder is None:
-            if name in self.names():
-                return False
-            self.write(name, data)
-            return True
+            return self._create_elsewhere(name, data)
         with self._beside(name, data, writer) as beside:
             try:
                 os.link(beside, self.folder / name)
@@ -87,6 +92,18 @@ class Store:
                     return False
                 beside.replace(self.folder / name)
         return True
+
+    def _create_elsewhere(self, name: str, data: bytes) -> bool:
+        if name in self.names():
+            return False
+        known = inspect.signature(fsspec.AbstractFileSystem.pipe_file).parameters
+        mode = {"mode": "create"} if "mode" in known else {}
+        try:
+            self._system.pipe_file(f"{self._root}/{name}", data, **mode)
+        except FileExistsError:
+            return False
+        # not every store has files that are made once: the last of several writers has won
+        return self.read(name) == data
 
     @contextlib.contextmanager
     def _beside(self, name: str, data: bytes, writer: str) -> Iterator[Path]:
@@ -117,33 +134,61 @@ class Store:
         data: bytes = self._system.cat_file(f"{self._root}/{name}")
         return data
 
-    def path(self, name: str) -> Path:
-        """A file of this machine with the contents of a file: itself, or a copy that stays."""
+    def file(self, name: str) -> File:
+        """A shard, of which nothing is read yet."""
         if self.folder is not None:
-            return self.folder / name
+            return LocalFile(self.folder / name)
+        return _RemoteFile(self, name)
+
+    @contextlib.contextmanager
+    def as_stored(self, name: str) -> Iterator[File]:
+        """A shard as the store has it now, whatever copies there are.
+
+        Raises:
+            CacheError: it cannot be fetched, which says nothing of the shard.
+        """
         if self._copies is None:
-            self._copies = Path(tempfile.mkdtemp(prefix="distillkit-cache-"))
-        folder = self._copies / hashlib.sha256(self.place.encode()).hexdigest()[:16]
-        copy = folder / name
-        if not copy.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / _unfinished("")
-            self._system.get_file(f"{self._root}/{name}", str(beside))
-            beside.replace(copy)
-        return copy
+            yield self.file(name)
+            return
+        try:
+            self._copies.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._copies.folder) as folder:
+                self._fetch(name, Path(folder) / name)
+                yield LocalFile(Path(folder) / name)
+        except OSError as error:
+            raise CacheError(
+                f"{name} cannot be fetched from {self.place} ({error.strerror or error})"
+            ) from error
+
+    def remote_head(self, name: str) -> Head:
+        """The beginning of a file of a store elsewhere."""
+        path = f"{self._root}/{name}"
+        size = self._sizes.get(name)
+        if size is None:  # written since the files were listed
+            size = self._sizes[name] = self._system.size(path)
+        return head_of(lambda begin, end: self._system.cat_file(path, start=begin, end=end), size)
+
+    def copied(self, name: str) -> Path:
+        """The copy of a file, which is made now unless it is there."""
+        assert self._copies is not None
+        return self._copies.path(name, self._sizes[name], partial(self._fetch, name))
+
+    def forget_copy(self, name: str) -> None:
+        """Remove the copy of a file."""
+        assert self._copies is not None
+        self._copies.forget(name)
+
+    def _fetch(self, name: str, to: Path) -> None:
+        self._system.get_file(f"{self._root}/{name}", str(to))
 
     def remove(self, name: str) -> None:
         """Delete a file, and its copy."""
-        if self.folder is not None:
+        if self._copies is None:
+            assert self.folder is not None
             (self.folder / name).unlink()
             return
         self._system.rm_file(f"{self._root}/{name}")
-        self.path_of_copy(name).unlink(missing_ok=True)
-
-    def path_of_copy(self, name: str) -> Path:
-        """Where the copy of a file is, or would be."""
-        folder = hashlib.sha256(self.place.encode()).hexdigest()[:16]
-        return (self._copies or Path(tempfile.gettempdir())) / folder / name
+        self._copies.forget(name)
 
     def free_bytes(self) -> int | None:
         """How much still fits; None: the place does not say."""
@@ -165,23 +210,23 @@ class Store:
         if self.folder is None:
             yield
             return
-        path = self.folder / f".{writer}.lock"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise CacheError(
-                f"{self.folder} cannot be written to ({error.strerror or error})"
-            ) from error
-        with file:
-            _lock(file, path, writer)
-            _locked.add(file)
+        with contextlib.ExitStack() as held:
             try:
-                for old in self.folder.glob(f"{_UNFINISHED}{writer}.*"):
-                    old.unlink(missing_ok=True)
-                yield
-            finally:
-                _locked.discard(file)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.folder / f".{writer}.lock", wait=False))
+            except BlockingIOError as error:
+                raise CacheError(
+                    f"another process is writing {self.folder} as {writer!r}; two writers of one "
+                    "name are refused. Processes that fill one cache side by side have ranks "
+                    "(torchrun), or names of their own: fill(..., writer='b')"
+                ) from error
+            except OSError as error:
+                raise CacheError(
+                    f"{self.folder} cannot be written to ({error.strerror or error})"
+                ) from error
+            for old in self.folder.glob(f"{_UNFINISHED}{writer}.*"):
+                old.unlink(missing_ok=True)
+            yield
 
     def _sync_folder(self) -> None:
         if os.name != "posix" or self.folder is None:
@@ -193,42 +238,27 @@ class Store:
             os.close(handle)
 
 
-_locked: set[IO[str]] = set()
-
-
-def _let_go() -> None:
-    """In a process that was forked, a loader's worker, say: only the writer itself keeps a lock.
-
-    A worker that lives on for a while would keep a writer that was killed from going on.
-    """
-    for file in _locked:
-        file.close()
-    _locked.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
 def _unfinished(writer: str) -> str:
     """A name that nobody reads; the dot ends the writer's, which has none itself."""
     return f"{_UNFINISHED}{writer}.{uuid.uuid4().hex}"
 
 
-def _lock(file: IO[str], path: Path, writer: str) -> None:
-    """A lock of the operating system, which ends with the process, however that ends."""
-    try:
-        if os.name == "nt":
-            import msvcrt
+class _RemoteFile:
+    """A shard of a store elsewhere: its beginning by requests for ranges, then a copy."""
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self.name = store, name
+        self._renewed = False
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise CacheError(
-            f"another process is writing {path.parent} as {writer!r}; two writers of one name are "
-            "refused. Processes that fill one cache side by side have ranks (torchrun), or names "
-            "of their own: fill(..., writer='b')"
-        ) from error
+    def head(self) -> Head:
+        return self._store.remote_head(self.name)
+
+    def path(self) -> Path:
+        return self._store.copied(self.name)
+
+    def renew(self) -> bool:
+        if self._renewed:
+            return False
+        self._renewed = True
+        self._store.forget_copy(self.name)
+        return True

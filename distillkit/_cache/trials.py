@@ -8,11 +8,20 @@ from torch import Tensor
 from .._attention import Attention
 from .._backbone.batch import SideOfBatch
 from .._objective.term import Term
+from .._plugins.registry import lookup
+from .._plugins.specs import AlignerSpec
 from ..errors import DistillKitError
 
 
 def reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool:
-    """Whether a term's loss reads more of an attention than its probabilities: it is tried."""
+    """Whether a term reads more of an attention than its probabilities: its loss is tried.
+
+    An aligner cannot be, without a student: those of distillkit are content with a map, and any
+    other one may ask for more.
+    """
+    factories = [str(lookup(AlignerSpec, name).factory) for name in term.aligner_names]
+    if any(not factory.startswith("distillkit.") for factory in factories):
+        return True
     plain = Attention.from_scores(attention.scores(), rows=attention.rows)
     sides = [plain] * len(term.on)
     try:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import distillkit as dk
+from distillkit.errors import CacheError
 from tests.support import cached, tiny
 from tests.support.cached import ATTENTION, LOGITS, collate, distiller_of, recipe_of
 
@@ -155,6 +156,28 @@ def test_padded_rows_may_come_after_a_batch_without_padding(tmp_path):
         torch.testing.assert_close(read.loss, ran.loss, **CLOSE)
 
 
+def test_padded_rows_of_another_length_or_side_are_refused(tmp_path):
+    """They would be taken for rows that nobody kept, in silence."""
+    recipe = recipe_of({**ATTENTION, "rows": "all"})
+    some = cached.examples(8)
+    cache = dk.SignalCache(tmp_path, recipe)
+    cache.fill(cached.teacher(), [collate(some[:4], 5), collate(some[4:], 7)], progress=False)
+    distiller = distiller_of(cache, recipe)
+    both = collate([some[0], some[4]], 7)
+    for read in (cache.signals, distiller):
+        with pytest.raises(CacheError, match=r"'attention.text_to_image' .* of 5 and 7 tokens; "
+                           r"rows = \"all\" counts padding: .*padding='max_length'"):  # fmt: skip
+            read(both)
+    with pytest.raises(CacheError, match="of 5 and 7 tokens"):
+        cache.signals(["x0", "x4"])
+    with pytest.raises(CacheError, match="of 5 tokens, and the batch has 7; rows"):
+        cache.signals(collate(some[:4], 7))
+    with pytest.raises(CacheError, match="padding, which is elsewhere in 'mask' of the batch"):
+        cache.signals(collate(some[:4], 5, left=True))
+    cache.signals(collate(some[:2], 5))
+    assert cache.signals({"id": [], **{k: x[:0] for k, x in both.items() if k != "id"}})
+
+
 def test_the_first_batch_need_not_have_padding(tmp_path):
     """Nor need the number of words differ from that of patches, which is 4."""
     some = cached.examples(8)
@@ -284,15 +307,16 @@ def test_copies_and_pickles_of_a_distiller_read_the_same_cache(tmp_path):
         assert one.teacher is None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_signals_come_with_the_batches_of_a_loader(workers, tmp_path):
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, None), (2, "spawn")])
+def test_signals_come_with_the_batches_of_a_loader(workers, start, tmp_path):
     some = cached.examples(8)
     taught = cached.teacher()
     recipe = recipe_of(LOGITS, {**ATTENTION, "layers": [[0, 1]]})
     cache = cached.filled(tmp_path, recipe, some, taught=taught)
     loader = torch.utils.data.DataLoader(
-        some, batch_size=3, num_workers=workers, collate_fn=cache.joining(collate)
-    )
+        some, batch_size=3, num_workers=workers, collate_fn=cache.joining(collate),
+        multiprocessing_context=start,
+    )  # fmt: skip
     alone, ran = distiller_of(None, recipe), distiller_of(taught, recipe)
     batches = list(loader)
     assert len(batches) == 3

@@ -41,7 +41,8 @@ class DistillationModule(lightning.LightningModule):
 
     Args:
         student: the model that learns.
-        teacher: the model that is imitated.
+        teacher: the model that is imitated, or a cache of its signals; None where the batches bring
+            them (:meth:`distillkit.SignalCache.joining`).
         recipe: a recipe, its name or path, or an objective.
         distiller: a distiller of one's own, instead of student, teacher and recipe.
         optimizer: from the parameters that learn, aligners included, to whatever
@@ -68,7 +69,7 @@ class DistillationModule(lightning.LightningModule):
     def __init__(  # noqa: PLR0913 (a distiller's arguments, and what a loop decides)
         self,
         student: nn.Module | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | dk.SignalCache | None = None,
         recipe: dk.Recipe | dk.Objective | str | Path | None = None,
         *,
         distiller: dk.Distiller | None = None,

@@ -36,7 +36,8 @@ class DistillationMixin(_Trainer):
 
     Args:
         student: the model that learns; ``model`` of a Trainer. None with ``distiller``.
-        teacher: the model that is imitated, or None with ``distiller``.
+        teacher: the model that is imitated, or a cache of its signals; None with ``distiller``, and
+            where a collator brings the signals (:meth:`distillkit.SignalCache.joining`).
         recipe: a recipe, its name or path, or an objective.
         distiller: a distiller of one's own, instead of student, teacher and recipe.
         student_adapter: as of :class:`distillkit.Distiller`.
@@ -59,7 +60,7 @@ class DistillationMixin(_Trainer):
     def __init__(  # noqa: PLR0913 (a distiller's arguments and a Trainer's, by keyword)
         self,
         student: nn.Module | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | dk.SignalCache | None = None,
         recipe: dk.Recipe | dk.Objective | str | Path | None = None,
         *,
         distiller: dk.Distiller | None = None,

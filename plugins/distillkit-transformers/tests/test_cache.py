@@ -11,6 +11,7 @@ from distillkit.errors import CacheError
 from tests.support.same_signals import assert_same, offered
 
 from . import families
+from .test_recipes import TEACHERS, named, other_tokens, teacher_and_batch
 
 
 def objective(signals, names):
@@ -95,3 +96,54 @@ def known(signals, name):
 
 def order_is_drawn(family, signal):
     return family.startswith("vilt") and signal in ("attention.joint", "hidden.joint")
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_tokens_are_matched_by_extents_that_come_from_the_cache(name, tmp_path):
+    """With another tokenizer and another grid; half of the examples, in another order."""
+    teacher, of_teacher = teacher_and_batch(name)
+    of_teacher["image_boxes"] = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    student, of_student = other_tokens()
+    batch = {**named("teacher", of_teacher), **named("student", of_student), "id": ["a", "b"]}
+    recipe = dk.load_recipe(TEACHERS[name])
+    families.spread(teacher)
+    cache = dk.SignalCache(tmp_path, recipe)
+    cache.fill(teacher, [batch], progress=False)
+    swapped = {key: [x[1], x[0]] if isinstance(x, list) else x.flip(0) for key, x in batch.items()}
+    for given in (batch, swapped):
+        ran, read = (
+            dk.Distiller(student, one, recipe, ignore=["id"]).eval()(given, progress=0.5)
+            for one in (teacher, cache)
+        )
+        torch.testing.assert_close(read.parts, ran.parts, rtol=1e-4, atol=1e-6)
+        assert all(part > 0 for part in ran.parts.values())
+
+
+def padded_further(batch, count, *, left=False):
+    """The same examples with more padding."""
+    mask = batch["attention_mask"]
+    more = torch.zeros(len(mask), count, dtype=mask.dtype)
+    return {
+        name: torch.cat([more, x] if left else [x, more], 1) if x.shape == mask.shape else x
+        for name, x in batch.items()
+    }
+
+
+@pytest.mark.parametrize("family", ["llava_padded_left", "qwen2_5_vl"])
+def test_padded_rows_of_a_decoder_are_those_of_one_length(family, tmp_path):
+    """Text tokens are a part of the sequence, and padding belongs to them."""
+    model, batch = families.FAMILIES[family]()
+    families.spread(model).eval()
+    term = dk.Term("attention_kl", on="attention.text_to_image", rows="all")
+    cache = dk.SignalCache(tmp_path, dk.Objective([term]))
+    keyed = {**batch, "id": [0, 1]}
+    with torch.no_grad():
+        backbone = dk.Backbone(model)
+        cache.fill(backbone, [keyed], progress=False)
+        found, expected = (
+            one.signals(given)["attention.text_to_image"][-1].with_rows(None).probabilities()
+            for one, given in ((cache, keyed), (backbone, batch))
+        )
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(CacheError, match="padding='max_length'"):
+        cache.signals({**padded_further(batch, 3), "id": [0, 1]})

@@ -79,7 +79,8 @@ benchmarks: $(VENV)/.benchmarks
 	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
 	$(RUN) benchmarks/distiller.py --json build/distiller.json
 	$(RUN) benchmarks/signal_cache.py --json build/signal_cache.json
-	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json build/signal_cache.json
+	$(RUN) benchmarks/cached_epoch.py --json build/cached_epoch.json
+	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json build/signal_cache.json build/cached_epoch.json
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

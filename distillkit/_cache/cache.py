@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,37 +13,22 @@ from torch import Tensor, nn
 from .._backbone.backbone import Backbone, Wanted
 from .._backbone.batch import SideOfBatch
 from .._backbone.signals import Signals
-from .._objective.objective import Objective
-from .._objective.recipe import Recipe, load_recipe
-from .._objective.teacher import SIGNALS
 from .._version import installed_version
-from ..errors import CacheError, CacheWarning, OptionError, unknown_name
-from .care import Damage, damages
-from .choices import Codings, check_codings
-from .filling import Filled, Filling, Ran, Source, Writer, in_eval_mode, writer_of
-from .identity import (
-    HEADER,
-    Header,
-    adapter_name,
-    check_same,
-    preprocessing_name,
-    teacher_name,
-    weights_checksum,
-)
+from ..errors import CacheError, CacheWarning, OptionError
+from .agreement import AnyRecipe, check_needs, check_teacher, needs_of_recipes
+from .beginning import Wishes, check_wishes, create_header, first_estimate, new_header, source_of
+from .care import Damage, damages, export
+from .choices import Codings
+from .filling import Filled, Filling, Ran, Source, in_eval_mode, writer_of
+from .identity import HEADER, Header, preprocessing_name, weights_checksum
 from .index import Index
-from .inputs import check_inputs, comparable, entries_read, fingerprints, key_of, keys_of, seen
-from .needs import Needs, needs_of, positions, wanted_of
-from .packing import pack
-from .planning import plan_signals
-from .shard import Example, parsed_name
-from .sizes import Estimate, estimate_of, examples_in
-from .spec import SignalSpec
+from .inputs import key_of
+from .joining import Joining
+from .reader import Reader
+from .sizes import Estimate
 from .store import Store
-from .unpacking import unpack
 
 SHARD_BYTES = 1 << 26
-
-AnyRecipe = Recipe | Objective | str | Path
 
 
 class SignalCache:
@@ -101,10 +85,10 @@ class SignalCache:
     ) -> None:
         if error is not None and not error >= 0:
             raise OptionError(f"error is a number >= 0; got {error!r}")
-        self._error, self._codings = error, dict(codings or {})
         self._store = Store(place, local, dict(storage_options or {}))
-        self._needs = None if recipe is None else needs_of(map(_objective, _listed(recipe)))
-        self._preprocessing = preprocessing_name(preprocessing)
+        needs = None if recipe is None else needs_of_recipes(recipe)
+        name = preprocessing_name(preprocessing)
+        self._wishes = Wishes(needs, error, dict(codings or {}), name)
         self._inputs = None if inputs is None else tuple(inputs)
         self._index = Index(self._store)
         self._header: Header | None = None
@@ -120,14 +104,7 @@ class SignalCache:
                 CacheWarning,
                 stacklevel=4,
             )
-        if self._preprocessing is not None:
-            stored, given = {"preprocessing": header.preprocessing}, self._preprocessing
-            check_same(self._store.place, stored, {"preprocessing": given})
-        if self._error is not None:
-            check_same(self._store.place, {"error": header.error}, {"error": float(self._error)})
-        check_codings(self._store.place, header.signals, self._codings)
-        if self._needs is not None:
-            self._check_needs(self._needs)
+        check_wishes(self._store.place, header, self._wishes)
         self._index.belongs_to(header.checksum)
         return header
 
@@ -208,7 +185,7 @@ class SignalCache:
         with self._store.writing(name), in_eval_mode(source.backbone.model):
             self._index.refresh()
             if self._header is not None:
-                self._check_teacher(source.backbone, weights)
+                check_teacher(self.place, self._header, source.backbone, weights)
             begin = partial(self._begun, source, weights, name)
             filling = Filling(self._store, self._index, source, begin, shard_bytes, name)
             return filling.run(loader, self._header, progress=progress)
@@ -223,17 +200,7 @@ class SignalCache:
         """What :meth:`fill` would write, from the first batch; nothing is written."""
         source = self._source(backbone, key)
         with in_eval_mode(source.backbone.model):
-            for batch in loader:
-                ran = source.run(batch)
-                if not ran.keys:
-                    continue
-                header = self._header or self._new_header(source, "", ran)
-                inputs = seen(ran.view, header, len(ran.keys))
-                every = range(len(ran.keys))
-                found = pack(ran.signals, header.signals, ran.keys, every, inputs, ran.view)
-                free = self._store.free_bytes()
-                return estimate_of(header, found, examples_in(loader), free)
-        raise CacheError("the loader brought no example")
+            return first_estimate(self._store, self._wishes, self._header, source, loader)
 
     def signals(self, batch: Mapping[str, Any] | Sequence[Any] | Tensor, *names: str) -> Signals:
         """The teacher's signals for the examples of a batch, in their order, on the CPU.
@@ -246,17 +213,7 @@ class SignalCache:
         Raises:
             CacheError: an example that is not there, is damaged, or is not what the teacher saw.
         """
-        header = self.header
-        if not isinstance(batch, Mapping):
-            if len(header.key) > 1:
-                raise CacheError(
-                    f"examples are told apart by {header.key} together: pass a mapping of them"
-                )
-            view: Mapping[str, Any] = {header.key[0]: batch}
-            return self._read(keys_of(view, header.key), None, self._specs(names))
-        view = batch if isinstance(batch, SideOfBatch) else SideOfBatch(batch, "teacher")
-        keys = keys_of(view, header.key)
-        return self._read(keys, view, self._specs(names))
+        return self._reader.signals(batch, names)
 
     def joining(
         self, collate: Callable[[list[Any]], Mapping[str, Any]], *names: str
@@ -267,13 +224,11 @@ class SignalCache:
         distiller takes the entry by itself.
         """
         self._index.read()  # once, for all workers that are forked
-        return _Joining(self, collate, names)
+        return Joining(collate, self.signals, names, self.entries)
 
     def stream(self, *names: str) -> Iterator[tuple[list[Any], Signals]]:
         """Keys and signals of all examples, shard after shard: how files are read fastest."""
-        specs = self._specs(names)
-        for keys in self._index.in_shards():
-            yield [json.loads(key) for key in keys], self._read(keys, None, specs)
+        return self._reader.stream(names)
 
     # a distiller asks these
 
@@ -287,11 +242,11 @@ class SignalCache:
         Raises:
             CacheError: every signal or layer that is missing; what of the teacher is another.
         """
-        self._check_needs(needs_of(map(_objective, _listed(recipe))))
+        check_needs(self.place, self.header, needs_of_recipes(recipe))
         self._index.read()
         if teacher is not None:
             backbone = teacher if isinstance(teacher, Backbone) else Backbone(teacher)
-            self._check_teacher(backbone, None)
+            check_teacher(self.place, self.header, backbone, None)
 
     def run(self, view: SideOfBatch, wanted: Wanted | None) -> Signals:
         """The signals of a distiller's batch."""
@@ -350,21 +305,7 @@ class SignalCache:
         Raises:
             CacheError: something is there, or an example here is damaged.
         """
-        to = Store(place, None, storage_options)
-        there = to.names()
-        if there:
-            unfinished = HEADER not in there and all(map(parsed_name, there))
-            if unfinished:
-                raise CacheError(f"{place} has a part of an export that was interrupted: remove it")
-            raise CacheError(f"{place} is not empty: export into a new folder")
-        header = self.header
-        parts = [part for signal in header.signals for part in signal.every_part()]
-        with to.writing("export"):
-            out = Writer(to, "export", 0, header, shard_bytes, lambda _: None)
-            for keys in self._index.in_shards():
-                out.add(self._index.examples(keys, parts))
-            out.flush()
-            to.write(HEADER, header.to_bytes(), writer="export")
+        export(self._index, self.header, Store(place, None, storage_options), shard_bytes)
         return SignalCache(place, storage_options=storage_options)
 
     def refresh(self) -> None:
@@ -380,164 +321,27 @@ class SignalCache:
 
     # inside
 
-    def _specs(self, names: Sequence[str]) -> list[SignalSpec]:
-        known = {one.name: one for one in self.header.signals}
-        for name in names:
-            if name not in known:
-                raise unknown_name("signal of this cache", name, known)
-        return [known[name] for name in names] if names else list(known.values())
-
-    def _read(
-        self, keys: Sequence[str], view: SideOfBatch | None, specs: Sequence[SignalSpec]
-    ) -> Signals:
-        parts = [part for spec in specs for part in spec.every_part()]
-        examples = self._index.examples(keys, parts)
-        if view is not None:
-            self._compare(view, keys, examples)
-        return unpack(examples, specs, view)
-
-    def _compare(self, view: SideOfBatch, keys: Sequence[str], examples: Sequence[Example]) -> None:
-        """Refuse inputs that are not what the teacher saw."""
-        if self._inputs == ():
-            return
-        compared = self.header.compared
-        wanted = compared if self._inputs is None else self._inputs
-        unknown = [name for name in wanted if name not in compared]
-        if unknown:
-            raise CacheError(
-                f"the fingerprints of {', '.join(map(repr, unknown))} are not in {self.place}, "
-                f"which has those of {', '.join(map(repr, compared)) or 'no entry'}"
-            )
-        there = comparable(view, wanted, len(keys))
-        if not there:
-            raise CacheError(
-                "nothing shows that these examples are what the teacher saw: the batch has none of "
-                f"{', '.join(map(repr, compared or self.header.inputs))} with an entry for each "
-                "example. Keep one of them in the batch, or vouch for it: "
-                "SignalCache(..., inputs=())"
-            )
-        stored = {name: [one.inputs[name] for one in examples] for name in there}
-        check_inputs(keys, stored, fingerprints(view, there, self.header.inputs))
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.place, self._index, self.header, self._inputs)
 
     def _source(self, backbone: Backbone | nn.Module, key: str | Sequence[str]) -> Source:
-        one = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
-        entries = (key,) if isinstance(key, str) else tuple(key)
-        if self._header is not None:
-            header = self._header
-            check_same(self.place, {"key": header.key}, {"key": entries})
-            wanted = {s.name: frozenset(s.layers) for s in header.signals}
-            return Source(one, entries, wanted)
-        if self._needs is None:
-            raise CacheError("what is to be stored? Name the recipe: SignalCache(place, recipe)")
-        return Source(one, entries, wanted_of(self._needs))
+        return source_of(self.place, self._wishes, self._header, backbone, key)
 
     def _begun(self, source: Source, weights: str | None, writer: str, ran: Ran) -> Header:
         """The header of the cache, which is made where there is none yet."""
-        if self._header is None:
-            checksum = weights or weights_checksum(source.backbone.model)
-            made = self._new_header(source, checksum, ran)
-            self._check_orphans(made)
-            if not self._store.create(HEADER, made.to_bytes(), writer=writer):  # another rank's is
-                self._open()
-                self._check_teacher(source.backbone, checksum)
-            else:
-                self._header = made
-                self._index.belongs_to(made.checksum)
-        return self.header
-
-    def _check_orphans(self, made: Header) -> None:
-        """Refuse to begin among shards whose header was lost, unless it was this one."""
-        try:
-            Index(self._store, made.checksum).refresh()
-        except CacheError:
-            if HEADER not in self._store.names():  # otherwise another rank has begun just now
-                raise
-
-    def _new_header(self, source: Source, weights: str, ran: Ran) -> Header:
-        assert self._needs is not None
-        inputs = entries_read(ran.used)
-        return Header(
-            version=installed_version(),
-            teacher=teacher_name(source.backbone.model),
-            weights=weights,
-            adapter=adapter_name(source.backbone.adapter),
-            preprocessing=self._preprocessing,
-            key=source.key,
-            inputs=inputs,
-            compared=comparable(ran.view, inputs, len(ran.keys)),
-            error=self._error or 0.0,
-            signals=plan_signals(
-                ran.signals, self._needs, ran.view, self._error or 0.0, self._codings
-            ),
-        )
-
-    def _check_teacher(self, backbone: Backbone, weights: str | None) -> None:
-        header = self.header
-        given = {
-            "version": installed_version(),
-            "teacher": teacher_name(backbone.model),
-            "adapter": adapter_name(backbone.adapter),
-            "weights": weights or weights_checksum(backbone.model),
-        }
-        check_same(self.place, header.model_dump(), given)
-
-    def _check_needs(self, needs: Needs) -> None:
-        stored = {one.name: one for one in self.header.signals}
-        lacking = []
-        for name, need in needs.items():
-            if name not in stored:
-                lacking.append(f"  {name!r}: not stored")
-                continue
-            lacking += _lacking(stored[name], need)
-        if lacking:
-            raise CacheError(
-                f"the recipe needs what {self.place} does not hold:\n" + "\n".join(lacking) + "\n"
-                "Fill another cache with this recipe; SignalCache(place, [recipe, other]) stores "
-                "for several"
-            )
+        if self._header is not None:
+            return self._header
+        checksum = weights or weights_checksum(source.backbone.model)
+        made = new_header(self._wishes, source, checksum, ran)
+        if create_header(self._store, made, writer):
+            self._header = made
+            self._index.belongs_to(made.checksum)
+            return made
+        header = self._open()
+        check_teacher(self.place, header, source.backbone, checksum)
+        return header
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in vars(self).items() if name != "_needs"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _needs=None)
-
-
-class _Joining:
-    """A collate function with signals; a class, so that it goes to workers that are spawned."""
-
-    def __init__(self, cache: SignalCache, collate: Any, names: Sequence[str]) -> None:
-        self._cache, self._collate, self._names = cache, collate, names
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that a Trainer has to keep: those that are read, and the collator's own."""
-        return sorted({*self._cache.entries, *getattr(self._collate, "columns", ())})
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        batch = dict(self._collate(examples))
-        return {**batch, SIGNALS: self._cache.signals(batch, *self._names)}
-
-
-def _lacking(spec: SignalSpec, need: Any) -> Iterator[str]:
-    """What a stored signal lacks of what is needed."""
-    if spec.depth is not None:
-        layers = [i for i in positions(need.layers, spec.depth) if i not in spec.layers]
-        if layers:
-            yield f"  {spec.name!r}: layers {layers}; stored are {list(spec.layers)}"
-    if need.tokens and not spec.tokens:
-        yield f"  {spec.name!r}: which tokens its entries are, which an aligner asks"
-    if spec.averages_heads and not need.averages_heads:
-        yield f"  {spec.name!r}: the heads apart; their mean is stored"
-    if need.padding and spec.axes and "valid" not in spec.axes[0].tokens:
-        yield f'  {spec.name!r}: padded positions, which rows = "all" counts'
-
-
-def _listed(recipe: AnyRecipe | Sequence[AnyRecipe]) -> Sequence[AnyRecipe]:
-    return recipe if isinstance(recipe, (list, tuple)) else [recipe]  # type: ignore[list-item]
-
-
-def _objective(recipe: AnyRecipe) -> Objective:
-    if isinstance(recipe, (str, Path)):
-        recipe = load_recipe(recipe)
-    return recipe if isinstance(recipe, Objective) else recipe.build()
+        # a recipe is asked for where it is filled, and may hold what does not pickle
+        return {**vars(self), "_wishes": self._wishes._replace(needs=None)}

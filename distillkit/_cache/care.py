@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from ..errors import CacheError
 from .files import File
-from .identity import Header
+from .filling import Writer
+from .identity import HEADER, Header
+from .index import Index
 from .shard import Shard, parsed_name
 from .spec import PartSpec
 from .store import Store
@@ -92,3 +94,23 @@ def _damage(file: File, cache: str, parts: Sequence[PartSpec]) -> Damage | None:
     finally:
         shard.close()
     return None
+
+
+def export(index: Index, header: Header, to: Store, shard_bytes: int) -> None:
+    """Copy every example into an empty store, checked; the header comes last.
+
+    Raises:
+        CacheError: something is there, or an example is damaged.
+    """
+    there = to.names()
+    if there and HEADER not in there and all(map(parsed_name, there)):
+        raise CacheError(f"{to.place} has a part of an export that was interrupted: remove it")
+    if there:
+        raise CacheError(f"{to.place} is not empty: export into a new folder")
+    parts = [part for signal in header.signals for part in signal.every_part()]
+    with to.writing("export"):
+        out = Writer(to, "export", 0, header, shard_bytes, lambda _: None)
+        for keys in index.in_shards():
+            out.add(index.examples(keys, parts))
+        out.flush()
+        to.write(HEADER, header.to_bytes(), writer="export")

@@ -47,6 +47,24 @@ def build_without_length():
     return taught, iter(list(loader))
 
 
+class Beside:
+    """Batches, while another rank writes its own."""
+
+    def __init__(self, loader):
+        self._batches, self.dataset = list(loader), loader.dataset
+
+    def __iter__(self):
+        yield from self._batches[:4]
+        other = dk.SignalCache(os.environ["PLACE"])
+        other.fill(cached.teacher(), self._batches[4:], writer="other", progress=False)
+        yield self._batches[4]
+
+
+def build_beside():
+    taught, loader = build()
+    return taught, Beside(loader)
+
+
 def builds_nothing():
     return build()[1]
 
@@ -173,6 +191,16 @@ def test_loaders_that_bring_other_batches_to_each_rank_are_noticed(
     assert f"stored {stored} of 10 examples so far" in last
     assert "shuffle=False" in last
     assert "DistributedSampler" in last
+
+
+def test_what_others_store_meanwhile_counts(place, recipes, capsys, monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("PLACE", str(place))):
+        monkeypatch.setenv(name, value)
+    dk.SignalCache(place, recipes["logits"]).fill(*build(), writer="first", progress=False)
+    for path in place.glob("first.*"):
+        path.unlink()
+    assert fill(place, recipes, target="build_beside") == 0
+    assert "all ranks together have stored 6 of 10" in capsys.readouterr().out
 
 
 def test_a_loader_that_does_not_say_its_length(place, recipes, capsys, monkeypatch):

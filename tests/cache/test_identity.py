@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import distillkit as dk
+from distillkit._cache import agreement
 from distillkit._cache import cache as cache_module
 from distillkit.errors import CacheError, CacheWarning
 from tests.support import cached, tiny
@@ -118,7 +119,8 @@ def test_preprocessing_that_is_another_in_every_process_is_refused(given, tmp_pa
 
 
 def test_another_version_warns_and_does_not_go_on(place, monkeypatch):
-    monkeypatch.setattr(cache_module, "installed_version", lambda: "99.0")
+    for module in (cache_module, agreement):
+        monkeypatch.setattr(module, "installed_version", lambda: "99.0")
     with pytest.warns(CacheWarning, match=r"was filled by distillkit .* and this is 99\.0"):
         cache = dk.SignalCache(place, RECIPE)
     assert cache.signals(collate(cached.examples()))["logits"].shape == (6, 3)

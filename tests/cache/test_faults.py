@@ -72,7 +72,6 @@ def test_fifty_kills_at_random_lose_a_shard_each_at_most(found):
     result = found("killed_at_random")
     assert result["kills"] == 50
     assert result["with_shards"] > 10
-    assert result["caches"] < result["kills"]  # each was killed several times
 
 
 @forks

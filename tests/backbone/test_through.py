@@ -141,6 +141,27 @@ def test_a_named_layer_of_the_resampler():
     torch.testing.assert_close(signals[ACROSS][-1].probabilities(), expected)
 
 
+def test_a_part_of_a_model_is_composed_as_well():
+    class Whole(torch.nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+
+        def forward(self, input_ids, attention_mask, pixel_values):
+            return self.part(
+                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values
+            )
+
+    def factory():
+        model, batch = build("blip2_opt")
+        whole = Whole(model)
+        return whole, batch, dk.adapt(whole, dk.DeclarativeAdapter(**BLIP2), at="part")
+
+    results = {one.name: one for one in testing.check_adapter(factory)}
+    assert [str(one) for one in results.values() if one.failed] == []
+    assert ACROSS in results["attention_is_what_the_streams_define"].seen
+
+
 def test_it_teaches_two_towers():
     student, pictures = zoo.build("clip")
     teacher, of_teacher = build("blip2_opt")

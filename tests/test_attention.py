@@ -135,6 +135,106 @@ class TestCross:
             Attention.cross(text, text, heads=5)
 
 
+class TestThrough:
+    @staticmethod
+    def captured(b, h, g, q, k, d=3, **given):
+        drawn = torch.Generator().manual_seed(h * 100 + q * 10 + k)
+        shapes = (b, h, q, d), (b, g, k, d)
+        query, key = (torch.randn(*x, dtype=torch.float64, generator=drawn) for x in shapes)
+        return Attention(query, key, **given)
+
+    @staticmethod
+    def by_loops(words, latents):
+        """Of each row: its latents renormalised over those that see something, then weighed."""
+        first, seen = words.probabilities(), latents.valid_rows()
+        reads = latents.probabilities()
+        b, h, q, m = words.shape
+        expected = torch.zeros(b, h, q, latents.shape[3], dtype=torch.float64)
+        for i, head, row in itertools.product(range(b), range(h), range(q)):
+            alive = [j for j in range(m) if seen[i, :, j].any()]
+            total = sum(first[i, head, row, j] for j in alive)
+            for j in alive if total > 0 else []:
+                heads = [one for one in range(latents.shape[1]) if seen[i, one, j]]
+                mean = sum(reads[i, one, j] for one in heads) / len(heads)
+                expected[i, head, row] += first[i, head, row, j] / total * mean
+        return expected
+
+    def test_it_is_the_product_of_both_with_padding_and_empty_rows(self):
+        of_words = torch.ones(2, 1, 5, 4, dtype=torch.bool)
+        of_words[0, :, 1] = False  # sees no latent
+        of_words[1, :, 3, 1:] = False  # sees one, which sees nothing
+        of_latents = torch.ones(2, 2, 4, 6, dtype=torch.bool)
+        of_latents[0, ..., 4:] = False  # padding of the image
+        of_latents[0, 1, 2] = False  # one head of a latent sees nothing
+        of_latents[1, :, 0] = False  # no head of it
+        rows = torch.tensor([[True] * 5, [True] * 4 + [False]])
+        words = self.captured(2, 4, 2, 5, 4, mask=of_words, rows=rows)
+        latents = self.captured(2, 2, 1, 4, 6, mask=of_latents)
+        found = words.through(latents)
+        assert found.shape == (2, 4, 5, 6)
+        close(found.probabilities(), self.by_loops(words, latents))
+        counted = [[True, False, True, True, True], [True, True, True, False, False]]
+        assert found.valid_rows()[:, 0].tolist() == counted
+        close(found.probabilities().sum(-1)[:, 0], torch.tensor(counted).double())
+        assert not found.probabilities()[0, ..., 4:].any()
+        assert torch.equal(found.rows, words.rows)
+
+    def test_latents_that_do_not_count_are_left_out(self):
+        words = Attention.from_probabilities(torch.tensor([[[[0.5, 0.25, 0.25]]]]))
+        reads = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]]])
+        latents = Attention.from_probabilities(reads, rows=torch.tensor([[True, True, False]]))
+        close(words.through(latents).probabilities(), [[[[2 / 3, 1 / 3]]]])
+
+    def test_a_latent_that_sees_nothing_takes_no_weight_from_the_others(self):
+        words = Attention.from_scores(torch.tensor([[[[200.0, 0.0, 0.0]]]]))  # exp(-200) is 0
+        reads = torch.tensor([[[[0.0, 0.0], [1.0, 0.0], [0.5, 0.5]]]])
+        found = words.through(Attention.from_probabilities(reads))
+        close(found.probabilities(), [[[[0.75, 0.25]]]])
+
+    def test_weights_that_add_up_to_less_are_renormalised(self):
+        used = torch.tensor([[[[0.1, 0.3]]]])  # the rest went to a sink
+        words = Attention.replayed(used.shape, used=lambda: used)
+        latents = Attention.from_probabilities(torch.eye(2)[None, None])
+        close(words.through(latents).probabilities(), [[[[0.25, 0.75]]]])
+
+    def test_gradients_reach_both(self):
+        words, latents = self.captured(1, 2, 1, 3, 4), self.captured(1, 2, 2, 4, 5)
+        mask = torch.ones(1, 1, 4, 5, dtype=torch.bool)
+        mask[..., 2, :] = False
+        leaves = [words.query, words.key, latents.query, latents.key]
+
+        def composed(query, key, of_latents, patches):
+            through = Attention(of_latents, patches, mask=mask)
+            return Attention(query, key, causal=True).through(through).probabilities()
+
+        assert torch.autograd.gradcheck(composed, [x.requires_grad_() for x in leaves])
+        assert words.through(latents).requires_grad
+        assert not words.through(latents).detach().requires_grad
+
+    def test_examples_are_taken_and_copied(self):
+        words, latents = self.captured(3, 2, 1, 3, 4), self.captured(3, 1, 1, 4, 5)
+        whole = words.through(latents)
+        index = torch.tensor([2, 0])
+        close(whole.take(index).probabilities(), whole.probabilities()[index])
+        close(pickled(whole).probabilities(), whole.probabilities())
+
+    def test_autocast_leaves_it_alone(self):
+        words = self.captured(1, 2, 1, 3, 4).to(torch.float32)
+        whole = words.through(self.captured(1, 1, 1, 4, 5).to(torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = whole.probabilities()
+        assert inside.dtype == torch.float32
+        assert torch.equal(inside, whole.probabilities())
+
+    @pytest.mark.parametrize("shape", [(2, 1, 3, 6), (1, 1, 4, 6)])
+    def test_what_does_not_fit_is_refused(self, shape):
+        words, latents = (Attention.from_scores(torch.zeros(x)) for x in ((2, 4, 5, 4), shape))
+        with pytest.raises(errors.ShapeError) as raised:
+            words.through(latents)
+        assert "(2, 4, 5, 4)" in str(raised.value)
+        assert str(shape) in str(raised.value)
+
+
 class TestMasks:
     def test_additive_masks_drop_and_biases_add(self):
         bias = torch.tensor([0.0, -math.inf, torch.finfo(torch.float32).min, -100.0, math.log(2)])

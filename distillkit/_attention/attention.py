@@ -13,7 +13,7 @@ from torch import Tensor
 from .._transfer import Destination, is_fleeting, is_inference, portable, trackable
 from ..errors import CaptureError, OptionError, ShapeError
 from .keep import Keep, all_rows, both, is_kept
-from .precision import widen
+from .precision import inner_products, widen
 from .selection import Selection, Tokens
 from .source import (
     Products,
@@ -213,6 +213,53 @@ class Attention:
         mask = None if keys is None else keys[:, None, None, :]
         return cls(query, key, scale=scale, mask=mask, rows=rows)
 
+    def through(self, latents: Attention) -> Attention:
+        r"""Where these queries look through latents: what each latent looks at, by its weight.
+
+        .. math:: P_{qk} = \sum_m P_{qm} \, \frac{1}{|G_m|} \sum_{g \in G_m} P_{gmk}
+
+        for tokens that no place can be said of (a resampler's, a Q-Former's). :math:`G_m` are the
+        heads in which latent m counts and keeps a key. A latent without any is dropped, and the
+        rows are renormalised over the others first. Rows that do not count here do not count in
+        the result, which is computed when it is asked for, with the gradient of both.
+
+        Args:
+            latents: the attention of the latents, ``(b, g, m, k)``, for queries over them,
+                ``(b, h, q, m)``.
+
+        Returns:
+            ``(b, h, q, k)``, known by its probabilities.
+
+        Raises:
+            ShapeError: the batches or the numbers of latents differ.
+
+        Examples:
+            >>> of_text = Attention.from_probabilities(torch.tensor([[[[0.5, 0.5]]]]))
+            >>> of_latents = Attention.from_probabilities(
+            ...     torch.tensor([[[[0.2, 0.8], [0.6, 0.4]]]])
+            ... )
+            >>> of_text.through(of_latents).probabilities()
+            tensor([[[[0.4000, 0.6000]]]])
+        """
+        b, h, q, m = self.shape
+        if latents.shape[0] != b or latents.shape[2] != m:
+            raise ShapeError(
+                "through composes queries over latents (b, h, q, m) with latents over keys "
+                f"(b, g, m, k), of equal b and m; got {self.shape} and {latents.shape}. Latents "
+                "that ran for other examples are put in order with latents.take(index)"
+            )
+
+        def composed() -> Tensor:
+            seen = latents.valid_rows()
+            reads = torch.where(seen[..., None], _softmax(latents.scores()), 0).sum(1)
+            reads = reads / seen.sum(1).clamp(min=1)[..., None]
+            kept = seen.any(1)[:, None, None, :]
+            weights = _softmax(torch.where(kept, self.scores(), -torch.inf))
+            return inner_products(weights, reads.mT[:, None])
+
+        keep = Keep((b, h, q, latents.shape[3]), rows=self._keep.rows)
+        return Attention._made(Weights(Replay(composed)), keep, None)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Attention]) -> Attention:
         """The examples of several attentions over the same heads and tokens, one after another.
@@ -356,10 +403,7 @@ class Attention:
             used = self._source.replay.tensor()
             keep = self._keep.entries(used.device)
             return widen(used if keep is None else torch.where(keep, used, 0))
-        scores = self.scores()
-        kept = scores != -torch.inf  # NaN of a broken model stays, and is seen
-        seen = kept.any(-1, keepdim=True)
-        return torch.where(kept, torch.where(seen, scores, 0).softmax(-1), 0)
+        return _softmax(self.scores())
 
     def detach(self) -> Attention:
         """The same numbers without gradient."""
@@ -490,6 +534,13 @@ class Attention:
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={size}" for name, size in zip("bhqk", self.shape, strict=True))
         return f"Attention({facts}{', causal' if self.causal else ''})"
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the entries that are not -inf; a row of nothing else is all 0."""
+    kept = scores != -torch.inf  # NaN of a broken model stays, and is seen
+    seen = kept.any(-1, keepdim=True)
+    return torch.where(kept, torch.where(seen, scores, 0).softmax(-1), 0)
 
 
 def _known(what: str, tensor: Tensor | None) -> Tensor:

@@ -32,6 +32,9 @@ class AdapterFile(Table):
     pairs: dict[str, str] = Field(default_factory=dict)
     tokens: dict[str, tuple[TokenRun, ...]] = Field(default_factory=dict)
     absent: dict[str, str] = Field(default_factory=dict)
+    through: str | None = Field(
+        None, description="the modality of the joint tokens through which words see the image"
+    )
 
     @property
     def runs(self) -> tuple[TokenRun, ...]:
@@ -40,6 +43,9 @@ class AdapterFile(Table):
 
     @model_validator(mode="after")
     def _fits_together(self) -> AdapterFile:
+        problem = next(_problems_of_through(self), None)
+        if problem is not None:
+            raise ValueError(f"`through` = {self.through!r}: {problem}")
         known = {"text", "image", "joint", *self.streams, *self.hidden}
         known |= {end for stream in self.streams for end in stream.split("_to_")}
         for stream, runs in self.tokens.items():
@@ -52,6 +58,42 @@ class AdapterFile(Table):
             if problem is not None:
                 raise ValueError(f"[[tokens.{stream}]] {problem}")
         return self
+
+
+def _problems_of_through(file: AdapterFile) -> Iterator[str]:
+    """What is missing for words that see the image through other tokens, or contradicts it."""
+    latent = file.through
+    if latent is None:
+        return
+    stream = f"{latent}_to_image"
+    if latent in ("text", "image"):
+        yield (
+            "it names tokens that are neither text nor image, such as a resampler's: give their "
+            'run in [[tokens.joint]] a modality of its own, modality = "latent"'
+        )
+    for needed in ("joint", stream):
+        if needed not in file.streams:
+            yield (
+                f"it composes the streams 'joint' and {stream!r}, and `streams` has no {needed!r}; "
+                f"{did_you_mean(needed, file.streams)}"
+            )
+    if "text_to_image" in file.streams:
+        yield "it composes text_to_image, which `streams` names as well: give one of them"
+    if "attention.text_to_image" in file.absent:
+        yield "it composes attention.text_to_image, which `absent` says there is not"
+    needed_runs = [("joint", "text"), ("joint", latent), (latent, latent), ("image", "image")]
+    for of, modality in needed_runs:
+        named = {run.modality for run in file.tokens.get(of, ())}
+        if modality not in named:
+            yield (
+                f"it needs a [[tokens.{of}]] of modality {modality!r}; "
+                f"{did_you_mean(modality, named)}"
+            )
+    if stream in file.tokens:
+        yield (
+            f"the tokens of {stream!r} are those of [[tokens.{latent}]] and [[tokens.image]]; "
+            f"[[tokens.{stream}]] would say it twice"
+        )
 
 
 def hosts_of(runs: Sequence[TokenRun]) -> list[int | None]:

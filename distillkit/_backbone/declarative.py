@@ -38,6 +38,8 @@ class DeclarativeAdapter:
         pairs: modality -> batch entry that indexes it, where texts and images are encoded once.
         tokens: stream -> the runs of its tokens, in their order in the sequence.
         absent: signal that this backbone cannot have -> why; asking for it says so.
+        through: the modality of the joint stream's tokens through which words see the image, a
+            resampler's: ``attention.text_to_image`` is composed with ``<through>_to_image``.
 
     Raises:
         SignalError: what is wrong, with its place; unknown keys say what was meant.
@@ -85,6 +87,11 @@ class DeclarativeAdapter:
     def sources(self) -> Mapping[str, tuple[str, ...]]:
         """The modules that the layers of every signal are made of."""
         return layer_sources(self._file.streams, self._file.hidden)
+
+    @property
+    def through(self) -> str | None:
+        """The modality of the tokens through which words see the image, as the file says."""
+        return self._file.through
 
     @property
     def unmasked(self) -> frozenset[str]:
@@ -164,6 +171,7 @@ class DeclarativeAdapter:
             values=values,
             hidden=self._file.hidden,
             absent=self._file.absent,
+            through=self.through,
         )
 
 

@@ -43,6 +43,7 @@ def build_signals(
     values: Mapping[str, Signal | Callable[[], Signal]] | None = None,
     hidden: Mapping[str, str] | None = None,
     absent: Mapping[str, str] | None = None,
+    through: str | None = None,
 ) -> Signals:
     """Build the signals of one forward from its streams, as most adapters do.
 
@@ -54,9 +55,11 @@ def build_signals(
         hidden: stream -> pattern of the modules among the adapter's ``outputs`` that return its
             hidden states.
         absent: signals that this backbone cannot have -> why; asking for one says so.
+        through: the modality of the tokens of a joint stream through which words see the image:
+            ``attention.text_to_image`` is composed with the stream ``<through>_to_image``.
     """
     attentions = {stream: record.layers(pattern) for stream, pattern in streams.items()}
-    offered, axes = attention_signals(attentions, layout)
+    offered, axes = attention_signals(attentions, layout, through)
     found: dict[str, Signal | Callable[[], Signal]] = {**(values or {}), **offered}
     masks: dict[str, Tensor] = {}
     for stream, pattern in (hidden or {}).items():
@@ -81,12 +84,15 @@ def build_signals(
 
 
 def attention_signals(
-    attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
+    attentions: Mapping[str, Sequence[Attention]],
+    layout: TokenLayout,
+    through: str | None = None,
 ) -> tuple[dict[str, Callable[[], Signal]], dict[str, Callable[[], TokenAxes]]]:
     """The attention signals that these streams offer and their axes, computed when asked for.
 
     ``attention.text_to_image`` is, in this order: the stream of that name; the block of a joint
-    stream between text and image; the cross attention of a text and an image tower.
+    stream between text and image; the cross attention of a text and an image tower. Where words see
+    the image ``through`` latents, it is composed, and no image token sees a word.
     """
     offered: dict[str, Callable[[], Signal]] = {}
     axes: dict[str, Callable[[], TokenAxes]] = {}
@@ -95,8 +101,14 @@ def attention_signals(
         if _modalities_of(stream):
             axes[f"attention.{stream}"] = partial(_axes_of, _modalities_of(stream), layout, None)
     joint = "joint" if "joint" in attentions else None
+    if through is not None:
+        offered["attention.text_to_image"] = partial(_through, through, attentions, layout)
+        axes["attention.text_to_image"] = lambda: (
+            *_axes_of(("text",), layout, "joint"),
+            *_axes_of(("image",), layout, None),
+        )
     for direction, modalities in DIRECTIONS.items():
-        if direction in attentions:
+        if direction in attentions or through is not None:
             continue
         if joint:
             compute = partial(_block, modalities, attentions["joint"], layout)
@@ -181,6 +193,26 @@ def _block_of_layer(
     found: Attention = joint[layer]
     _check_length(found.shape[2], tokens, "joint")
     return found.with_rows(tokens.valid).between(rows, keys)
+
+
+def _through(
+    latent: str, attentions: Mapping[str, Sequence[Attention]], layout: TokenLayout
+) -> Layers[Attention]:
+    """Every layer of words over latents, with what the last layer of the latents' stream reads."""
+    stream = f"{latent}_to_image"
+    to_latents = _block(("text", latent), attentions["joint"], layout)
+    to_image = _whole_stream(stream, attentions, layout)
+    index = layout.pairs.get("image")
+
+    # the last layer of every stream is recorded, whatever is wanted: no `sources` name it
+    def layer(number: int) -> Attention:
+        keys = attentions[stream][-1].shape[3]
+        _check_length(keys, _tokens(layout, "image"), "image")
+        latents: Attention = pair_examples(to_image[-1], index)
+        words: Attention = to_latents[number]
+        return words.through(latents)
+
+    return Layers([partial(layer, number) for number in range(len(to_latents))])
 
 
 def _check_length(length: int, tokens: StreamTokens, stream: str) -> None:

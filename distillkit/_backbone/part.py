@@ -126,6 +126,12 @@ class _Part:
         }
 
     @property
+    def through(self) -> str | None:
+        """The modality of the tokens through which words see the image, as the part says."""
+        through: str | None = getattr(self._adapter, "through", None)
+        return through
+
+    @property
     def unmasked(self) -> frozenset[str]:
         """The masks that the model is not called with, as the part says."""
         return self._entries("unmasked")

@@ -23,9 +23,9 @@ _CLOSE = 1e-4
 def attention_is_what_the_streams_define(case: AdapterCase) -> str:
     """Each attention signal has its stream's layers in order, of the layout's own tokens."""
     run = case.run
-    streams = case.made[0].adapter.streams
-    attentions = {stream: run.record.layers(pattern) for stream, pattern in streams.items()}
-    defined, _ = attention_signals(attentions, run.layout)
+    adapter = case.made[0].adapter
+    attentions = {stream: run.record.layers(pattern) for stream, pattern in adapter.streams.items()}
+    defined, _ = attention_signals(attentions, run.layout, getattr(adapter, "through", None))
     compared = [name for name in defined if name in run.signals]
     for name in compared:
         expected, found = defined[name](), run.signals[name]

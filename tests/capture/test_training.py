@@ -522,4 +522,4 @@ def test_a_thread_may_call_the_model_while_another_takes_its_hooks_off():
         model._forward_pre_hooks_with_kwargs.clear()
         with ThreadPoolExecutor() as other_thread:
             output = other_thread.submit(model, x, mask).result()
-    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    torch.testing.assert_close(output, expected)  # that thread may sum in another order

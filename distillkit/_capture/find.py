@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from .diagnosis import check_not_stale, unseen
 from .record import Record
 from .recorder import Recorder
 from .scope import Scope
+from .undisturbed import in_eval_mode
 
 Verdict = Literal["verified", "not verified", "not read"]
 # of the largest output; fused kernels and sums in another order differ by less
@@ -127,7 +127,7 @@ def find_attention(model: nn.Module, *args: Any, **batch: Any) -> AttentionTable
         ('MultiheadAttention', 2, 5, 'none', 'verified')
     """
     scope = Scope(model, (), keep_outputs=True)
-    with _undisturbed(model), scope.recording() as recorder:
+    with in_eval_mode(model), scope.recording() as recorder:
         model(*args, **batch)
     scope.close()
     check_not_stale(recorder, scope.compiled())
@@ -223,19 +223,6 @@ def _laid_out_as(output: Tensor, ours: Tensor, rows: Tensor | None) -> Iterator[
             placed = output.new_zeros(b, q, h, e)
             placed[counted] = output.reshape(total, h, e)
             yield placed.transpose(1, 2)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; modes and the random state as before outside."""
-    training = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training:
-                module.training = mode
 
 
 def _mask_kind(attention: Attention) -> str:

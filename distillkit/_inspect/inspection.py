@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._backbone.declarative import DeclarativeAdapter
+from .._capture.undisturbed import in_eval_mode
 from .._capture.wrappers import accepted_arguments
 from ..errors import DistillKitError
 from ..testing.adapters import check_adapter
@@ -21,7 +22,7 @@ from .outputs import find_hidden, find_outputs
 from .probe import Probe
 from .runs import run_tables
 from .streams import Streams, find_streams
-from .towers import Watched, in_eval_mode
+from .towers import Watched
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .._attention import Attention
 from .._capture.diagnosis import check_not_stale
 from .._capture.record import Record
 from .._capture.scope import Scope
+from .._capture.undisturbed import in_eval_mode
 from ..errors import CaptureError
 from ..testing.silence import silence
 
@@ -214,16 +215,3 @@ def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     with in_eval_mode(model), torch.no_grad():
         torch.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; the modes of all modules and the random state as before outside."""
-    training = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training:
-                module.training = mode

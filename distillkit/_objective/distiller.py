@@ -287,17 +287,20 @@ class Distiller(nn.Module):
     def _run_teacher(self, batch: Mapping[str, Any], used: set[str]) -> Signals:
         if brings_signals(batch):
             used.add(SIGNALS)
-            found: Signals = batch[SIGNALS]
-            return found.to(device_of(self.student), non_blocking=True)
+            return self._beside_student(batch[SIGNALS])
+        view = SideOfBatch(batch, "teacher", used)
         if self._source is not None:
-            found = self._source.run(SideOfBatch(batch, "teacher", used), self._wanted[1])
-            return found.to(device_of(self.student), non_blocking=True)
+            return self._beside_student(self._source.run(view, self._wanted[1]))
         if self._teacher is None:
             raise SignalError(
                 "this distiller has no teacher: pass teacher_signals=, or give it one (a model, or "
                 "a SignalCache)"
             )
-        return self._teacher.run(SideOfBatch(batch, "teacher", used), self._wanted[1])
+        return self._teacher.run(view, self._wanted[1])
+
+    def _beside_student(self, signals: Signals) -> Signals:
+        """Signals that were made elsewhere, where the student is."""
+        return signals.to(device_of(self.student), non_blocking=True)
 
     def normalizer(
         self, batches: Iterable[Mapping[str, Any]], *, progress: float | None = None

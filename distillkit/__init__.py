@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._objective.schedule import Schedule as Schedule
     from ._objective.term import Term as Term
     from ._plugins.hookspecs import hookimpl as hookimpl
+    from ._plugins.offers import signals_of_file as signals_of_file
     from ._plugins.registry import register as register
     from ._plugins.specs import AdapterSpec as AdapterSpec
     from ._plugins.specs import AlignerSpec as AlignerSpec
@@ -107,6 +108,7 @@ _HOMES = {
     "register": "_plugins.registry",
     "build_signals": "_backbone.directions",
     "select_tokens": "_backbone.tokens",
+    "signals_of_file": "_plugins.offers",
 }
 _MODULES = ("errors", "losses", "testing")
 

@@ -26,6 +26,7 @@ from ._plugins.specs import (
     Spec,
     resolve,
 )
+from ._recipe_listing import recipe_block, recipe_details
 from ._version import NOT_INSTALLED, installed_version
 from .errors import DistillKitError, PluginLoadWarning, RecipeError, did_you_mean
 
@@ -178,6 +179,23 @@ def _list(arguments: Arguments) -> int:
     return 0
 
 
+def _list_recipes(arguments: Arguments) -> int:
+    """What every recipe compares and needs; about those that are named, all that there is."""
+    for name in arguments.names:
+        spec = lookup(RecipeSpec, name)
+        print(f"{_details(spec)}{recipe_details(spec)}\n")
+    if not arguments.names:
+        if not provided(RecipeSpec):
+            print(listing("recipes"))
+        for specs in provided(RecipeSpec).values():
+            labels = owner_labels(specs)
+            for owner, spec in specs.items():
+                conflict = " (conflict)" if len(specs) > 1 else ""
+                heading = f"{spec.name}  {labels[owner]}{conflict}  {spec.summary}"
+                print(f"{recipe_block(heading.rstrip(), spec)}\n")
+    return 0
+
+
 def _details(spec: Spec) -> str:
     """Every field of one spec, a line each."""
     owners = [one for one, known in provided(type(spec))[spec.name].items() if known is spec]
@@ -289,7 +307,13 @@ COMMANDS = {
     **{
         name: Command(f"list the {name}, and who provides them", _list, _takes_names)
         for name in _LISTINGS
+        if name != "recipes"
     },
+    "recipes": Command(
+        "list the recipes: what each compares, the signals it needs, which adapters offer them",
+        _list_recipes,
+        _takes_names,
+    ),
     "plugins": Command(
         "list the plugins: what each provides, or why it was left out",
         _list_plugins,

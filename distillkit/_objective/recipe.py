@@ -61,6 +61,24 @@ class TermRecipe(Table):
         return Term(**{field: getattr(self, field) for field in type(self).model_fields})
 
 
+class RecipeGuide(Table):
+    """Who a recipe is for: its row in the table that leads from what one has to a recipe.
+
+    Attributes:
+        teacher: the kind of model that is imitated.
+        student: the kind of model that learns.
+        data: what a batch has to hold.
+        cost: what it costs beside the forward of both models.
+    """
+
+    what = "a recipe's guide"
+
+    teacher: str = ""
+    student: str = ""
+    data: str = ""
+    cost: str = ""
+
+
 class Recipe(Table):
     """The terms of a distillation, as data.
 
@@ -68,6 +86,9 @@ class Recipe(Table):
         name: what the recipe is called.
         summary: one line for the listing.
         reference: where it comes from.
+        equation: the loss of the source as one line, in its own letters.
+        omits: what of the source is not reproduced, and why.
+        guide: who it is for.
         terms: the weighted losses.
 
     Examples:
@@ -81,6 +102,9 @@ class Recipe(Table):
     name: str
     summary: str = ""
     reference: str = ""
+    equation: str = ""
+    omits: str = ""
+    guide: RecipeGuide = RecipeGuide()
     terms: tuple[TermRecipe, ...]
 
     @model_validator(mode="after")

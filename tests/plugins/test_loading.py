@@ -130,6 +130,7 @@ LOSS = "LossSpec('x', 'math:dist', signature='(d),(d)->()')"
         ("return [LossSpec('x', 'm:f', signature='s', tags='nonnegative')]", "tags are strings in a"),
         ("return [LossSpec('x', 'm:f', signature='s', tag=())]", "TypeError.*argument 'tag'"),
         ("return [dk.AdapterSpec('x', matches='', factory='m:f')]", "matches is a pattern over"),
+        ("return [dk.AdapterSpec('x', matches='*', factory='m:f', offers='logits')]", "offers are strings in a tuple .*got 'logits'"),
         ("return [dk.RecipeSpec('x', resource='x.toml')]", "resource is a TOML file inside a pack"),
         ("return [dk.RecipeSpec('x.toml', resource='p:x.toml')]", "ends in .toml is read as a pat"),
         ("return [dk.OperationSpec('x', target='mylib.f', read='m:f')]", "target is \"packa"),

@@ -443,14 +443,16 @@ class Distiller(nn.Module):
 
     def _build_aligners(self, example: Mapping[str, Any] | None) -> None:
         """Everything trainable exists after construction."""
-        unbuilt = [term.name for term in self.objective.each() if not term.is_built]
-        if not unbuilt:
-            return
+        unbuilt = [term for term in self.objective.each() if not term.is_built]
         if example is None:
-            raise RecipeError(
-                f"term {unbuilt[0]!r} has an aligner whose sizes are not known: name them in the "
-                "recipe, or pass a batch, Distiller(..., example=batch)"
-            )
+            waiting = [term.name for term in unbuilt if term.needs_example]
+            if waiting:
+                raise RecipeError(
+                    f"term {waiting[0]!r} has an aligner whose sizes are not known: name them in "
+                    "the recipe, or pass a batch, Distiller(..., example=batch)"
+                )
+        if example is None or not unbuilt:
+            return
         example = checked_batch(example)
         own = SideOfBatch(example, "student", set())
         with dry_run(self), torch.no_grad():

@@ -239,6 +239,14 @@ class Term(nn.Module):
         """Whether every parameter of its aligners exists."""
         return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
 
+    @property
+    def needs_example(self) -> bool:
+        """Whether an aligner cannot work before it has seen both sides."""
+        return any(
+            not getattr(aligner, "is_built", True) and not getattr(aligner, "works_unbuilt", False)
+            for aligner in self.aligners
+        )
+
     def build_aligners(self, student: Signals, teacher: Signals) -> None:
         """Make what the aligners train from one example's signals; what exists stays."""
         comparison = self.compare(student, teacher)

@@ -6,6 +6,15 @@ from .catalogue import catalogue
 from .hookspecs import hookimpl
 from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec
 
+_RECIPES = {
+    "clip_affinity": "TinyCLIP: a small dual encoder matches images and texts as a large one.",
+    "clip_kd": "CLIP-KD: embeddings, contrast with the teacher's, matching over the batch.",
+    "dide": "DiDE: soft labels and cross-modal attention of the last layer.",
+    "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
+    "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
+    "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
+}
+
 
 @hookimpl
 def distillkit_losses() -> list[LossSpec]:
@@ -46,21 +55,8 @@ def distillkit_aligners() -> list[AlignerSpec]:
 @hookimpl
 def distillkit_recipes() -> list[RecipeSpec]:
     return [
-        RecipeSpec(
-            "dide",
-            resource="distillkit:recipes/dide.toml",
-            summary="DiDE: soft labels and cross-modal attention of the last layer.",
-        ),
-        RecipeSpec(
-            "dide_attention",
-            resource="distillkit:recipes/dide_attention.toml",
-            summary="DiDE's attention part, both directions, also where tokens differ.",
-        ),
-        RecipeSpec(
-            "dide_text_to_image",
-            resource="distillkit:recipes/dide_text_to_image.toml",
-            summary="One direction, for teachers without image-to-text attention.",
-        ),
+        RecipeSpec(name, resource=f"distillkit:recipes/{name}.toml", summary=summary)
+        for name, summary in _RECIPES.items()
     ]
 
 

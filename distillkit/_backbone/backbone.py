@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,13 +16,10 @@ from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError
 from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
+from .depth import LayerIndices, Wanted, positions
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
 from .signals import Signals
-
-LayerIndices: TypeAlias = "frozenset[int] | Literal['all']"
-Wanted: TypeAlias = "Mapping[str, LayerIndices]"
-"""Signal -> the layers of it that are compared, as indices from either end."""
 
 ITEMS = "num_items_in_batch"  # by which a loss of transformers divides
 
@@ -108,8 +105,9 @@ class Backbone:
 
         Args:
             batch: name -> tensor; an entry that is None is absent.
-            wanted: signal -> the layers of it that will be asked for, indices or ``"all"``; no
-                other layer's tensors are kept. None keeps everything.
+            wanted: signal -> the layers of it that will be asked for, a set of indices and
+                :class:`Span`, or ``"all"``; no other layer's tensors are kept. None keeps
+                everything.
 
         Raises:
             CaptureError: closed; or a pattern no longer matches, since modules were replaced.
@@ -260,9 +258,6 @@ class Backbone:
 def _chosen_layers(modules: list[list[str]], layers: LayerIndices) -> Iterator[str]:
     """The modules that some layers of a signal are made of; layers pair from the top."""
     depth = min(len(names) for names in modules)
-    indices = range(depth) if isinstance(layers, str) else layers
-    for index in indices:
-        place = index - depth if index >= 0 else index
-        if -depth <= place < 0:
-            for names in modules:
-                yield names[place]
+    for position in positions(layers, depth):
+        for names in modules:
+            yield names[position - depth]

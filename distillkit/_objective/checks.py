@@ -11,6 +11,7 @@ from .._backbone.signals import Signals
 from ..errors import DistillKitError, ShapeError
 from .comparison import Comparison
 from .differences import differences, has_pairs
+from .gathering import alone
 from .objective import Objective, autocast_off
 from .term import Term
 
@@ -95,7 +96,7 @@ def check_term(
     except DistillKitError as error:
         found.append(str(error))
     try:
-        with autocast_off():
+        with autocast_off(), alone():
             value = term(student, teacher, batch, comparison=comparison).item()
     except (DistillKitError, RuntimeError) as error:
         return replace(seen, problems=tuple(found or [str(error)]))

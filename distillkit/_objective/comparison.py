@@ -205,7 +205,8 @@ class Comparison:
             pair = self.pairs[choice[0]]
             if pair.place is None or pair.taught_by is None:
                 continue
-            teachers = [one.taught_by[0] for one in map(self.pairs.__getitem__, choice)]
+            candidates = [self.pairs[i].taught_by for i in choice]
+            teachers = [one[0] for one in candidates if one is not None]
             of = "the best of " if len(choice) > 1 else "the mean of " * (len(teachers[0]) > 1)
             shown = show_positions(layer for one in teachers for layer in one)
             lines.append(

@@ -58,7 +58,7 @@ class LayerRule(NamedTuple):
     @property
     def is_last(self) -> bool:
         """Whether it is the default, which also means signals without layers."""
-        return self.given == "last"
+        return bool(self.given == "last")
 
     @property
     def has_fractions(self) -> bool:
@@ -206,7 +206,8 @@ def _pairs(pairs: Any, given: Any) -> tuple[tuple[int | Span, tuple[int | Span, 
         raise RecipeError(f"{_EXAMPLES}; got {given!r}")
     if not pairs:
         raise RecipeError(f"layers = {given!r} names no pair: {_EXAMPLES}")
-    found, kinds = [], set()
+    found: list[tuple[int | Span, tuple[int | Span, ...]]] = []
+    kinds: set[type] = set()
     for pair in pairs:
         if not _is_list(pair) or len(pair) != 2:
             raise RecipeError(f"layers: {pair!r} is no pair; {_EXAMPLES}")

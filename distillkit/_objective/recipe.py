@@ -44,6 +44,7 @@ class TermRecipe(Table):
     weight: Weight | Schedule = 1.0
     inputs: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    gather: bool = False
     name: str | None = None
 
     @field_validator("on", mode="before")

@@ -16,6 +16,7 @@ from .averaging import Per, averaged
 from .compared import On, compared_signals, label_of
 from .comparison import Comparison, Counted, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
+from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
 from .layer_best import best_of
 from .layer_choice import LayerChoice, layer_rule
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
@@ -66,6 +67,11 @@ class Term(nn.Module):
             as long as the sequence.
         align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
         weight: a number >= 0, or a :class:`Schedule` or its keys.
+        gather: for a loss that compares examples with each other, of signals ``(b, d)``: compute it
+            on the examples of all processes, with gradient, and the ``mask`` and ``inputs`` that
+            have an entry for each. Loss and gradients, averaged over processes as DDP does, are
+            those of one process with the whole batch; ``counts`` are each process's equal share.
+            Every process calls the term equally often, also in evaluation.
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
@@ -102,6 +108,7 @@ class Term(nn.Module):
         weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
+        gather: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -118,7 +125,7 @@ class Term(nn.Module):
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask)
+            refuse_on_task(self.on, self.inputs, options, align, mask, gather)
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
@@ -128,6 +135,15 @@ class Term(nn.Module):
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
         self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
+        self.gather = gather
+        if gather:
+            check_joins_examples(self.name, self.loss_name, self.signature)
+            if self._asked_by_loss:
+                raise RecipeError(
+                    f"term {self.name!r}: gather = true joins tensors, and {self.loss_name!r} asks "
+                    f"which tokens they are ({self._asked_by_loss[0]}), which is known of this "
+                    "process's examples alone"
+                )
         self._counting = Counting(self.name, self.signature, mask)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
@@ -186,10 +202,16 @@ class Term(nn.Module):
         layers = len(comparison.choices)
         shares = None if normalizer is None else self._shares(normalizer, layers)
         step = self._step(comparison, batch)
+        gathering = None
+        if self.gather:
+            first = comparison.aligned(0)
+            check_gatherable(self.name, self.signature and self.loss_name, first)
+            if ranks() > 1:
+                gathering = Gathering(first, step)
         if self.training and torch.is_grad_enabled():
             comparison.check_gradient()
         comparison.counted.clear()
-        means = [self._layer_value(comparison, i, step, shares) for i in range(layers)]
+        means = [self._layer_value(comparison, i, step, shares, gathering) for i in range(layers)]
         return means[0] if layers == 1 else torch.stack(means).mean()
 
     def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> TermInputs:
@@ -209,26 +231,35 @@ class Term(nn.Module):
         index: int,
         step: TermInputs,
         shares: Sequence[Number] | None,
+        gathering: Gathering | None,
     ) -> Tensor:
         """The value of one of the student's layers: align, compare, choose, average."""
-        found = [self._pair_values(comparison, i, step) for i in comparison.choices[index]]
+        found = [
+            self._pair_values(comparison, i, step, gathering) for i in comparison.choices[index]
+        ]
         values, kept = found[0] if len(found) == 1 else best_of(self.name, found)
         if shares is None:
             mean = averaged(values, kept, self.per)
         else:
-            mean = averaged(values, kept, self.per, divisor(shares[index]))
+            whole = divisor(shares[index])
+            # a normalizer is what all count together, divided by their number
+            whole = whole if gathering is None else whole * ranks()
+            mean = averaged(values, kept, self.per, whole)
             check_nothing_counts(self._normalizer, shares[index], mean.amount)
-        comparison.counted.append(Counted(mean.amount, kept, values.shape))
+        amount = mean.amount if gathering is None else mean.amount / ranks()
+        comparison.counted.append(Counted(amount, kept, values.shape))
         return mean.value
 
     def _pair_values(
-        self, comparison: Comparison, index: int, step: TermInputs
+        self, comparison: Comparison, index: int, step: TermInputs, gathering: Gathering | None
     ) -> tuple[Tensor, Tensor | None]:
         """The loss's values of one pair of layers, and which of them count."""
         assert self._function is not None
         students, teachers = comparison.aligned(index, keep=False)
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
+        if gathering is not None:
+            (students, teachers), step = gathering.sides((students, teachers)), gathering.step
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))

@@ -59,23 +59,6 @@ def vectors(weight: Tensor, part: slice) -> tuple[dk.Signals, dk.Signals]:
     )
 
 
-LENGTHS = torch.tensor([3, 3, 4, 1, 4])
-
-
-def real_tokens(part: slice) -> Tensor:
-    """Both processes pad to their own longest text, and one process to the longest of all."""
-    lengths = LENGTHS[part]
-    return torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def tokens(weight: Tensor, part: slice) -> tuple[dk.Signals, dk.Signals]:
-    """A batch without padding has no mask."""
-    real = real_tokens(part)
-    masks = {} if real.all() else {"x": real}
-    student, teacher = (x[0, part, : real.shape[1]] for x in inputs())
-    return dk.Signals({"x": student @ weight}, masks), dk.Signals({"x": teacher}, masks)
-
-
 SCENARIOS: dict[str, Scenario] = {
     **{
         f"{loss}, per {per}": Scenario(
@@ -147,17 +130,29 @@ def averaged(found: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tens
     return loss, gradient / dist.get_world_size(), count
 
 
-TOKENS = Scenario(
-    {
-        "loss": distances, "on": "x", "gather": True, "per": "row",
-        "inputs": {"scale": "scale", "labels": "labels"},
-    },
-    tokens,
-    lambda part: {
-        "scale": torch.tensor(2.0, dtype=torch.float64),
-        "labels": torch.where(real_tokens(part), 1, -100),
-    },
-)  # fmt: skip
+def texts(lengths: list[int]) -> Scenario:
+    """Of texts: both processes pad to their own longest, and one process to the longest of all."""
+
+    def real(part: slice) -> Tensor:
+        own = torch.tensor(lengths)[part]
+        return torch.arange(int(own.max())) < own[:, None]
+
+    def sides(weight: Tensor, part: slice) -> tuple[dk.Signals, dk.Signals]:
+        kept = real(part)
+        masks = {} if kept.all() else {"x": kept}  # a batch without padding has no mask
+        student, teacher = (x[0, part, : kept.shape[1]] for x in inputs())
+        return dk.Signals({"x": student @ weight}, masks), dk.Signals({"x": teacher}, masks)
+
+    def batch(part: slice) -> dict[str, Tensor]:
+        scale = torch.tensor(2.0, dtype=torch.float64)
+        return {"scale": scale, "labels": torch.where(real(part), 1, -100)}
+
+    inputs_of = {"scale": "scale", "labels": "labels"}
+    term = {"loss": distances, "on": "x", "gather": True, "per": "row", "inputs": inputs_of}
+    return Scenario(term, sides, batch)
+
+
+TEXTS = {"one pads": texts([3, 3, 4, 1, 4]), "neither pads": texts([3, 3, 4, 4, 4])}
 
 
 def drawn() -> Iterator[tuple[Scenario, int, int]]:
@@ -241,7 +236,8 @@ if __name__ == "__main__":
         for scenario, seed, cut in drawn()
     ]
     results["counted"] = counted(part)
-    results["tokens"] = averaged(value(TOKENS, part))
+    for name, scenario in TEXTS.items():
+        results[name] = averaged(value(scenario, part))
     results["compiled"] = averaged(value(SCENARIOS["two layers"], part, compiled=True))
     distiller = distiller_of()
     wrapped = DistributedDataParallel(distiller, find_unused_parameters=True)

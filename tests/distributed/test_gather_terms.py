@@ -50,10 +50,11 @@ def test_what_the_batch_alone_tells_is_what_counts(two):
         assert found["counted"]["info_nce/logits"] == 2.5, "of 5 examples, averaged over 2"
 
 
-def test_tokens_are_padded_to_the_longest_and_the_padding_does_not_count(two):
-    expected = gather_terms.value(gather_terms.TOKENS, slice(None))
+@pytest.mark.parametrize("name", gather_terms.TEXTS)
+def test_tokens_are_padded_to_the_longest_and_the_padding_does_not_count(name, two):
+    expected = gather_terms.value(gather_terms.TEXTS[name], slice(None))
     for found in two:
-        assert_close(found["tokens"], expected, rtol=1e-12, atol=1e-12)
+        assert_close(found[name], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_code_gathers(two):

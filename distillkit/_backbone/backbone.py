@@ -105,9 +105,8 @@ class Backbone:
 
         Args:
             batch: name -> tensor; an entry that is None is absent.
-            wanted: signal -> the layers of it that will be asked for, a set of indices and
-                :class:`Span`, or ``"all"``; no other layer's tensors are kept. None keeps
-                everything.
+            wanted: signal -> the layers of it that will be asked for, indices or ``"all"``; no
+                other layer's tensors are kept. None keeps everything.
 
         Raises:
             CaptureError: closed; or a pattern no longer matches, since modules were replaced.

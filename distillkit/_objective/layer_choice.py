@@ -93,8 +93,8 @@ class LayerRule(NamedTuple):
                     f'layers and the teacher {teacher}; layers = "uniform" spaces the teacher\'s '
                     "evenly, or name pairs: layers = [[0, 1], ...]"
                 )
-            return [Matched(i, (i,)) for i in range(student)]
-        if self.span is not None:
+            found = [Matched(i, (i,)) for i in range(student)]
+        elif self.span is not None:
             found = self._spaced(self.span.of(student), self.span.of(teacher))
         else:
             found = [

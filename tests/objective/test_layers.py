@@ -382,6 +382,14 @@ class TestBest:
         term = dk.Term(loss, on="a", layers={"pairs": [[0, [0, 1]]], "match": "best"})
         assert term(*sides(student, teacher, name="a")).item() == 18
 
+    def test_the_choice_does_not_wait_for_a_device(self):
+        with torch.device("meta"):
+            student = [torch.randn(2, 3, 4, requires_grad=True)]
+            teacher = [torch.randn(2, 3, 4) for _ in range(3)]
+            mask = torch.ones(2, 3).bool()
+            value = dk.Term("mse", on=NAME, layers=self.LAYERS)(*sides(student, teacher, mask))
+        assert value.device.type == "meta"  # which has no numbers to look at
+
     def test_a_layer_with_nan_is_seen(self):
         teacher = hidden(3)
         teacher[1][0] = math.nan
@@ -393,6 +401,15 @@ class TestBest:
         term = dk.Term("cka_distance", on=NAME, layers=self.LAYERS)
         with pytest.raises(errors.RecipeError, match="has no values of examples"):
             term(*sides(student, teacher))
+
+    @pytest.mark.parametrize("loss", ["mse", "rkd_distance"])
+    def test_of_no_example_there_is_no_best(self, loss):
+        student, teacher = hidden(1, learns=True, examples=0), hidden(3, examples=0)
+        if loss == "rkd_distance":
+            student, teacher = ([x[:, 0] for x in side] for side in (student, teacher))
+        value = dk.Term(loss, on=NAME, layers=self.LAYERS)(*sides(student, teacher))
+        value.backward()
+        assert value == 0
 
     def test_a_normalizer_for_each_of_the_students_layers(self):
         student, teacher = hidden(2, learns=True), hidden(4, seed=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,13 +16,10 @@ from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError
 from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
+from .depth import LayerIndices, Wanted, positions
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
 from .signals import Signals
-
-LayerIndices: TypeAlias = "frozenset[int] | Literal['all']"
-Wanted: TypeAlias = "Mapping[str, LayerIndices]"
-"""Signal -> the layers of it that are compared, as indices from either end."""
 
 ITEMS = "num_items_in_batch"  # by which a loss of transformers divides
 
@@ -260,9 +257,6 @@ class Backbone:
 def _chosen_layers(modules: list[list[str]], layers: LayerIndices) -> Iterator[str]:
     """The modules that some layers of a signal are made of; layers pair from the top."""
     depth = min(len(names) for names in modules)
-    indices = range(depth) if isinstance(layers, str) else layers
-    for index in indices:
-        place = index - depth if index >= 0 else index
-        if -depth <= place < 0:
-            for names in modules:
-                yield names[place]
+    for position in positions(layers, depth):
+        for names in modules:
+            yield names[position - depth]

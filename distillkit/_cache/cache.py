@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._backbone.backbone import Backbone, Wanted
+from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
+from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
 from .._version import installed_version
 from ..errors import CacheError, CacheWarning, OptionError

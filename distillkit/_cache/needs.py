@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .._backbone.backbone import LayerIndices, Wanted
+from .._backbone.depth import LayerIndices, Wanted
 from .._objective.objective import Objective, wanted_layers
 from .._objective.term import Term
 
@@ -15,7 +15,7 @@ class Need:
     """What is needed of one signal.
 
     Attributes:
-        layers: as indices from either end; empty for a signal without layers.
+        layers: as indices from either end and as relative depths.
         tokens: an aligner asks which tokens its entries are.
         padding: a term counts padded positions too.
         averages_heads: every term compares an attention's probabilities averaged over its heads.
@@ -59,13 +59,6 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
 def wanted_of(needs: Needs) -> Wanted:
     """The layers that a backbone keeps for them."""
     return {name: need.layers for name, need in needs.items()}
-
-
-def positions(layers: LayerIndices, depth: int) -> tuple[int, ...]:
-    """The layers as positions from the bottom of so many; those that are not there are left out."""
-    indices = range(depth) if isinstance(layers, str) else layers
-    there = {index % depth for index in indices if -depth <= index < depth}
-    return tuple(sorted(there))
 
 
 def _together(one: Need, other: Need) -> Need:

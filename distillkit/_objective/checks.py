@@ -11,6 +11,7 @@ from .._backbone.signals import Signals
 from ..errors import DistillKitError, ShapeError
 from .comparison import Comparison
 from .differences import differences, has_pairs
+from .gathering import alone
 from .objective import Objective, autocast_off
 from .term import Term
 
@@ -27,6 +28,7 @@ class TermCheck:
         counts: how much of what is compared counts, after padding, ``mask`` and ``where``.
         value: the unweighted value; None where it could not be computed.
         problems: what differs or is missing, each with its fix.
+        layers: the layers of both sides that are compared, where the term chooses some.
     """
 
     term: str
@@ -36,6 +38,7 @@ class TermCheck:
     counts: str = "-"
     value: float | None = None
     problems: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Check:
             "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
+        lines += [f"{one.term}: layer {'; '.join(one.layers)}" for one in self.terms if one.layers]
         problems = [f"! {p}" for one in self.terms for p in one.problems]
         problems += [f"! {p}" for p in self.problems]
         return "\n".join([*lines, *self.signals, *(problems or ["ready to train"])])
@@ -81,8 +85,9 @@ def check_term(
         comparison = term.compare(student, teacher)
         sides = comparison.pairs[0]
         seen = TermCheck(
-            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align
-        )
+            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align,
+            layers=() if term.layers.is_last else tuple(comparison.layer_lines()),
+        )  # fmt: skip
     except DistillKitError as error:
         return TermCheck(term.name, align=align, problems=(str(error),))
     found = differences(term, comparison) if has_pairs(comparison) else []
@@ -91,7 +96,7 @@ def check_term(
     except DistillKitError as error:
         found.append(str(error))
     try:
-        with autocast_off():
+        with autocast_off(), alone():
             value = term(student, teacher, batch, comparison=comparison).item()
     except (DistillKitError, RuntimeError) as error:
         return replace(seen, problems=tuple(found or [str(error)]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import widen
-from .._backbone.backbone import LayerIndices, Wanted
+from .._backbone.depth import LayerIndices, Wanted
 from .._backbone.signals import Signals
 from ..errors import RecipeError, SignalError
 from .comparison import Comparison
@@ -166,14 +166,13 @@ def wanted_layers(objective: Objective, side: int) -> Wanted:
     """Signal -> the layers of one side (0: the student's, 1: the teacher's) that terms compare."""
     found: dict[str, LayerIndices] = {}
     for term in objective.each():
+        layers = term.layers.wanted(side)
         for name in (one[side] for one in term.on):
             known = found.get(name, frozenset())
-            if isinstance(known, str) or term.layers == "all":
+            if isinstance(known, str) or isinstance(layers, str):
                 found[name] = "all"
-            elif isinstance(term.layers, str):
-                found[name] = known | {-1}
             else:
-                found[name] = known | {pair[side] for pair in term.layers}
+                found[name] = known | layers
     return found
 
 

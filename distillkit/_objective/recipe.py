@@ -14,11 +14,18 @@ from .._plugins.specs import RecipeSpec, resource_file
 from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
 from .compared import compared_signals, label_of
+from .layer_choice import layer_rule
 from .objective import Objective
 from .schedule import Schedule
 from .term import TASK, Term
 
 Signal = str | dict[Literal["student", "teacher"], str]
+LayerWord = Literal["last", "first", "middle", "uniform", "all"]
+LayerPairs = tuple[tuple[int | float, int | float | tuple[int | float, ...]], ...]
+LayerTable = dict[
+    Literal["from", "to", "pairs", "match"],
+    Annotated[float, Field(ge=0, le=1)] | LayerPairs | Literal["mean", "best", "uniform"],
+]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -29,7 +36,7 @@ class TermRecipe(Table):
 
     loss: str
     on: Signal | tuple[Signal, ...] = ()
-    layers: Literal["last", "all"] | tuple[tuple[int, int], ...] = "last"
+    layers: LayerWord | LayerPairs | LayerTable = "last"
     rows: Literal["valid", "all"] = "valid"
     per: Literal["example", "row"] = "example"
     mask: str | None = None
@@ -37,12 +44,19 @@ class TermRecipe(Table):
     weight: Weight | Schedule = 1.0
     inputs: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    gather: bool = False
     name: str | None = None
 
     @field_validator("on", mode="before")
     @classmethod
     def _names_signals(cls, given: Any) -> Any:
         compared_signals(given)  # says what is wrong in one line, not once for each of three types
+        return given
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _names_layers(cls, given: Any) -> Any:
+        layer_rule(given)  # one line, too
         return given
 
     @model_validator(mode="after")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._backbone.adapter import Adapter
-from .._backbone.backbone import Backbone, Wanted
+from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
+from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
 from ..errors import SignalError
 from .objective import Objective

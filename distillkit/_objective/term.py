@@ -14,8 +14,11 @@ from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
 from .averaging import Per, averaged
 from .compared import On, compared_signals, label_of
-from .comparison import Comparison, Counted, LayerChoice, widened
+from .comparison import Comparison, Counted, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
+from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
+from .layer_best import best_of
+from .layer_choice import LayerChoice, layer_rule
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
 from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
 from .schedule import Schedule
@@ -33,8 +36,26 @@ class Term(nn.Module):
             student's own loss.
         on: a signal, ``{"student": ..., "teacher": ...}`` where the sides have it under different
             names, or a list of these: all of the student's come first, then the teacher's.
-        layers: of signals with layers: ``"last"``, ``"all"`` (equal depths), or pairs
-            ``[student, teacher]``. The value is the mean over the chosen pairs.
+        layers: of signals with layers, one of
+
+            - ``"last"``, ``"first"``; ``"all"``, layer i with layer i of equal depths;
+            - ``"uniform"``, every layer of the student with an evenly spaced one of the teacher;
+              ``"middle"``, the middle 30-70 % of each side as
+              ``{"from": 0.3, "to": 0.7, "match": "mean"}``;
+            - pairs ``[student, teacher]`` of indices from either end, or of fractions: f of n
+              layers is layer ``f * (n - 1)``, rounded, halves up. 1 is the second layer and 1.0
+              the last, so that no choice mixes them. A pair may have a group of the teacher's
+              layers, ``[0, [0, 1, 2]]``;
+            - a table with ``from`` and ``to``, fractions that both belong to it, or with ``pairs``;
+              and ``match``. Between ``from`` and ``to`` the teacher's t layers are cut into runs
+              for the student's s: run k is ``k * t // s`` to ``(k + 1) * t // s`` without its end,
+              or ``k * t // s`` alone where that is empty.
+
+            ``match`` compares a layer with its group's ``"mean"``, the default, of hidden states or
+            of probabilities, which keeps heads and leaves out rows that one of them leaves out;
+            with the ``"best"`` for each example, which has the smallest mean of the loss's values
+            that count (ties: the lower layer); or, of runs, with the last layer alone,
+            ``"uniform"``. The value is the mean over the student's layers.
         rows: ``"valid"`` leaves padding out; ``"all"`` averages over padded positions too, as the
             DiDE paper does.
         per: ``"example"``: the mean over examples of each example's mean, so that splitting a
@@ -46,6 +67,11 @@ class Term(nn.Module):
             as long as the sequence.
         align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
         weight: a number >= 0, or a :class:`Schedule` or its keys.
+        gather: for a loss that compares examples with each other, of signals ``(b, d)``: compute it
+            on the examples of all processes, with gradient, and the ``mask`` and ``inputs`` that
+            have an entry for each. Loss and gradients, averaged over processes as DDP does, are
+            those of one process with the whole batch; ``counts`` are each process's equal share.
+            Every process calls the term equally often, also in evaluation.
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
@@ -82,12 +108,13 @@ class Term(nn.Module):
         weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
+        gather: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__()
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
         self.on = compared_signals(on)
-        self.layers = checked_choice("layers", layers, ("last", "all"))
+        self.layers = layer_rule(layers)
         self.rows = checked_choice("rows", rows, ("valid", "all"))
         self.per = checked_choice("per", per, ("example", "row"))
         self.weight = checked_weight(weight)
@@ -98,7 +125,7 @@ class Term(nn.Module):
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask)
+            refuse_on_task(self.on, self.inputs, options, align, mask, gather)
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
@@ -108,6 +135,15 @@ class Term(nn.Module):
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
         self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
+        self.gather = gather
+        if gather:
+            check_joins_examples(self.name, self.loss_name, self.signature)
+            if self._asked_by_loss:
+                raise RecipeError(
+                    f"term {self.name!r}: gather = true joins tensors, and {self.loss_name!r} asks "
+                    f"which tokens they are ({self._asked_by_loss[0]}), which is known of this "
+                    "process's examples alone"
+                )
         self._counting = Counting(self.name, self.signature, mask)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
@@ -151,7 +187,8 @@ class Term(nn.Module):
             teacher: the teacher's.
             batch: where ``inputs`` and ``mask`` find their entries.
             normalizer: how much counts in the whole batch, of which this is a part: divides the
-                sum instead of what counts here. One number, or one for each pair of layers.
+                sum instead of what counts here. One number, or one for each of the student's
+                layers.
             comparison: what :meth:`compare` made of these signals before; its ``counted`` then
                 says how much counted.
 
@@ -162,14 +199,20 @@ class Term(nn.Module):
         """
         if comparison is None:
             comparison = self.compare(student, teacher)
-        pairs = len(comparison.pairs)
-        shares = None if normalizer is None else self._shares(normalizer, pairs)
+        layers = len(comparison.choices)
+        shares = None if normalizer is None else self._shares(normalizer, layers)
         step = self._step(comparison, batch)
+        gathering = None
+        if self.gather:
+            first = comparison.aligned(0)
+            check_gatherable(self.name, self.signature and self.loss_name, first)
+            if ranks() > 1:
+                gathering = Gathering(first, step)
         if self.training and torch.is_grad_enabled():
             comparison.check_gradient()
         comparison.counted.clear()
-        values = [self._layer_value(comparison, i, step, shares) for i in range(pairs)]
-        return values[0] if pairs == 1 else torch.stack(values).mean()
+        means = [self._layer_value(comparison, i, step, shares, gathering) for i in range(layers)]
+        return means[0] if layers == 1 else torch.stack(means).mean()
 
     def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> TermInputs:
         """The inputs that every layer of this step shares."""
@@ -188,12 +231,35 @@ class Term(nn.Module):
         index: int,
         step: TermInputs,
         shares: Sequence[Number] | None,
+        gathering: Gathering | None,
     ) -> Tensor:
-        """One layer's value: align, compare, average."""
+        """The value of one of the student's layers: align, compare, choose, average."""
+        found = [
+            self._pair_values(comparison, i, step, gathering) for i in comparison.choices[index]
+        ]
+        values, kept = found[0] if len(found) == 1 else best_of(self.name, found)
+        if shares is None:
+            mean = averaged(values, kept, self.per)
+        else:
+            whole = divisor(shares[index])
+            # a normalizer is what all count together, divided by their number
+            whole = whole if gathering is None else whole * ranks()
+            mean = averaged(values, kept, self.per, whole)
+            check_nothing_counts(self._normalizer, shares[index], mean.amount)
+        amount = mean.amount if gathering is None else mean.amount / ranks()
+        comparison.counted.append(Counted(amount, kept, values.shape))
+        return mean.value
+
+    def _pair_values(
+        self, comparison: Comparison, index: int, step: TermInputs, gathering: Gathering | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss's values of one pair of layers, and which of them count."""
         assert self._function is not None
         students, teachers = comparison.aligned(index, keep=False)
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
+        if gathering is not None:
+            (students, teachers), step = gathering.sides((students, teachers)), gathering.step
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
@@ -201,19 +267,12 @@ class Term(nn.Module):
             values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        kept = self._counting.kept(values, (students[0], teachers[0]), step)
-        if shares is None:
-            mean = averaged(values, kept, self.per)
-        else:
-            mean = averaged(values, kept, self.per, divisor(shares[index]))
-            check_nothing_counts(self._normalizer, shares[index], mean.amount)
-        comparison.counted.append(Counted(mean.amount, kept, values.shape))
-        return mean.value
+        return values, self._counting.kept(values, (students[0], teachers[0]), step)
 
-    def _shares(self, normalizer: Number, pairs: int) -> list[Number]:
-        """The divisor of each pair of layers."""
+    def _shares(self, normalizer: Number, layers: int) -> list[Number]:
+        """The divisor of each of the student's layers."""
         check_number(self._normalizer, normalizer)
-        return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
+        return [of_layer(self._normalizer, normalizer, i, layers) for i in range(layers)]
 
     def values(
         self, students: Sequence[Any], teachers: Sequence[Any], batch: Mapping[str, Any]

@@ -526,7 +526,7 @@ class TestLayers:
         torch.testing.assert_close(term(left, right), torch.stack(expected).mean())
 
     def test_no_layers_at_all(self):
-        for chosen in ("all", []):
+        for chosen in ("all", "first", "uniform", "middle", [[0, 0]], [[0.5, 0.5]]):
             term = dk.Term("mse", on="h", layers=chosen)
             with pytest.raises(errors.RecipeError, match="a layer that is not there"):
                 term(dk.Signals({"h": []}), dk.Signals({"h": []}))

@@ -32,6 +32,8 @@ class Adapter(Protocol):
       attends to padding. Any other mask that does not reach the model is an error.
     - ``entries``: names of the batch entries that ``inputs`` and ``layout`` read, for loops that
       drop columns which nobody names.
+    - ``predicts``: ``"next"`` or ``"same"``: which token the logits at a position are of, for
+      ``logits.response``; without it, labels and input show it.
     - ``through``: what it gives :func:`build_signals` under that name, for the adapter kit.
     - ``for_model(model)``: this adapter for another model of the family.
     """

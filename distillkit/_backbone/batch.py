@@ -53,6 +53,17 @@ class SideOfBatch(Mapping[str, Any]):
             return None
         return None if self._side == "teacher" and _are_labels(name) else name
 
+    def labels(self) -> Any:
+        """The labels, for what is computed beside the model: the teacher itself never sees them.
+
+        None: there are none.
+        """
+        for name in (f"{self._prefix}labels", "labels", "student_labels"):
+            if self._batch.get(name) is not None:
+                self.used.add(name)
+                return self._batch[name]
+        return None
+
     def says_none(self, name: str) -> bool:
         """Whether the entry is there and is None, which says that it is absent."""
         there = name in self._batch or f"{self._prefix}{name}" in self._batch

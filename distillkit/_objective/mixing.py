@@ -81,8 +81,9 @@ def confidence_weights(logits: Sequence[Tensor], labels: Tensor | None = None) -
         >>> confidence_weights([sure, unsure])[:, 0]
         tensor([0.6664, 0.3336])
 
-    Source: Zhang, Chen and Wang 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation",
-    equation 3; the entropy in place of labels is not theirs.
+    Source: Zhang, Chen and Wang 2022 (CA-MKD), "Confidence-Aware Multi-Teacher Knowledge
+    Distillation", the weights of its predictions' loss; the entropy in place of labels is not
+    theirs.
     """
     logs = torch.stack([_log_softmax(widen(x)) for x in logits])
     if labels is None:

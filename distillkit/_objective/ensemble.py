@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial, reduce
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -119,7 +119,7 @@ class TeacherChoice:
                 f"term {self._term!r} does not say which teacher it learns from; the distiller has "
                 f'{names}: teacher = "{known[0]}", or "all"'
             )
-        chosen = tuple(known) if self.given == ALL else self.given
+        chosen = tuple(known) if isinstance(self.given, str) else self.given
         for name in chosen:
             if name not in known:
                 raise unknown_name(f"teacher (of term {self._term!r})", name, known)
@@ -202,7 +202,7 @@ class TeacherChoice:
         if len(kinds) > 1 or len({tuple(one.shape) for one in values}) > 1:
             raise ShapeError(self._unlike(signal, _shapes(found)))
         values = [one.to(values[0].device) for one in values]
-        weights = self._fixed(found)
+        weights: Weights = self._fixed(found)
         if isinstance(values[0], Attention):
             return self._mean_attention(values, weights)
         if self.ensemble.mean == "logits" or not _are_logits(signal):
@@ -217,9 +217,8 @@ class TeacherChoice:
         scores = [one.with_rows(None).scores() for one in parts]
         assert self._temperature is not None
         mean = mean_probabilities(scores, weights, self._temperature)
-        keyed = reduce(both, [(x != -torch.inf).any(-1, keepdim=True) for x in scores])
-        assert keyed is not None
-        rows = reduce(both, [one.rows for one in parts])
+        keyed = torch.stack([(x != -torch.inf).any(-1, keepdim=True) for x in scores]).all(0)
+        rows = _everybodys([one.rows for one in parts])
         return Attention.from_scores(torch.where(keyed, mean, -torch.inf), rows=rows)
 
     def _fixed(self, names: Mapping[str, Any]) -> list[float]:
@@ -243,8 +242,7 @@ class TeacherChoice:
         given = {name: mask for name, mask in masks.items() if mask is not None}
         if len({mask.shape for mask in given.values()}) > 1:
             raise ShapeError(self._unlike(f"mask of {signal}", _shapes(given)))
-        device = next(iter(given.values())).device if given else None
-        return reduce(both, [mask.to(device) for mask in given.values()], None)
+        return _everybodys(list(given.values()))
 
     def _axes(self, signal: str, parts: Sequence[Signals]) -> TokenAxes:
         found = [one.axes(signal) for one in parts]
@@ -269,13 +267,9 @@ class TeacherChoice:
                 f"{' and '.join(sorted(differ & {'modality', 'special'}))}, so their mean has no "
                 'meaning: give each a term of its own, teacher = "<name>"'
             )
-        unknown = dict.fromkeys(differ - {"valid"})
-        device = first.valid.device if first.valid is not None else None
-        valid = reduce(
-            both,
-            [x.valid if device is None or x.valid is None else x.valid.to(device) for x in known],
-        )
-        return replace(first, **{**unknown, "valid": valid})
+        unknown: dict[str, Any] = dict.fromkeys(differ)
+        unknown["valid"] = _everybodys([one.valid for one in known])
+        return replace(first, **unknown)
 
     def _unlike(self, what: str, of: Mapping[str, object]) -> str:
         listed = ", ".join(f"{name!r} {size}" for name, size in of.items())
@@ -333,6 +327,14 @@ def _checked_ensemble(term: str, given: str | Mapping[str, float] | None) -> Ens
             f'"confidence:<entry of the labels>"; got {given!r}: {did_you_mean(mean, _MEANS)}'
         )
     return Ensemble(mean, labels or None)
+
+
+def _everybodys(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """The positions that all masks keep, on the first one's device; None keeps everything."""
+    kept: Tensor | None = None
+    for mask in masks:
+        kept = both(kept, mask if mask is None or kept is None else mask.to(kept.device))
+    return kept
 
 
 def _are_logits(signal: str) -> bool:

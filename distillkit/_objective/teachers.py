@@ -178,13 +178,14 @@ class Teachers:
         if brings:
             used.add(SIGNALS)
             for name, signals in self._by_name(brought).items():
-                found.setdefault(name, signals.to(device, non_blocking=True))
-        signals = {
+                if name in needed and name not in found:
+                    found[name] = signals.to(device, non_blocking=True)
+        ran = {
             name: found[name] if name in found else self._run(name, batch, used, device)
             for name in self.names
             if name in needed
         }
-        return Ran(signals if self._several else signals[ONLY], all_here)
+        return Ran(ran if self._several else ran[ONLY], all_here)
 
     def _by_name(self, given: TeacherSignals | None) -> dict[str, Signals]:
         if given is None:

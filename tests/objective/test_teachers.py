@@ -288,6 +288,12 @@ class TestErrors:
         with pytest.raises(errors.UnknownNameError, match="of teacher_adapter="):
             distiller_of(teacher_adapter={"c": ADAPTER})
 
+    def test_teachers_before_one_that_fails_are_given_back(self):
+        teachers = models()[1]
+        with pytest.raises(errors.UnknownNameError, match="nowhere"):
+            distiller_of(teachers=teachers, teacher_adapter={"a": ADAPTER, "b": "nowhere"})
+        assert all(p.requires_grad for p in teachers["a"].parameters())
+
     def test_the_teacher_of_several(self):
         distiller = distiller_of()
         with pytest.raises(errors.SignalError, match=r"distiller.teachers\[name\]"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import distillkit as dk
 from distillkit import errors, testing
+from distillkit.__main__ import main
 from distillkit._backbone.axis import TokenAxis
 from distillkit._backbone.batch import NamedTeacher, SideOfBatch
 from tests.support import tiny
@@ -193,6 +194,25 @@ class TestSignals:
             twice = caches["b"].joining(caches["a"].joining(collate, teacher=first), teacher=then)
             with pytest.raises(errors.SignalError, match="brings 'teacher_signals' already"):
                 twice([])
+
+
+def b_and_its_batches():
+    """For the command line: the teacher "b" and what it is run on."""
+    return dk.Backbone(models()[1]["b"], ADAPTER), [{**tiny.batch(4), "id": [0, 1, 2, 3]}]
+
+
+def test_the_command_line_fills_for_one_teacher(tmp_path):
+    recipe = tmp_path / "two.toml"
+    terms = [
+        f'[[terms]]\nloss = "{t["loss"]}"\non = "{t["on"]}"\nteacher = "{t["teacher"]}"'
+        for t in BOTH
+    ]
+    recipe.write_text('name = "two"\n' + "\n".join(terms))
+    place, target = str(tmp_path / "b"), f"{__name__}:b_and_its_batches"
+    assert main(["cache", "fill", place, target, "--recipe", str(recipe), "--teacher", "b"]) == 0
+    assert list(dk.SignalCache(place).sizes()) == ["attention.text_to_image"]
+    with pytest.raises(errors.RecipeError, match="has no term of the teacher 'c'"):
+        dk.load_recipe(recipe).of_teacher("c")
 
 
 class TestEntries:

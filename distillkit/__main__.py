@@ -150,6 +150,9 @@ def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
         "--recipe", action="append", default=[], help="what signals are stored for; repeatable"
     )
     fill.add_argument(
+        "--teacher", help="of recipes for several teachers, the name of this one: its terms alone"
+    )
+    fill.add_argument(
         "--key", action="append", default=[], help="the batch entry that tells examples apart"
     )
     fill.add_argument("--error", type=float, help="the mean error that is allowed; 0 by default")

@@ -74,7 +74,8 @@ def _averages_heads(term: Term) -> bool:
     """Whether a term needs no more of an attention than one map for all heads.
 
     At a temperature the heads are softened before they are averaged, and aligners see them apart.
+    Another teacher of an ensemble has them apart, too.
     """
     options = term.options
     plain = options.get("temperature", 1.0) == 1.0 and not len(term.aligners)
-    return options.get("heads") == "mean" and plain
+    return options.get("heads") == "mean" and plain and not term.teachers.is_ensemble

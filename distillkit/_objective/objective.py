@@ -14,6 +14,7 @@ from .._backbone.depth import LayerIndices, Wanted
 from .._backbone.signals import Signals
 from ..errors import RecipeError, SignalError
 from .comparison import Comparison
+from .ensemble import TeacherSignals
 from .normalizer import Normalizer, Number, normalizer_of_terms, share_of_task
 from .term import Term
 
@@ -66,12 +67,47 @@ class Objective(nn.Module):
         weights = {term.name: term.weight_at(progress) for term in self.each()}
         return {name: weight for name, weight in weights.items() if weight != 0}
 
-    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+    def of_teacher(self, name: str, names: Sequence[str]) -> Objective:
+        """The terms that learn from one of several teachers; they are shared, not copied.
+
+        Args:
+            name: its name.
+            names: those of all teachers.
+
+        Raises:
+            RecipeError: there is no such term; a term that names no teacher.
+            UnknownNameError: a term of an unknown teacher.
+        """
+        found = [term for term in self._comparing() if name in term.teachers.names(names)]
+        if not found:
+            raise RecipeError(
+                f"no term learns from the teacher {name!r}: name it in one, teacher = "
+                f'"{name}", or leave it out'
+            )
+        return Objective(found)
+
+    def check_one_teacher(self) -> None:
+        """Refuse terms that name their teacher, where there is a single one without a name."""
+        for term in self._comparing():
+            term.teachers.names(None)
+
+    def teachers(self, active: Collection[str], names: Sequence[str]) -> list[str]:
+        """Those of several teachers that terms in ``active`` learn from."""
+        terms = [term for term in self._comparing() if term.name in active]
+        needed = {name for term in terms for name in term.teachers.names(names)}
+        return [name for name in names if name in needed]
+
+    def _comparing(self) -> list[Term]:
+        return [term for term in self.each() if not term.is_task]
+
+    def build_aligners(
+        self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
+    ) -> None:
         """Make what aligners train from one example's signals."""
         with torch.no_grad():
             for term in self.each():
                 if not term.is_built:
-                    term.build_aligners(student, teacher)
+                    term.build_aligners(student, teacher, batch)
 
     def compares(self, progress: float | None) -> bool:
         """Whether a term at this progress needs the teacher."""
@@ -79,7 +115,11 @@ class Objective(nn.Module):
         return any(term.name in active and not term.is_task for term in self.each())
 
     def compare(
-        self, student: Signals, teacher: Signals, active: Collection[str]
+        self,
+        student: Signals,
+        teacher: TeacherSignals,
+        active: Collection[str],
+        batch: Mapping[str, Any] | None = None,
     ) -> dict[str, Comparison]:
         """Term -> both of its sides in this step, of the terms in ``active`` that compare.
 
@@ -88,15 +128,15 @@ class Objective(nn.Module):
             RecipeError: layers that are not there.
         """
         return {
-            term.name: term.compare(student, teacher)
-            for term in self.each()
-            if term.name in active and not term.is_task
+            term.name: term.compare(student, teacher, batch)
+            for term in self._comparing()
+            if term.name in active
         }
 
     def forward(
         self,
         student: Signals,
-        teacher: Signals,
+        teacher: TeacherSignals,
         *,
         batch: Mapping[str, Any] | None = None,
         task: Tensor | None = None,
@@ -109,7 +149,7 @@ class Objective(nn.Module):
 
         Args:
             student: the student's signals, with gradient.
-            teacher: the teacher's, usually detached.
+            teacher: the teacher's, usually detached; of several teachers, name -> signals.
             batch: where terms with ``inputs`` or ``mask`` find their entries.
             task: the student's own loss, for a term ``"task"``.
             progress: the part of training that is done, in [0, 1]; scheduled weights need it.
@@ -149,13 +189,18 @@ class Objective(nn.Module):
                     if task_items is not None:
                         counts[name] = torch.as_tensor(task_items).detach()
                 else:
-                    both = known.get(name) or term.compare(student, teacher)
+                    both = known.get(name) or term.compare(student, teacher, batch)
                     value = term(student, teacher, batch, normalizer=share, comparison=both)
                     counts[name] = both.counts
                 total = _plus(total, active[name], value)
                 parts[name] = value.detach().float()
         weights = {term.name: active.get(term.name, 0.0) for term in terms}
         return Result(torch.zeros(()) if total is None else total, parts, weights, counts)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the terms."""
+        return [term.name for term in self.each()]
 
     def each(self) -> list[Term]:
         """The terms, in their order."""

@@ -67,7 +67,7 @@ def refuse_on_task(*given: Any) -> None:
     if any(given):
         raise RecipeError(
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
-            "`inputs`, `mask`, `options`, `align` or `gather`"
+            "`inputs`, `mask`, `options`, `align`, `gather`, `teacher` or `ensemble`"
         )
 
 

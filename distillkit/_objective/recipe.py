@@ -13,11 +13,12 @@ from .._plugins.registry import lookup
 from .._plugins.specs import RecipeSpec, resource_file
 from .._tables import Table, validated
 from ..errors import RecipeError, unknown_name
-from .compared import compared_signals, label_of
+from .compared import compared_signals
+from .ensemble import ALL, given_names
 from .layer_choice import layer_rule
 from .objective import Objective
 from .schedule import Schedule
-from .term import TASK, Term
+from .term import Term, default_name
 
 Signal = str | dict[Literal["student", "teacher"], str]
 LayerWord = Literal["last", "first", "middle", "uniform", "all"]
@@ -46,6 +47,8 @@ class TermRecipe(Table):
     options: dict[str, Any] = Field(default_factory=dict)
     gather: bool = False
     name: str | None = None
+    teacher: str | tuple[str, ...] | None = None
+    ensemble: str | dict[str, Weight] | None = None
 
     @field_validator("on", mode="before")
     @classmethod
@@ -67,8 +70,8 @@ class TermRecipe(Table):
     @property
     def label(self) -> str:
         """The name of the term in ``parts`` and ``override``."""
-        on = label_of(compared_signals(self.on))  # type: ignore[arg-type]  # the two keys are strings
-        return self.name or (TASK if self.loss == TASK else f"{self.loss}/{on}")
+        on = compared_signals(self.on)  # type: ignore[arg-type]  # the two keys are strings
+        return self.name or default_name(self.loss, on, self.teacher, self.ensemble)
 
     def build(self) -> Term:
         """The term."""
@@ -130,6 +133,24 @@ class Recipe(Table):
     def build(self) -> Objective:
         """The objective, whose parameters (of trained aligners) go to the optimiser."""
         return Objective([term.build() for term in self.terms])
+
+    def of_teacher(self, name: str) -> Recipe:
+        """The terms that learn from one of several teachers: what a cache of its signals is for.
+
+        Raises:
+            RecipeError: no term learns from it.
+        """
+        found = []
+        for term in self.terms:
+            names = given_names(term.label, term.teacher, term.ensemble)
+            if names == ALL or (names is not None and name in names):
+                found.append(term)
+        if not found:
+            raise RecipeError(
+                f"recipe {self.name!r} has no term of the teacher {name!r}: it is named by a "
+                f'term\'s key `teacher`, teacher = "{name}"'
+            )
+        return self.model_copy(update={"terms": tuple(found)})
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """The same recipe with some values changed, ``{"<term>.<key>": value}``.

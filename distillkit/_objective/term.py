@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -13,9 +15,10 @@ from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
 from .averaging import Per, averaged
-from .compared import On, compared_signals, label_of
+from .compared import Compared, On, compared_signals, label_of
 from .comparison import Comparison, Counted, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
+from .ensemble import TeacherChoice, TeacherSignals, given_names, label_of_teachers
 from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
 from .layer_best import best_of
 from .layer_choice import LayerChoice, layer_rule
@@ -76,7 +79,11 @@ class Term(nn.Module):
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default, with ``~`` between the names
-            of a signal that the sides call differently.
+            of a signal that the sides call differently, and ``@<teacher>`` where one is named.
+        teacher: of several teachers, the name of the one that is imitated, a list of names, or
+            ``"all"``; a single unnamed teacher is not named.
+        ensemble: how several teachers become one: ``"probabilities"`` (the default), ``"logits"``,
+            ``"confidence"``, ``"confidence:<entry of the labels>"``, or teacher -> weight.
 
     A loss with the keyword-only parameters ``student_tokens`` and ``teacher_tokens`` is told what
     is known of the tokens of its first signal, as an aligner is: a ``TokenAxis`` or None for each
@@ -110,6 +117,8 @@ class Term(nn.Module):
         options: Mapping[str, Any] | None = None,
         gather: bool = False,
         name: str | None = None,
+        teacher: str | Sequence[str] | None = None,
+        ensemble: str | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
@@ -119,18 +128,21 @@ class Term(nn.Module):
         self.per = checked_choice("per", per, ("example", "row"))
         self.weight = checked_weight(weight)
         self.inputs, self.mask = dict(inputs or {}), mask
-        self.entries = frozenset([*self.inputs.values(), *([mask] if mask else [])])
-        self.name = name or "/".join([self.loss_name, label_of(self.on)] if self.on else [TASK])
+        self.name = name or default_name(self.loss_name, self.on, teacher, ensemble)
         self.is_task = loss == TASK
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask, gather)
+            refuse_on_task(self.on, self.inputs, options, align, mask, gather, teacher, ensemble)
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
         self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        compared = [one.teacher for one in self.on]
+        self.teachers = TeacherChoice(self.name, teacher, ensemble, compared, self._temperature())
+        labels = self.teachers.ensemble.labels
+        self.entries = frozenset(filter(None, [*self.inputs.values(), mask, labels]))
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
@@ -161,20 +173,38 @@ class Term(nn.Module):
             )
         return self.weight.at(progress)
 
-    def compare(self, student: Signals, teacher: Signals) -> Comparison:
+    def _temperature(self) -> float | None:
+        """The temperature at which its loss compares distributions; None: it is no number here."""
+        if "temperature" in self.inputs:
+            return None
+        parameter = None
+        if self._function is not None:
+            parameter = inspect.signature(self._function).parameters.get("temperature")
+        given = self.options.get("temperature", 1.0 if parameter is None else parameter.default)
+        return float(given) if isinstance(given, Real) else None
+
+    def compare(
+        self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
+    ) -> Comparison:
         """Both sides of this step, for everybody who looks at them.
+
+        Args:
+            student: the student's signals.
+            teacher: the teacher's, or of several teachers by name.
+            batch: where an ensemble that is weighted by labels finds them.
 
         Raises:
             SignalError: a signal that one side does not have.
             RecipeError: layers that are not there.
         """
         align = self if self._asked else None
-        return Comparison(self.name, self.on, self.layers, align, student, teacher)
+        one = self.teachers.of(teacher, batch)
+        return Comparison(self.name, self.on, self.layers, align, student, one)
 
     def forward(
         self,
         student: Signals,
-        teacher: Signals,
+        teacher: TeacherSignals,
         batch: Mapping[str, Any] | None = None,
         *,
         normalizer: Number | None = None,
@@ -184,7 +214,7 @@ class Term(nn.Module):
 
         Args:
             student: the student's signals.
-            teacher: the teacher's.
+            teacher: the teacher's, or of several teachers by name.
             batch: where ``inputs`` and ``mask`` find their entries.
             normalizer: how much counts in the whole batch, of which this is a part: divides the
                 sum instead of what counts here. One number, or one for each of the student's
@@ -198,7 +228,7 @@ class Term(nn.Module):
             OptionError: a normalizer that nobody can have counted.
         """
         if comparison is None:
-            comparison = self.compare(student, teacher)
+            comparison = self.compare(student, teacher, batch)
         layers = len(comparison.choices)
         shares = None if normalizer is None else self._shares(normalizer, layers)
         step = self._step(comparison, batch)
@@ -306,9 +336,11 @@ class Term(nn.Module):
             for aligner in self.aligners
         )
 
-    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+    def build_aligners(
+        self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
+    ) -> None:
         """Make what the aligners train from one example's signals; what exists stays."""
-        comparison = self.compare(student, teacher)
+        comparison = self.compare(student, teacher, batch)
         pair = comparison.pairs[0]
         for index, signal in enumerate(pair.students):
             one, other = widened(signal), widened(pair.teachers[index])
@@ -362,6 +394,19 @@ class Term(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, weight={self.weight}"
+
+
+def default_name(
+    loss: str,
+    on: Sequence[Compared],
+    teacher: str | Sequence[str] | None,
+    ensemble: str | Mapping[str, float] | None,
+) -> str:
+    """The name of a term that was given none: ``"<loss>/<on>@<teacher>"``."""
+    if not on:
+        return TASK
+    label = f"{loss}/{label_of(on)}"
+    return label + label_of_teachers(given_names(label, teacher, ensemble))
 
 
 def _all_rows(signal: Any) -> Any:

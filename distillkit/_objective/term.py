@@ -17,7 +17,14 @@ from .compared import On, compared_signals, label_of
 from .comparison import Comparison, Counted, LayerChoice, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
-from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
+from .options import (
+    checked_choice,
+    checked_options,
+    checked_weight,
+    loss_of,
+    refuse_on_task,
+    takes_valid,
+)
 from .schedule import Schedule
 
 Rows = Literal["valid", "all"]
@@ -54,7 +61,9 @@ class Term(nn.Module):
 
     A loss with the keyword-only parameters ``student_tokens`` and ``teacher_tokens`` is told what
     is known of the tokens of its first signal, as an aligner is: a ``TokenAxis`` or None for each
-    token axis, after the term's aligners.
+    token axis, after the term's aligners. One with the keyword-only tensor ``valid`` consumes the
+    tokens of hidden states, and is told which of them count, boolean ``(b, n)``: those that are no
+    padding and that ``mask`` keeps; None: all.
 
     Attributes:
         entries: the batch entries that the term reads.
@@ -108,7 +117,8 @@ class Term(nn.Module):
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
         self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
-        self._counting = Counting(self.name, self.signature, mask)
+        self._told_valid = takes_valid(self._function)
+        self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
 
@@ -197,6 +207,8 @@ class Term(nn.Module):
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
+        if self._told_valid:
+            known["valid"] = self._counting.valid(students[0], step)
         try:
             values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
         except ShapeError as error:

@@ -126,6 +126,22 @@ def checked_where(where: Tensor | None, like: Tensor) -> Tensor | None:
     return trackable(where)
 
 
+def checked_valid(loss: str, valid: Tensor | None, like: Tensor) -> Tensor | None:
+    """The ``valid`` of a loss that consumes tokens ``(..., n, d)``, once it has one entry for each.
+
+    Raises:
+        ShapeError: another shape, entries that are not boolean.
+    """
+    if valid is None:
+        return None
+    if valid.dtype != torch.bool or valid.shape != like.shape[:-1]:
+        raise ShapeError(
+            f"{loss}: valid is boolean {tuple(like.shape[:-1])}, True = the token counts; "
+            f"got {_describe(valid)}"
+        )
+    return trackable(valid)
+
+
 def check_positive(name: str, value: float) -> None:
     """Refuse an option that must be above zero."""
     if not value > 0:

@@ -32,6 +32,7 @@ class Need:
     def temperatures(self) -> tuple[float, ...]:
         """At which probabilities are compared: 1, and those of the terms."""
         given = [term.options.get("temperature") for term in self.terms]
+        given += [term.learned["temperature"]().item() for term in self.terms if _learns(term)]
         return tuple(sorted({1.0, *(float(t) for t in given if isinstance(t, (int, float)))}))
 
 
@@ -52,6 +53,10 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
                     _averages_heads(term),
                     (term,),
                 )
+                found[name] = _together(found[name], one) if name in found else one
+            if term.token_weights is not None:
+                name = term.token_weights.signal
+                one = Need(wanted[name], False, False, False, (term,))  # noqa: FBT003 (as above)
                 found[name] = _together(found[name], one) if name in found else one
     return found
 
@@ -84,4 +89,10 @@ def _averages_heads(term: Term) -> bool:
     """
     options = term.options
     plain = options.get("temperature", 1.0) == 1.0 and not len(term.aligners)
+    plain = plain and not _learns(term)
     return options.get("heads") == "mean" and plain
+
+
+def _learns(term: Term) -> bool:
+    """Whether a term learns its temperature."""
+    return "temperature" in term.learned

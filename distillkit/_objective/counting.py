@@ -25,12 +25,14 @@ class TermInputs(NamedTuple):
         entry: the batch entry of the term's ``mask``, boolean; None: there is none.
         axes: what is known of the tokens that the entry is about, on either side.
         arguments: the loss's tensor arguments by name.
+        weights: how much the teacher's tokens weigh, ``(b, n)``; None: equally much.
     """
 
     layout: Tensor | None
     entry: Tensor | None
     axes: Sequence[TokenAxis | None]
     arguments: Mapping[str, Any]
+    weights: Tensor | None = None
 
 
 class Counting:
@@ -101,11 +103,15 @@ class Counting:
         """
         if sides[0].shape[0] == 0:  # a loss over the batch has values of no example, too
             return torch.zeros_like(values, dtype=torch.bool)
-        if isinstance(sides[1], Attention) or self._signature == "attention":
+        if self.is_of_rows(sides[1]):
             return self._rows_kept(values, sides, step)
         if self._told:
             return self._examples_kept(values, sides[0], step)
         return self._positions_kept(values, sides[0], step)
+
+    def is_of_rows(self, teacher: Any) -> bool:
+        """Whether the loss's values are of rows of attentions, ``(b, h, q)``."""
+        return isinstance(teacher, Attention) or self._signature == "attention"
 
     def valid(self, student: Tensor, step: TermInputs) -> Tensor | None:
         """The tokens that count, boolean ``(b, n)``, of hidden states ``(b, n, d)``; None: all.

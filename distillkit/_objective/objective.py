@@ -174,6 +174,10 @@ def wanted_layers(objective: Objective, side: int) -> Wanted:
                 found[name] = known | {-1}
             else:
                 found[name] = known | {pair[side] for pair in term.layers}
+        weights = term.token_weights if side == 1 else None
+        if weights is not None and found.get(weights.signal) != "all":
+            layers = found.get(weights.signal, frozenset())
+            found[weights.signal] = frozenset({*layers, weights.layer})
     return found
 
 

@@ -37,6 +37,8 @@ class TermRecipe(Table):
     weight: Weight | Schedule = 1.0
     inputs: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    learn: dict[str, float | dict[str, Any]] = Field(default_factory=dict)
+    token_weights: str | dict[str, Any] | None = None
     name: str | None = None
 
     @field_validator("on", mode="before")

@@ -16,6 +16,7 @@ from .averaging import Per, averaged
 from .compared import On, compared_signals, label_of
 from .comparison import Comparison, Counted, LayerChoice, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
+from .learned import check_reached, current, learned_options
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
 from .options import (
     checked_choice,
@@ -26,6 +27,7 @@ from .options import (
     takes_valid,
 )
 from .schedule import Schedule
+from .token_weights import TokenWeights
 
 Rows = Literal["valid", "all"]
 
@@ -56,6 +58,12 @@ class Term(nn.Module):
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
+        learn: options that are trained: option -> the positive number that it starts at, or
+            ``{"start": ..., "low": ..., "high": ..., "reverse": ...}``: it stays between ``low``
+            and ``high``; ``reverse`` turns its gradient round.
+        token_weights: a signal of the teacher by which the positions of an example are weighted,
+            or ``{"signal": ..., "layer": ..., "query": ..., "softmax": ...}``: an attention's mass
+            on each key, of one query or of all; or any ``(b, n)``.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default, with ``~`` between the names
             of a signal that the sides call differently.
 
@@ -91,6 +99,8 @@ class Term(nn.Module):
         weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
+        learn: Mapping[str, Any] | None = None,
+        token_weights: str | Mapping[str, Any] | TokenWeights | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -107,12 +117,18 @@ class Term(nn.Module):
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask)
+            refuse_on_task(self.on, self.inputs, options, align, mask, learn, token_weights)
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
-        self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        given = dict(options or {})
+        self.learned = learned_options(self.name, self._function, learn or {}, given, self.inputs)
+        starts = {name: one().item() for name, one in self.learned.items()}
+        checked = checked_options(self.name, self._function, {**given, **starts}, self.inputs)
+        self.options = {name: value for name, value in checked.items() if name not in starts}
+        self._reached = not self.learned
+        self.token_weights: TokenWeights | None = TokenWeights.of(self.name, token_weights)
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
@@ -175,6 +191,8 @@ class Term(nn.Module):
         pairs = len(comparison.pairs)
         shares = None if normalizer is None else self._shares(normalizer, pairs)
         step = self._step(comparison, batch)
+        if self.token_weights is not None:
+            step = step._replace(weights=self.token_weights.of_teacher(self.name, teacher))
         if self.training and torch.is_grad_enabled():
             comparison.check_gradient()
         comparison.counted.clear()
@@ -210,10 +228,17 @@ class Term(nn.Module):
         if self._told_valid:
             known["valid"] = self._counting.valid(students[0], step)
         try:
-            values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
+            values = self._function(
+                *students, *teachers, **step.arguments, **self._options_now(), **known
+            )
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
+        if not self._reached and self.training and torch.is_grad_enabled():
+            self._check_reached(values)
         kept = self._counting.kept(values, (students[0], teachers[0]), step)
+        if self.token_weights is not None and step.weights is not None and len(values):
+            rows = self._counting.is_of_rows(teachers[0])
+            values = self.token_weights.applied(self.name, step.weights, values, kept, rows=rows)
         if shares is None:
             mean = averaged(values, kept, self.per)
         else:
@@ -221,6 +246,15 @@ class Term(nn.Module):
             check_nothing_counts(self._normalizer, shares[index], mean.amount)
         comparison.counted.append(Counted(mean.amount, kept, values.shape))
         return mean.value
+
+    def _options_now(self) -> dict[str, Any]:
+        """The options of this step, those that learn with gradient."""
+        return {**self.options, **current(self.learned)} if self.learned else self.options
+
+    def _check_reached(self, values: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            check_reached(self.name, values, self.learned)
+            self._reached = True
 
     def _shares(self, normalizer: Number, pairs: int) -> list[Number]:
         """The divisor of each pair of layers."""
@@ -234,7 +268,7 @@ class Term(nn.Module):
         assert self._function is not None
         arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
         unknown = dict.fromkeys(self._asked_by_loss)
-        return self._function(*students, *teachers, **arguments, **self.options, **unknown)
+        return self._function(*students, *teachers, **arguments, **self._options_now(), **unknown)
 
     @property
     def takes_tokens(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ._divergence import Temperature, check_classes, forward_kl, log_softmax
-from ._signature import check_positive, checked_pair, checked_where
+from ._signature import check_positive, checked_pair, checked_where, refuse_learned
 from ._top_k import log_sum
 
 __all__ = ["dynamic_top_k_kl_divergence", "dynamic_top_k_reverse_kl_divergence"]
@@ -141,6 +141,7 @@ def _buckets(
     check_positive("temperature", temperature)
     if select not in ("teacher", "student"):
         raise OptionError(f'{name}: select is "teacher" or "student"; got {select!r}')
+    refuse_learned(name, mass=mass)
     if not 0 < mass <= 1:
         raise OptionError(f"{name}: mass lies above 0 and is at most 1; got {mass}")
     log_q, log_p = (log_softmax(x, where, temperature) for x in (student, teacher))

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._signature import check_positive, checked_pair
+from ._signature import check_positive, checked_pair, refuse_learned
 
 __all__ = ["attention_transfer", "cosine_distance", "mse", "normalized_mse", "smooth_l1"]
 
@@ -72,6 +72,7 @@ def smooth_l1(
     Source: Girshick, *Fast R-CNN*, 2015, https://arxiv.org/abs/1504.08083, equation 3.
     """
     check_positive("beta", beta)
+    refuse_learned("smooth_l1", beta=beta)
     student, teacher = checked_pair("smooth_l1", "(d),(d)->()", student, teacher)
     return F.smooth_l1_loss(student, teacher, reduction="none", beta=beta).mean(-1)
 

@@ -143,9 +143,21 @@ def checked_valid(loss: str, valid: Tensor | None, like: Tensor) -> Tensor | Non
 
 
 def check_positive(name: str, value: float) -> None:
-    """Refuse an option that must be above zero."""
+    """Refuse an option that must be above zero; a tensor is looked at where that costs nothing."""
+    if isinstance(value, Tensor) and not _is_visible(value):
+        return
     if not value > 0:
         raise OptionError(f"{name} must be greater than 0; got {value}")
+
+
+def refuse_learned(loss: str, **options: float) -> None:
+    """Refuse options that a loss computes with as plain numbers, and that ask for a gradient."""
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise OptionError(
+                f"{loss}: {name} cannot be learned here: it is computed with as a plain number, "
+                "and no gradient would reach it; give it a number"
+            )
 
 
 def check_not_negative(name: str, value: float) -> None:
@@ -160,6 +172,10 @@ def check_between(name: str, value: float, low: float, high: float, fix: str) ->
         raise OptionError(
             f"{name} lies between {low} and {high}, both excluded; got {value}: {fix}"
         )
+
+
+def _is_visible(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _cores(signature: str) -> list[list[str]]:

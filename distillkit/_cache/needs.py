@@ -19,7 +19,8 @@ class Need:
         tokens: an aligner asks which tokens its entries are.
         padding: a term counts padded positions too.
         averages_heads: every term compares an attention's probabilities averaged over its heads.
-        terms: what compares it: a loss may read more of an attention than its probabilities.
+        terms: what compares it: a loss may read more of an attention than its probabilities, which
+            is all that the weights of tokens read.
     """
 
     layers: LayerIndices
@@ -56,7 +57,9 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
                 found[name] = _together(found[name], one) if name in found else one
             if term.token_weights is not None:
                 name = term.token_weights.signal
-                one = Need(wanted[name], False, False, False, (term,))  # noqa: FBT003 (as above)
+                one = Need(
+                    wanted[name], tokens=False, padding=False, averages_heads=False, terms=()
+                )
                 found[name] = _together(found[name], one) if name in found else one
     return found
 

@@ -113,16 +113,15 @@ def learned_options(
     return found
 
 
-def check_reached(term: str, values: Tensor, learned: Mapping[str, Any]) -> None:
+def check_reached(term: str, values: Tensor, learned: nn.ModuleDict) -> None:
     """Refuse a loss that a learned option does not reach by its gradient.
 
     Raises:
         OptionError: the option that would stay as it is.
     """
-    parameters = {name: one.raw for name, one in learned.items() if one.raw.requires_grad}
-    reached = _leaves_below(values) if parameters else set()
-    for name, parameter in parameters.items():
-        if id(parameter) not in reached:
+    reached = _leaves_below(values)
+    for name, one in learned.items():
+        if any(id(parameter) not in reached for parameter in trained([one])):
             raise OptionError(
                 f"term {term!r}: no gradient reaches the option {name!r}, so it cannot be learned: "
                 "the loss takes it as a plain number; give it a value in `options`"

@@ -38,6 +38,9 @@ def checked_pair(
         Traceback (most recent call last):
         distillkit.errors.ShapeError: mine needs the same 'd' on both sides ((d),(d)->()), ...
     """
+    if not (isinstance(student, Tensor) and isinstance(teacher, Tensor)):
+        kinds = f"student {type(student).__name__}, teacher {type(teacher).__name__}"
+        raise ShapeError(f"{loss} takes tensors; got {kinds}")
     found = f"student {_describe(student)}, teacher {_describe(teacher)}"
     if not (student.is_floating_point() and teacher.is_floating_point()):
         raise ShapeError(f"{loss} takes floating point tensors; got {found}")

@@ -438,6 +438,11 @@ class TestExampleRelations:
         assert not gradient[~valid].any()
         assert gradient[0, kept].all()
 
+    def test_an_attention_has_no_relations_of_vectors(self):
+        attention = Attention.from_scores(torch.zeros(1, 1, 2, 2))
+        with pytest.raises(errors.ShapeError, match="takes tensors; got student Attention"):
+            losses.relation_cosine_distance(attention, self.E)
+
     def test_relations_of_sizes_that_overflow(self):
         student, teacher = self.S.float(), self.E.float()
         expected = losses.relation_cosine_distance(student, teacher)

@@ -39,6 +39,15 @@ class TestMixture:
             (attention.keep().any(1, keepdim=True) & rows[:, None, :, None]).expand(found.shape),
         )
 
+    def test_a_row_without_keys_in_one_head_does_not_count(self):
+        mask = torch.ones(1, 2, 2, 3, dtype=torch.bool)
+        mask[0, 1, 0] = False
+        mask[0, 0, 1, 2] = False
+        _, found = mapped(dk.Attention.from_scores(torch.randn(1, 2, 2, 3), mask=mask), 3)
+        assert found.valid_rows().tolist() == [[[False, True]] * 3]
+        assert not found.probabilities()[:, :, 0].any()
+        torch.testing.assert_close(found.probabilities()[:, :, 1].sum(-1), torch.ones(1, 3))
+
     def test_a_probability_that_underflows_is_kept(self):
         scores = torch.tensor([[[[0.0, -300.0]], [[0.0, -400.0]]]])
         _, found = mapped(dk.Attention.from_scores(scores), 3)

@@ -19,7 +19,8 @@ class Need:
         tokens: an aligner asks which tokens its entries are.
         padding: a term counts padded positions too.
         averages_heads: every term compares an attention's probabilities averaged over its heads.
-        terms: what compares it: a loss may read more of an attention than its probabilities.
+        terms: what compares it: a loss may read more of an attention than its probabilities, which
+            is all that the weights of tokens read.
     """
 
     layers: LayerIndices
@@ -32,6 +33,7 @@ class Need:
     def temperatures(self) -> tuple[float, ...]:
         """At which probabilities are compared: 1, and those of the terms."""
         given = [term.options.get("temperature") for term in self.terms]
+        given += [term.learned["temperature"]().item() for term in self.terms if _learns(term)]
         return tuple(sorted({1.0, *(float(t) for t in given if isinstance(t, (int, float)))}))
 
 
@@ -51,6 +53,12 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
                     term.rows == "all",
                     _averages_heads(term),
                     (term,),
+                )
+                found[name] = _together(found[name], one) if name in found else one
+            if term.token_weights is not None:
+                name = term.token_weights.signal
+                one = Need(
+                    wanted[name], tokens=False, padding=False, averages_heads=False, terms=()
                 )
                 found[name] = _together(found[name], one) if name in found else one
     return found
@@ -78,4 +86,10 @@ def _averages_heads(term: Term) -> bool:
     """
     options = term.options
     plain = options.get("temperature", 1.0) == 1.0 and not len(term.aligners)
-    return options.get("heads") == "mean" and plain and not term.teachers.is_ensemble
+    plain = plain and not _learns(term) and not term.teachers.is_ensemble
+    return options.get("heads") == "mean" and plain
+
+
+def _learns(term: Term) -> bool:
+    """Whether a term learns its temperature."""
+    return "temperature" in term.learned

@@ -115,6 +115,11 @@ class Comparison:
         self._aligned: dict[int, Sides] = {}
         self._axes: dict[int, AxesOfSides] = {}
 
+    @property
+    def teacher(self) -> Signals:
+        """The teacher's signals: of several teachers, those that the term learns from."""
+        return self._sides[1]
+
     def axes(self, index: int) -> AxesOfSides:
         """The known facts about the tokens of one signal, on both sides, before any aligner."""
         student, teacher = zip(self._sides, self.on[index], strict=True)

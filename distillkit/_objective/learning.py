@@ -1,4 +1,4 @@
-"""Whether what an aligner learns is learned: a projector that no optimizer steps stays random."""
+"""Whether what a term learns is learned: a projector that no optimizer steps stays random."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError
 from .engines import shows_gathered
+from .learned import trained
 from .objective import Objective
 
 _PATIENCE = 2  # steps of the student's optimizer in a row
@@ -45,9 +46,9 @@ class AlignerWatch:
         if torch.compiler.is_compiling():
             return
         learned = {
-            term.name: [p for p in term.aligners.parameters() if p.requires_grad]
+            term.name: trained([term.aligners, term.learned])
             for term in objective.each()
-            if len(term.aligners)
+            if len(term.aligners) or len(term.learned)
         }
         learned = {
             name: found
@@ -65,10 +66,10 @@ class AlignerWatch:
                 self._missed[name] = self._missed.get(name, 0) + 1 if still else 0
             if self._missed.get(name, 0) >= _PATIENCE:
                 raise RecipeError(
-                    f"term {name!r} has an aligner that learns, and no optimizer steps its "
-                    "parameters, while the student's are stepped: give the optimizer "
-                    "distiller.parameters(), not the student's alone, or freeze the aligner, "
-                    "distiller.objective.requires_grad_(False)"
+                    f"term {name!r} has an aligner that learns, or learns an option, and no "
+                    "optimizer steps its parameters, while the student's are stepped: give the "
+                    "optimizer distiller.parameters(), not the student's alone, or freeze the "
+                    "terms, distiller.objective.requires_grad_(False)"
                 )
         self._student, self._aligners = now, counts
 

@@ -218,6 +218,11 @@ def wanted_layers(objective: Objective, side: int) -> Wanted:
                 found[name] = "all"
             else:
                 found[name] = known | layers
+        weights = term.token_weights if side == 1 else None
+        if weights is not None:
+            held = found.get(weights.signal, frozenset())
+            if not isinstance(held, str):
+                found[weights.signal] = held | {weights.layer}
     return found
 
 

@@ -46,6 +46,8 @@ class TermRecipe(Table):
     inputs: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     gather: bool = False
+    learn: dict[str, float | dict[str, Any]] = Field(default_factory=dict)
+    token_weights: str | dict[str, Any] | None = None
     name: str | None = None
     teacher: str | tuple[str, ...] | None = None
     ensemble: str | dict[str, Weight] | None = None

@@ -22,9 +22,18 @@ from .ensemble import TeacherChoice, TeacherSignals, given_names, label_of_teach
 from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
 from .layer_best import best_of
 from .layer_choice import LayerChoice, layer_rule
+from .learned import check_reached, current, learned_options
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
-from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
+from .options import (
+    checked_choice,
+    checked_options,
+    checked_weight,
+    loss_of,
+    refuse_on_task,
+    takes_valid,
+)
 from .schedule import Schedule
+from .token_weights import TokenWeights
 
 Rows = Literal["valid", "all"]
 
@@ -78,6 +87,12 @@ class Term(nn.Module):
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
+        learn: options that are trained: option -> the positive number that it starts at, or
+            ``{"start": ..., "low": ..., "high": ..., "reverse": ...}``: it stays between ``low``
+            and ``high``; ``reverse`` turns its gradient round.
+        token_weights: a signal of the teacher by which the positions of an example are weighted,
+            or ``{"signal": ..., "layer": ..., "query": ..., "softmax": ...}``: an attention's mass
+            on each key, of one query or of all; or any ``(b, n)``.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default, with ``~`` between the names
             of a signal that the sides call differently, and ``@<teacher>`` where one is named.
         teacher: of several teachers, the name of the one that is imitated, a list of names, or
@@ -87,7 +102,9 @@ class Term(nn.Module):
 
     A loss with the keyword-only parameters ``student_tokens`` and ``teacher_tokens`` is told what
     is known of the tokens of its first signal, as an aligner is: a ``TokenAxis`` or None for each
-    token axis, after the term's aligners.
+    token axis, after the term's aligners. One with the keyword-only tensor ``valid`` consumes the
+    tokens of hidden states, and is told which of them count, boolean ``(b, n)``: those that are no
+    padding and that ``mask`` keeps; None: all.
 
     Attributes:
         entries: the batch entries that the term reads.
@@ -116,6 +133,8 @@ class Term(nn.Module):
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         gather: bool = False,
+        learn: Mapping[str, Any] | None = None,
+        token_weights: str | Mapping[str, Any] | TokenWeights | None = None,
         name: str | None = None,
         teacher: str | Sequence[str] | None = None,
         ensemble: str | Mapping[str, float] | None = None,
@@ -133,13 +152,22 @@ class Term(nn.Module):
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask, gather, teacher, ensemble)
+            refuse_on_task(self.on, self.inputs, options, align, mask, gather, teacher, ensemble,
+                           learn, token_weights)  # fmt: skip
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
-        self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        given = dict(options or {})
+        self.learned = learned_options(self.name, self._function, learn or {}, given, self.inputs)
+        starts = {name: one().item() for name, one in self.learned.items()}
+        checked = checked_options(self.name, self._function, {**given, **starts}, self.inputs)
+        self.options = {name: value for name, value in checked.items() if name not in starts}
+        self._reached = not self.learned
+        self.token_weights: TokenWeights | None = TokenWeights.of(self.name, token_weights)
         compared = [one.teacher for one in self.on]
+        if self.token_weights is not None:
+            compared.append(self.token_weights.signal)
         self.teachers = TeacherChoice(self.name, teacher, ensemble, compared, self._temperature())
         labels = self.teachers.ensemble.labels
         self.entries = frozenset(filter(None, [*self.inputs.values(), mask, labels]))
@@ -156,7 +184,13 @@ class Term(nn.Module):
                     f"which tokens they are ({self._asked_by_loss[0]}), which is known of this "
                     "process's examples alone"
                 )
-        self._counting = Counting(self.name, self.signature, mask)
+            if self.token_weights is not None:
+                raise RecipeError(
+                    f"term {self.name!r}: gather = true is of losses that compare examples, and "
+                    "`token_weights` weigh the tokens of each"
+                )
+        self._told_valid = takes_valid(self._function)
+        self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
 
@@ -175,7 +209,7 @@ class Term(nn.Module):
 
     def _temperature(self) -> float | None:
         """The temperature at which its loss compares distributions; None: it is no number here."""
-        if "temperature" in self.inputs:
+        if "temperature" in self.inputs or "temperature" in self.learned:
             return None
         parameter = None
         if self._function is not None:
@@ -232,6 +266,10 @@ class Term(nn.Module):
         layers = len(comparison.choices)
         shares = None if normalizer is None else self._shares(normalizer, layers)
         step = self._step(comparison, batch)
+        if self.token_weights is not None:
+            step = step._replace(
+                weights=self.token_weights.of_teacher(self.name, comparison.teacher)
+            )
         gathering = None
         if self.gather:
             first = comparison.aligned(0)
@@ -293,11 +331,30 @@ class Term(nn.Module):
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
+        if self._told_valid:
+            known["valid"] = self._counting.valid(students[0], step)
         try:
-            values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
+            values = self._function(
+                *students, *teachers, **step.arguments, **self._options_now(), **known
+            )
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
-        return values, self._counting.kept(values, (students[0], teachers[0]), step)
+        if not self._reached and self.training and torch.is_grad_enabled():
+            self._check_reached(values)
+        kept = self._counting.kept(values, (students[0], teachers[0]), step)
+        if self.token_weights is not None and step.weights is not None and len(values):
+            rows = self._counting.is_of_rows(teachers[0])
+            values = self.token_weights.applied(self.name, step.weights, values, kept, rows=rows)
+        return values, kept
+
+    def _options_now(self) -> dict[str, Any]:
+        """The options of this step, those that learn with gradient."""
+        return {**self.options, **current(self.learned)} if self.learned else self.options
+
+    def _check_reached(self, values: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            check_reached(self.name, values, self.learned)
+            self._reached = True
 
     def _shares(self, normalizer: Number, layers: int) -> list[Number]:
         """The divisor of each of the student's layers."""
@@ -311,7 +368,7 @@ class Term(nn.Module):
         assert self._function is not None
         arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
         unknown = dict.fromkeys(self._asked_by_loss)
-        return self._function(*students, *teachers, **arguments, **self.options, **unknown)
+        return self._function(*students, *teachers, **arguments, **self._options_now(), **unknown)
 
     @property
     def takes_tokens(self) -> bool:

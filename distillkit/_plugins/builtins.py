@@ -30,6 +30,16 @@ def distillkit_aligners() -> list[AlignerSpec]:
             summary="Both sides without the special tokens ([CLS]) that only one side has.",
         ),
         AlignerSpec(
+            "head_map",
+            factory="distillkit._objective.align.head_map:HeadMap",
+            summary="A trained mixture of the student's heads for each of the teacher's.",
+        ),
+        AlignerSpec(
+            "match_tokens",
+            factory="distillkit._objective.align.match_tokens:MatchTokens",
+            summary="The tokens of both sides in pairs of the least total distance.",
+        ),
+        AlignerSpec(
             "overlap",
             factory="distillkit._objective.align.overlap:Overlap",
             summary="The teacher's attention on the student's tokens, by where both lie.",

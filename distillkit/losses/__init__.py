@@ -9,6 +9,7 @@ from ._citation import citation as citation
 from ._contrastive import *
 from ._correlation import *
 from ._divergence import *
+from ._dynamic_top_k import *
 from ._feature import *
 from ._gathering import *
 from ._linear import *

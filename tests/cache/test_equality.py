@@ -62,10 +62,39 @@ RECIPES = {
         {"loss": "mse", "on": "embedding.text"},
         {"loss": "normalized_mse", "on": "embedding.image"},
     ),
+    "weights of tokens": recipe_of(
+        {"loss": "mse", "on": "hidden.text", "token_weights": "attention.text"},
+        {
+            "loss": "cosine_distance",
+            "on": "hidden.text",
+            "layers": "all",
+            "token_weights": {"signal": "attention.text", "layer": 0, "query": 0},
+        },
+        {"loss": "relation_cosine_distance", "on": "hidden.text"},
+    ),
+    "heads": recipe_of(
+        {
+            "loss": "attention_mse",
+            "on": "attention.text",
+            "align": [{"name": "head_map", "student_heads": 4, "teacher_heads": 4}],
+        }
+    ),
+    "what is learned": recipe_of(
+        {**ATTENTION, "learn": {"temperature": 0.5}},
+        {**LOGITS, "learn": {"temperature": {"start": 3.0, "reverse": True}}},
+    ),
     "a schedule": recipe_of({**ATTENTION, "weight": {"start": 4.0, "stop": 1.0}}, LOGITS),
 }
 
-OF_TOWERS = {"whole blocks", "relations", "hidden states", "embeddings", "the best of a group"}
+OF_TOWERS = {
+    "weights of tokens",
+    "heads",
+    "whole blocks",
+    "relations",
+    "hidden states",
+    "embeddings",
+    "the best of a group",
+}
 
 
 def teacher_for(name):

@@ -17,6 +17,7 @@ from .compared import compared_signals, label_of
 from .objective import Objective
 from .schedule import Schedule
 from .term import TASK, Term
+from .weighting.making import make_weights
 
 Signal = str | dict[Literal["student", "teacher"], str]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -69,6 +70,7 @@ class Recipe(Table):
         summary: one line for the listing.
         reference: where it comes from.
         terms: the weighted losses.
+        weighting: what multiplies the terms' weights, as of :class:`Objective`.
 
     Examples:
         >>> recipe = Recipe(name="soft", terms=[{"loss": "kl_divergence", "on": "logits"}])
@@ -81,27 +83,34 @@ class Recipe(Table):
     name: str
     summary: str = ""
     reference: str = ""
+    weighting: str | dict[str, Any] = "static"
     terms: tuple[TermRecipe, ...]
 
     @model_validator(mode="after")
     def _has_terms(self) -> Recipe:
         if not self.terms:
             raise RecipeError("a recipe needs at least one [[terms]]")
+        make_weights(self.weighting, [term.label for term in self.terms])
         return self
 
     def build(self) -> Objective:
         """The objective, whose parameters (of trained aligners) go to the optimiser."""
-        return Objective([term.build() for term in self.terms])
+        return Objective([term.build() for term in self.terms], weighting=self.weighting)
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """The same recipe with some values changed, ``{"<term>.<key>": value}``.
+
+        ``{"weighting": value}`` changes the recipe's.
 
         Raises:
             UnknownNameError: no such term.
             RecipeError: no such key, or a value that does not fit.
         """
         tables = {term.label: term.model_dump() for term in self.terms}
+        own = {key: changes[key] for key in ("weighting",) if key in changes}
         for path, value in changes.items():
+            if path in own:
+                continue
             label = next((label for label in tables if path.startswith(f"{label}.")), None)
             if label is None:
                 raise unknown_name("term of this recipe", path, [f"{one}.weight" for one in tables])
@@ -112,7 +121,7 @@ class Recipe(Table):
                 if not isinstance(table, dict):
                     raise RecipeError(f"{path!r}: {inner} of term {label!r} is {table!r}, no table")
             table[key] = value
-        changed = {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}
+        changed = {**self.model_dump(exclude={"terms"}), **own, "terms": list(tables.values())}
         return validated(type(self), changed, f"recipe {self.name!r}", RecipeError)
 
 

@@ -115,7 +115,7 @@ class TestRecipeFiles:
 
     def test_the_schema_for_editors(self):
         schema = dk.Recipe.model_json_schema()
-        assert set(schema["properties"]) == {"name", "summary", "reference", "terms"}
+        assert set(schema["properties"]) == {"name", "summary", "reference", "terms", "weighting"}
 
 
 class TestTerm:

@@ -104,7 +104,7 @@ def gramian_of(rows: Tensor) -> Tensor:
     """``(k, k)``, inner products of the rows, summed in float64 where the device has it."""
     wide = wide_dtype(rows.device)
     total = torch.zeros(len(rows), len(rows), dtype=wide, device=rows.device)
-    for part in rows.split(_COLUMNS, 1):
+    for part in torch.split(rows, _COLUMNS, 1):
         part = part.to(wide)
         total += part @ part.T
     return total

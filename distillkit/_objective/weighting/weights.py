@@ -217,10 +217,8 @@ class SettledWeights(nn.Module):
         kept = self._kept()
         pieces = torch.split(flat, [one.numel() for one in kept])
         found = [one.reshape(old.shape).clone() for one, old in zip(pieces, kept, strict=True)]
-        self._factors, self._state = (
-            found[0],
-            dict(zip(sorted(self._state), found[5:], strict=True)),
-        )
+        self._factors = found[0]
+        self._state = dict(zip(sorted(self._state), found[5:], strict=True))
         self._sums.load(found[1:5], keep_rows=keep_rows)
 
     def __getstate__(self) -> dict[str, Any]:

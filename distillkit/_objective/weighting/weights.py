@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from ..versions import written
 from .gradients import gradient_rows, parameters_at, refuse_reentrant
 from .protocol import LearnedWeighting, SettledWeighting, State
 from .sums import CallOfTerms, StepSums, from_first_rank, has_ranks
+
+_ONE_AT_A_TIME = threading.Lock()  # of the threads that may call one distiller; a copy needs none
 
 
 class Part(NamedTuple):
@@ -122,17 +125,13 @@ class SettledWeights(nn.Module):
                 factors.
         """
         if self.training and torch.is_grad_enabled() and parts:
-            if torch.compiler.is_compiling():
-                raise RecipeError(
-                    f"the weighting {self.name!r} settles between the steps of a training, which "
-                    "cannot be compiled: compile the student, student.compile(), not the distiller"
-                )
             if model is None:
                 raise RecipeError(
                     f"the weighting {self.name!r} settles once for each step of the student: pass "
                     "it, objective(..., model=student)"
                 )
-            self._observe(parts, model)
+            with _ONE_AT_A_TIME:
+                self._observe(parts, model)
         listed: list[float] = self._factors.tolist()
         numbers = {name: listed[self._terms.index(name)] for name in parts}
         return Factors(numbers, numbers)

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -48,11 +49,16 @@ def test_weights_move_and_the_loss_is_the_sum_of_what_they_weigh(weighting):
     assert result.loss.item() == pytest.approx(total, rel=1e-6)
 
 
+def cuts_of(step):
+    """Another number of parts in every step."""
+    return [[(0, 6)], [(0, 1), (1, 4), (4, 6)], [(0, 2), (2, 6)]][step % 3]
+
+
 @pytest.mark.parametrize("weighting", [one for one in EVERY if "now" not in one.id])
 class TestPartsOfAStep:
     def test_of_unequal_size_with_a_normalizer_are_the_whole(self, weighting):
         whole = train(weighted.distiller_of(weighting), range(5))
-        close(train(weighted.distiller_of(weighting), range(5), [(0, 1), (1, 4), (4, 6)]), whole)
+        close(train(weighted.distiller_of(weighting), range(5), cuts_of), whole)
 
     def test_of_equal_size_without_one_are_the_whole(self, weighting):
         terms = [{**term, "per": "example"} for term in TERMS[:2]] + TERMS[2:]
@@ -163,6 +169,17 @@ class TestLife:
             batch = {n: x.float() if n == "pixels" else x for n, x in batch_of(0).items()}
             weights = single(batch).weights.values()
         assert all(0 < weight < float("inf") for weight in weights)
+
+
+def test_threads_make_the_calls_of_one_step():
+    alone, shared = (weighted.distiller_of("gradnorm") for _ in "ab")
+    for distiller, threads in ((alone, 1), (shared, 4)):
+        optimizer = weighted.optimizer_of(distiller)
+        with ThreadPoolExecutor(threads) as pool:
+            results = list(pool.map(distiller, map(batch_of, range(8))))
+        sum(result.loss for result in results).backward()
+        optimizer.step()
+    close([(alone(batch_of(9)).weights, 0)], [(shared(batch_of(9)).weights, 0)])
 
 
 class TestWhatTheyFollow:

@@ -65,12 +65,16 @@ def optimizer_of(distiller):
 
 
 def train(distiller, steps, cuts=((0, 6),), *, model=None, optimizer=None, normalized=True):
-    """The weights of each step, which are those of each of its calls, and its loss."""
+    """The weights of each step, which are those of each of its calls, and its loss.
+
+    ``cuts`` are where the batch is cut, or a function of the step that says so.
+    """
     model = model or distiller
     optimizer = optimizer or optimizer_of(distiller)
     found = []
     for step in steps:
-        parts = [part_of(step, slice(*cut)) for cut in cuts]
+        chosen = cuts(step) if callable(cuts) else cuts
+        parts = [part_of(step, slice(*cut)) for cut in chosen]
         normalizer = distiller.normalizer(parts, progress=step / 8) if normalized else None
         losses, weights = [], []
         for part in parts:

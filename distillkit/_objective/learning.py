@@ -10,18 +10,18 @@ from torch import nn
 from ..errors import RecipeError
 from .engines import shows_gathered
 from .objective import Objective
-from .versions import written
+from .versions import Writes, writes
 
 _PATIENCE = 2  # steps of the student's optimizer in a row
 _WEIGHTING = "\0weighting"  # beside the names of terms
 
 
 class AlignerWatch:
-    """Counts in-place writes: an optimizer's step writes into every parameter that it has."""
+    """Compares writes: an optimizer's step writes into every parameter that it has."""
 
     def __init__(self) -> None:
-        self._student = -1
-        self._aligners: dict[str, int] = {}
+        self._student: Writes | None = None
+        self._aligners: dict[str, Writes] = {}
         self._missed: dict[str, int] = {}
 
     def check(
@@ -60,12 +60,12 @@ class AlignerWatch:
         }
         if not learned:
             return
-        now = written(p for p in student.parameters() if p.requires_grad)
-        counts = {name: written(found) for name, found in learned.items()}
-        stepped = -1 < self._student < now
+        now = writes(p for p in student.parameters() if p.requires_grad)
+        counts = {name: writes(found) for name, found in learned.items()}
+        stepped = self._student is not None and now.follow(self._student)
         for name, count in counts.items():
             if stepped and name in self._aligners:
-                still = self._aligners[name] == count
+                still = not count.follow(self._aligners[name])
                 self._missed[name] = self._missed.get(name, 0) + 1 if still else 0
             if self._missed.get(name, 0) >= _PATIENCE:
                 what = f"term {name!r} has an aligner that learns"

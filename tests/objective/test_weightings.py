@@ -13,6 +13,7 @@ import torch
 
 import distillkit as dk
 from distillkit import errors
+from distillkit._objective.weighting import weights
 from distillkit._objective.weighting.making import make_weights
 from tests.support import weighted
 from tests.support.weighted import ATTENTION, LOGITS, NAMES, TERMS, batch_of, close, train
@@ -169,6 +170,22 @@ class TestLife:
             batch = {n: x.float() if n == "pixels" else x for n, x in batch_of(0).items()}
             weights = single(batch).weights.values()
         assert all(0 < weight < float("inf") for weight in weights)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "foreach"])
+def test_steps_of_every_kernel_of_an_optimizer_are_seen(kernel):
+    """Fused kernels write without torch counting it."""
+    found = []
+    for options in ({}, {kernel: True}):
+        distiller = weighted.distiller_of({"name": "gradnorm", "lr": 0.1})
+        optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-3, **options)
+        found.append(train(distiller, range(4), [(0, 2), (2, 6)], optimizer=optimizer))
+    close(*found)
+    assert found[0][0][0] != found[0][3][0]
+    distiller = weighted.distiller_of("uncertainty")
+    optimizer = torch.optim.AdamW(distiller.student.parameters(), lr=1e-3, **{kernel: True})
+    with pytest.raises(errors.RecipeError, match="a weighting that learns"):
+        train(distiller, range(4), optimizer=optimizer)
 
 
 def test_threads_make_the_calls_of_one_step():
@@ -365,6 +382,14 @@ class TestErrors:
         distiller = weighted.distiller_of("uncertainty")
         distiller.objective.requires_grad_(False)
         train(distiller, range(5), optimizer=optimizer)
+
+    def test_a_student_that_no_optimizer_is_seen_to_step(self, monkeypatch):
+        monkeypatch.setattr(weights, "_MOST_CALLS", 3)
+        distiller = weighted.distiller_of("dynamic_average")
+        for _ in range(3):
+            distiller(batch_of(0))
+        with pytest.raises(errors.RecipeError, match="none was seen in 3 calls"):
+            distiller(batch_of(0))
 
     def test_the_state_of_another_weighting(self):
         state = weighted.distiller_of("gradnorm").state_dict()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import RecipeError
-from ..versions import written
+from ..versions import Writes, writes
 from .gradients import gradient_rows, parameters_at, refuse_reentrant
 from .protocol import LearnedWeighting, SettledWeighting, State
 from .sums import CallOfTerms, StepSums, from_first_rank, has_ranks
 
+_MOST_CALLS = 1000  # an engine may step copies of the parameters, which nobody sees
 _ONE_AT_A_TIME = threading.Lock()  # of the threads that may call one distiller; a copy needs none
 
 
@@ -81,9 +82,10 @@ class LearnedWeights(nn.Module):
 class SettledWeights(nn.Module):
     """The factors that settle once for each optimizer step, by what the step before it showed.
 
-    A step is over where an optimizer has written into the student's parameters since the last call:
-    the calls in between are its micro-batches. Calls in eval mode, or without gradient, show
-    nothing and settle nothing. What is not finite settles nothing.
+    A step is over where an optimizer has stepped the student's parameters, or something else has
+    written into them, since the last call: the calls in between are its micro-batches. Calls in
+    eval mode, or without gradient, show nothing and settle nothing. What is not finite settles
+    nothing.
 
     Args:
         name: of the weighting, for messages.
@@ -110,7 +112,8 @@ class SettledWeights(nn.Module):
         self._factors = torch.ones(len(terms), dtype=torch.float64)
         self._state = checked_state(name, weighting.start())
         self._sums = StepSums(len(terms), gradients=self._reads_gradients)
-        self._written: int | None = None
+        self._written: Writes | None = None
+        self._calls = 0
         self._looked = False
 
     def forward(self, parts: Mapping[str, Part], model: nn.Module | None) -> Factors:
@@ -121,8 +124,8 @@ class SettledWeights(nn.Module):
             model: the student, whose parameters an optimizer steps.
 
         Raises:
-            RecipeError: no student; gradients that cannot be had; a weighting that returns no
-                factors.
+            RecipeError: no student, or one that no optimizer steps; gradients that cannot be had; a
+                weighting that returns no factors.
         """
         if self.training and torch.is_grad_enabled() and parts:
             if model is None:
@@ -137,9 +140,18 @@ class SettledWeights(nn.Module):
         return Factors(numbers, numbers)
 
     def _observe(self, parts: Mapping[str, Part], model: nn.Module) -> None:
-        count = written(p for p in model.parameters() if p.requires_grad)
-        begins = self._agree(begins=count != self._written)
-        self._written = count
+        now = writes(p for p in model.parameters() if p.requires_grad)
+        begins = self._agree(begins=self._written is None or now.follow(self._written))
+        self._written = now
+        self._calls = 1 if begins else self._calls + 1
+        if self._calls > _MOST_CALLS:
+            raise RecipeError(
+                f"the weighting {self.name!r} settles once for each step of the student's "
+                f"optimizer, and none was seen in {_MOST_CALLS} calls. Step a "
+                "torch.optim.Optimizer that has the student's own parameters, or use a weighting "
+                "that needs no step, "
+                '"uncertainty" or "static"'
+            )
         if begins and not self._now:
             self._settle()
         if begins:

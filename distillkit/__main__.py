@@ -24,6 +24,7 @@ from ._plugins.specs import (
     RecipeSpec,
     Reference,
     Spec,
+    WeightingSpec,
     resolve,
 )
 from ._recipe_listing import recipe_block, recipe_details
@@ -38,6 +39,7 @@ _LISTINGS: dict[str, type[Spec]] = {
     "aligners": AlignerSpec,
     "recipes": RecipeSpec,
     "operations": OperationSpec,
+    "weightings": WeightingSpec,
 }
 
 
@@ -217,6 +219,8 @@ def _more_columns(spec: Spec) -> list[str]:
         return [", ".join(spec.tags), spec.reference]
     if isinstance(spec, AdapterSpec):
         return [spec.matches, spec.resource or ""]
+    if isinstance(spec, WeightingSpec):
+        return [spec.reference]
     return []
 
 

@@ -12,10 +12,11 @@ from .._backbone.signals import Signals
 from ..errors import OptionError, SignalError
 from .checks import check_first_batch
 from .comparison import Comparison
-from .engines import check_engine
+from .engines import check_engine, check_weighted
 from .ensemble import TeacherSignals
 from .learning import AlignerWatch
 from .objective import Objective, autocast_off
+from .weighting.weights import SettledWeights
 
 
 class BatchChecks:
@@ -86,6 +87,8 @@ class BatchChecks:
         if not due and not active.keys() - self._looked_at:
             return None
         check_engine(module)  # an engine may have taken the student since
+        if isinstance(self._objective.weighting, SettledWeights):
+            check_weighted(root, self._objective.weighting.name)
         with autocast_off():
             compared = self._objective.compare(student, teacher, active, batch)
         seen = check_first_batch(self._objective, active, student, teacher, compared)

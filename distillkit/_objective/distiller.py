@@ -42,7 +42,7 @@ class Distilled(NamedTuple):
     Attributes:
         loss: the scalar to call ``backward`` on.
         parts: term -> its unweighted value, detached, float32.
-        weights: term -> the weight it had.
+        weights: term -> the weight it had, its own times the factor of the recipe's weighting.
         student: the student's signals.
         teacher: the teacher's signals; empty where no term needed them. Of several teachers,
             name -> signals, of those that terms needed.
@@ -235,7 +235,7 @@ class Distiller(nn.Module):
         items, normalizer = self._items(own, output, task, normalizer)
         result = self.objective(
             student_signals, taught, batch=own, task=task, progress=progress,
-            normalizer=normalizer, task_items=items, comparisons=looked,
+            normalizer=normalizer, task_items=items, comparisons=looked, model=self.student,
         )  # fmt: skip
         if looked and _logger.isEnabledFor(logging.INFO):
             for line in counted_lines(looked):

@@ -15,17 +15,21 @@ from .._backbone.signals import Signals
 from ..errors import RecipeError, SignalError
 from .comparison import Comparison
 from .ensemble import TeacherSignals
-from .normalizer import Normalizer, Number, normalizer_of_terms, share_of_task
+from .normalizer import Normalizer, Number, divisor, normalizer_of_terms, share_of_task
 from .term import Term
+from .weighting.making import make_weights
+from .weighting.weights import Factors, Part
 
 
 class Result(NamedTuple):
     """The result of an objective for one batch.
 
     Attributes:
-        loss: the scalar to call ``backward`` on: the sum of weight x part.
+        loss: the scalar to call ``backward`` on: the sum of weight x part, and what a learned
+            weighting adds.
         parts: term -> its unweighted value, detached, float32.
-        weights: term -> the weight it had; a term of weight 0 is not computed.
+        weights: term -> the weight it had, its own times its factor; a term whose own weight is 0
+            is not computed.
         counts: computed term -> how much counted, detached: the number of values, of rows and
             positions that count for ``per = "row"``, of examples for ``per = "example"``; one
             number, or ``(L,)`` for L pairs of layers. The task has ``task_items``, where given.
@@ -42,6 +46,12 @@ class Objective(nn.Module):
 
     Args:
         terms: their names must differ.
+        weighting: what multiplies the terms' own weights, by name or ``{"name": ..., **options}``;
+            ``"static"``: nothing.
+
+    Raises:
+        UnknownNameError: no such weighting.
+        RecipeError: no term, two of one name, options that the weighting does not take.
 
     Examples:
         >>> objective = Objective([Term("kl_divergence", on="logits", weight=0.5)])
@@ -52,7 +62,9 @@ class Objective(nn.Module):
         ({'kl_divergence/logits': tensor(0.1308)}, True)
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(
+        self, terms: Sequence[Term], *, weighting: str | Mapping[str, Any] = "static"
+    ) -> None:
         super().__init__()
         if not terms:
             raise RecipeError("an objective needs at least one term")
@@ -61,6 +73,7 @@ class Objective(nn.Module):
         if twice:
             raise RecipeError(f"several terms are called {min(twice)!r}; give each a `name`")
         self.terms = nn.ModuleList(terms)
+        self.weighting = make_weights(weighting, names)
 
     def active(self, progress: float | None) -> dict[str, float]:
         """Term -> its weight at this progress, without those of weight 0."""
@@ -133,7 +146,7 @@ class Objective(nn.Module):
             if term.name in active
         }
 
-    def forward(
+    def forward(  # noqa: PLR0913 (two sides; the rest by keyword)
         self,
         student: Signals,
         teacher: TeacherSignals,
@@ -144,6 +157,7 @@ class Objective(nn.Module):
         normalizer: Normalizer | None = None,
         task_items: Number | None = None,
         comparisons: Mapping[str, Comparison] | None = None,
+        model: nn.Module | None = None,
     ) -> Result:
         """The loss of one batch.
 
@@ -160,6 +174,7 @@ class Objective(nn.Module):
             task_items: how much the task's mean was over, such as labelled tokens; with a
                 normalizer of the task, its share of the whole.
             comparisons: what :meth:`compare` made of these signals before.
+            model: the student, for a weighting that settles once for each step of its optimizer.
 
         Raises:
             RecipeError: a progress or normalizer is missing, a normalizer of an unknown term;
@@ -175,9 +190,8 @@ class Objective(nn.Module):
             computed = [term.name for term in terms if term.name in active and not term.is_task]
             numbers = normalizer_of_terms(normalizer, [term.name for term in terms], computed)
         known = {} if comparisons is None else comparisons
-        parts: dict[str, Tensor] = {}
+        parts: dict[str, Part] = {}
         counts: dict[str, Tensor] = {}
-        total: Tensor | None = None
         with autocast_off():
             for term in terms:
                 name = term.name
@@ -192,10 +206,29 @@ class Objective(nn.Module):
                     both = known.get(name) or term.compare(student, teacher, batch)
                     value = term(student, teacher, batch, normalizer=share, comparison=both)
                     counts[name] = both.counts
-                total = _plus(total, active[name], value)
-                parts[name] = value.detach().float()
+                parts[name] = Part(value, active[name], _share(counts.get(name), share))
+            total, factors = self._weighted(parts, model)
         weights = {term.name: active.get(term.name, 0.0) for term in terms}
-        return Result(torch.zeros(()) if total is None else total, parts, weights, counts)
+        for name, factor in factors.numbers.items():
+            weights[name] *= factor
+        values = {name: part.value.detach().float() for name, part in parts.items()}
+        return Result(total, values, weights, counts)
+
+    def _weighted(
+        self, parts: Mapping[str, Part], model: nn.Module | None
+    ) -> tuple[Tensor, Factors]:
+        """The weighted sum of the terms, and the factors of their own weights."""
+        factors = Factors({}, {})
+        if self.weighting is not None and parts:
+            factors = self.weighting(parts, model)
+        total: Tensor | None = None
+        for name, part in parts.items():
+            total = _plus(total, part.prior * factors.factors.get(name, 1.0), part.value)
+        if total is None:
+            return torch.zeros(()), factors
+        if factors.addition is not None:
+            total = _plus(total, 1.0, factors.addition)
+        return total, factors
 
     @property
     def names(self) -> list[str]:
@@ -226,11 +259,25 @@ def wanted_layers(objective: Objective, side: int) -> Wanted:
     return found
 
 
-def _plus(total: Tensor | None, weight: float, value: Tensor) -> Tensor:
+def _plus(total: Tensor | None, weight: float | Tensor, value: Tensor) -> Tensor:
     """The sum and one more weighted value, in float32 at least, on the value's device."""
+    if isinstance(weight, Tensor):
+        weight = weight.to(value.device)
     if total is None:
         return weight * (widen(value) if value.dtype.itemsize < 4 else value)
+    if isinstance(weight, Tensor):
+        return total.to(value.device) + weight * value
     return total.to(value.device).add(value, alpha=weight)
+
+
+def _share(count: Tensor | None, normalizer: Number | None) -> Tensor | float:
+    """The part of the whole batch that counted: over all parts, shares add up to 1."""
+    if count is None or normalizer is None:
+        return 1.0
+    whole = divisor(normalizer)
+    if isinstance(whole, Tensor):
+        whole = whole.to(count.device)
+    return (count / whole).float().mean()
 
 
 def _task_loss(task: Tensor | None) -> Tensor:

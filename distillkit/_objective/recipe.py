@@ -19,6 +19,7 @@ from .layer_choice import layer_rule
 from .objective import Objective
 from .schedule import Schedule
 from .term import Term, default_name
+from .weighting.making import make_weights
 
 Signal = str | dict[Literal["student", "teacher"], str]
 LayerWord = Literal["last", "first", "middle", "uniform", "all"]
@@ -109,6 +110,7 @@ class Recipe(Table):
         omits: what of the source is not reproduced, and why.
         guide: who it is for.
         terms: the weighted losses.
+        weighting: what multiplies the terms' weights, as of :class:`Objective`.
 
     Examples:
         >>> recipe = Recipe(name="soft", terms=[{"loss": "kl_divergence", "on": "logits"}])
@@ -124,17 +126,19 @@ class Recipe(Table):
     equation: str = ""
     omits: str = ""
     guide: RecipeGuide = RecipeGuide()
+    weighting: str | dict[str, Any] = "static"
     terms: tuple[TermRecipe, ...]
 
     @model_validator(mode="after")
     def _has_terms(self) -> Recipe:
         if not self.terms:
             raise RecipeError("a recipe needs at least one [[terms]]")
+        make_weights(self.weighting, [term.label for term in self.terms])
         return self
 
     def build(self) -> Objective:
         """The objective, whose parameters (of trained aligners) go to the optimiser."""
-        return Objective([term.build() for term in self.terms])
+        return Objective([term.build() for term in self.terms], weighting=self.weighting)
 
     def of_teacher(self, name: str) -> Recipe:
         """The terms that learn from one of several teachers: what a cache of its signals is for.
@@ -157,12 +161,17 @@ class Recipe(Table):
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """The same recipe with some values changed, ``{"<term>.<key>": value}``.
 
+        ``{"weighting": value}`` changes the recipe's.
+
         Raises:
             UnknownNameError: no such term.
             RecipeError: no such key, or a value that does not fit.
         """
         tables = {term.label: term.model_dump() for term in self.terms}
+        own = {key: changes[key] for key in ("weighting",) if key in changes}
         for path, value in changes.items():
+            if path in own:
+                continue
             label = next((label for label in tables if path.startswith(f"{label}.")), None)
             if label is None:
                 raise unknown_name("term of this recipe", path, [f"{one}.weight" for one in tables])
@@ -173,7 +182,7 @@ class Recipe(Table):
                 if not isinstance(table, dict):
                     raise RecipeError(f"{path!r}: {inner} of term {label!r} is {table!r}, no table")
             table[key] = value
-        changed = {**self.model_dump(exclude={"terms"}), "terms": list(tables.values())}
+        changed = {**self.model_dump(exclude={"terms"}), **own, "terms": list(tables.values())}
         return validated(type(self), changed, f"recipe {self.name!r}", RecipeError)
 
 

@@ -1,10 +1,10 @@
-"""The core's own losses, aligners, recipes and operations, through everybody's hooks."""
+"""The core's own losses, aligners, recipes and so on, through everybody's hooks."""
 
 from __future__ import annotations
 
 from .catalogue import catalogue
 from .hookspecs import hookimpl
-from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec
+from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec, WeightingSpec
 
 _RECIPES = {
     "clip_affinity": "TinyCLIP: a small dual encoder matches images and texts as a large one.",
@@ -84,5 +84,47 @@ def distillkit_operations() -> list[OperationSpec]:
             target="torch.nn.attention.flex_attention:flex_attention",
             read="distillkit._capture.operations:read_flex_attention",
             summary="PyTorch's attention with a score function and a block mask of one's own.",
+        ),
+    ]
+
+
+@hookimpl
+def distillkit_weightings() -> list[WeightingSpec]:
+    home = "distillkit._objective.weighting"
+    return [
+        WeightingSpec(
+            "static",
+            factory=f"{home}.making:static",
+            summary="The terms' own weights, numbers and schedules, as they are.",
+        ),
+        WeightingSpec(
+            "uncertainty",
+            factory=f"{home}.uncertainty:Uncertainty",
+            summary="One learned log variance for each term.",
+            reference="kendall-etal-2018-multi",
+        ),
+        WeightingSpec(
+            "dynamic_average",
+            factory=f"{home}.dynamic_average:DynamicAverage",
+            summary="Terms that fall slower than the others weigh more.",
+            reference="liu-etal-2019-end",
+        ),
+        WeightingSpec(
+            "gradnorm",
+            factory=f"{home}.gradnorm:GradNorm",
+            summary="Norms of the terms' gradients that follow their training rates.",
+            reference="chen-etal-2018-gradnorm",
+        ),
+        WeightingSpec(
+            "gradient_ratio",
+            factory=f"{home}.gradient_ratio:GradientRatio",
+            summary="Norms of the terms' gradients at given parts of one term's.",
+            reference="esser-etal-2021-taming",
+        ),
+        WeightingSpec(
+            "torchjd",
+            factory=f"{home}.jacobian_descent:JacobianDescent",
+            summary="Gradients that do not work against each other: an aggregator of TorchJD.",
+            reference="quinton-rey-2024-jacobian",
         ),
     ]

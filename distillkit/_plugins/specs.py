@@ -191,7 +191,34 @@ class OperationSpec:
         check_target(self, self.target)
 
 
-Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
+@dataclass(frozen=True, slots=True)
+class WeightingSpec:
+    """A weighting by name: it settles the weights of an objective's terms while training.
+
+    Attributes:
+        name: what a recipe's ``weighting`` calls it.
+        factory: reference to ``factory(terms, **options)``, given the names of the terms; it
+            returns an object with ``reads``, ``start()`` and ``settle(step, state)``, or an
+            ``nn.Module`` with parameters.
+        summary: one line for the listing.
+        reference: key of its source in the library's bibliography, or a BibTeX entry.
+    """
+
+    kind: ClassVar[str] = "weighting"
+    hook: ClassVar[str] = "distillkit_weightings"
+
+    name: str
+    _: KW_ONLY
+    factory: Reference
+    summary: str = ""
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "summary", "reference")
+        _check_references(self)
+
+
+Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec | WeightingSpec
 SPEC_TYPES: tuple[type[Spec], ...] = get_args(Spec)
 
 

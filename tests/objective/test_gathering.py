@@ -17,7 +17,8 @@ from distillkit._plugins.specs import LossSpec
 
 BETWEEN_EXAMPLES = {
     "cka_distance", "contrastive_relational", "info_nce", "interactive_contrastive",
-    "intra_class_pearson_distance", "pkt", "rkd_angle", "rkd_distance", "similarity_preserving",
+    "intra_class_pearson_distance", "pkt", "relation_cosine_distance", "rkd_angle", "rkd_distance",
+    "similarity_preserving",
 }  # fmt: skip
 
 

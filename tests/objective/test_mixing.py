@@ -35,8 +35,10 @@ def logits(draw, teachers=None):
 
 
 def weights_of(draw, k):
-    found = torch.tensor(draw(st.lists(st.floats(0.1, 9.0), min_size=k, max_size=k)))
-    return (found / found.sum()).double()
+    found = torch.tensor(
+        draw(st.lists(st.floats(0.1, 9.0), min_size=k, max_size=k)), dtype=torch.float64
+    )
+    return found / found.sum()
 
 
 temperatures = st.sampled_from([0.5, 1.0, 4.0])

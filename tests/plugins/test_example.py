@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "write_a_plugin"
-KINDS = ("losses", "adapters", "aligners", "recipes", "operations", "plugins")
+KINDS = ("losses", "adapters", "aligners", "recipes", "operations", "weightings", "plugins")
 LOSS = (
     "jeffreys_divergence | acme-distill | Forward plus reverse KL of softened logits. | "
     "nonnegative, zero_at_identity, symmetric, shift_invariant | jeffreys-1946-invariant"
@@ -76,6 +76,7 @@ def test_installing_it_adds_its_own_lines_to_the_listings_and_changes_nothing_el
             COMPARES,
         },
         "operations": set(),
+        "weightings": set(),
         "plugins": {"acme-distill:acme | 1.0 | loaded | 1 loss, 1 adapter, 1 recipe"},
     }
 

@@ -311,7 +311,7 @@ def test_the_trace_prints_every_import_and_hook_call_with_its_time(install, monk
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("distillkit: ") and line.endswith(" ms") for line in lines)
     calls = [line.removeprefix("distillkit: ").rpartition(",")[0] for line in lines]
-    hooks = ("adapters", "aligners", "losses", "operations", "recipes")
+    hooks = ("adapters", "aligners", "losses", "operations", "recipes", "weightings")
     assert [call for call in calls if call.startswith("fake-good")] == [
         "fake-good:good: import fake_good.plugin",
         *(f"fake-good:good: distillkit_{hook}()" for hook in hooks),

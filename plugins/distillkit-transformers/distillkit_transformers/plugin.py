@@ -33,6 +33,9 @@ def distillkit_adapters() -> list[AdapterSpec]:
     return [
         _spec("vilt", "vilt", "Vilt*", "single_stream:vilt",
               "ViLT: both directions; patches back in raster order."),
+        _spec("vilt_of_images", "vilt", "ViltForImagesAndTextClassification",
+              "single_stream:vilt_of_images",
+              "ViLT over several images of a text (NLVR2): each is an example."),
         _spec("visual_bert", "visual_bert", "VisualBert*", "single_stream:visual_bert",
               "VisualBERT: both directions over regions."),
         _spec("flava", "flava", "Flava*", "single_stream:flava",

@@ -11,6 +11,7 @@ from ._correlation import *
 from ._divergence import *
 from ._feature import *
 from ._linear import *
+from ._ranking import *
 from ._reduce import masked_mean as masked_mean
 from ._relation import *
 from ._signature import checked_attentions as checked_attentions

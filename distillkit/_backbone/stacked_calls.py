@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,16 +32,16 @@ def repeat_tokens(tokens: StreamTokens, calls: int, rows: int) -> StreamTokens:
     def repeated(x: Tensor) -> Tensor:
         return x.repeat_interleave(calls, 0) if len(x) * calls == rows else x
 
-    def of(x: object) -> object:
-        return repeated(x) if isinstance(x, Tensor) else x
+    def known(x: Tensor | None) -> Tensor | None:
+        return None if x is None else repeated(x)
 
-    modalities: dict[str, ModalityTokens] = {
-        modality: replace(
-            one,
-            **{
-                name: of(getattr(one, name))
-                for name in ("positions", "special", "grid", "extents", "ids")
-            },
+    modalities = {
+        modality: ModalityTokens(
+            repeated(one.positions) if isinstance(one.positions, Tensor) else one.positions,
+            repeated(one.special) if isinstance(one.special, Tensor) else one.special,
+            repeated(one.grid) if isinstance(one.grid, Tensor) else one.grid,
+            known(one.extents),
+            known(one.ids),
         )
         for modality, one in tokens.items()
     }

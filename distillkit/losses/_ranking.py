@@ -59,7 +59,7 @@ def partial_ranking(
         tensor([1.7209])
 
     Source: Chen et al., *How to Make Cross Encoder a Good Teacher for Efficient Image-Text
-    Retrieval?* (CPRD), 2024, https://arxiv.org/abs/2407.07479, the partial ranking of hard
+    Retrieval?* (CPRD), 2024, https://arxiv.org/abs/2407.07479, "partial ranking" of hard
     negatives. The ties are this library's.
     """
     student, teacher = checked_pair("partial_ranking", "(v),(v)->()", student, teacher)

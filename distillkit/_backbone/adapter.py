@@ -40,7 +40,11 @@ class Adapter(Protocol):
 
     @property
     def streams(self) -> Mapping[str, str]:
-        """Stream -> pattern of its attention modules; ``"x.*.att#1"`` is their second call."""
+        """Stream -> pattern of its attention modules; ``"x.*.att#1"`` is their second call.
+
+        ``"x.*.att#*"`` is all calls as further examples, row ``i * calls + c``; ``layout`` then
+        describes as many sequences.
+        """
 
     @property
     def outputs(self) -> tuple[str, ...]:

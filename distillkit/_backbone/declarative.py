@@ -14,11 +14,12 @@ from .._capture.record import Record
 from .._capture.wrappers import Accepted, accepted_arguments, unwrapped
 from ..errors import SignalError, did_you_mean
 from .adapter_file import checked_tables, read_adapter_file
-from .directions import build_signals, first_tensor, layer_sources
+from .directions import build_signals, first_tensor, layer_sources, output_tensor
 from .layout import TokenLayout
 from .run_entries import entry, is_none
 from .runs import stream_tokens
 from .signals import Signal, Signals
+from .stacked_calls import count_calls, pairs_of_calls, repeat_tokens
 
 _MODULE = "module:"
 
@@ -153,7 +154,11 @@ class DeclarativeAdapter:
                 streams[stream] = stream_tokens(runs, batch, pairs, examples)
             except SignalError as error:
                 raise SignalError(f"[[tokens.{stream}]] {error}") from None
-        return TokenLayout(streams, pairs)
+        stacked = count_calls(record, self.streams)
+        for stream, counts in stacked.items():
+            if stream in streams:
+                streams[stream] = repeat_tokens(streams[stream], *counts)
+        return TokenLayout(streams, {**pairs_of_calls(stacked), **pairs})
 
     def _examples(self, stream: str, record: Record) -> int:
         """How many sequences a stream is of, from its attention."""
@@ -185,7 +190,7 @@ class DeclarativeAdapter:
 def output_field(name: str, record: Record, output: Any) -> Tensor:
     """A field of a model's output, or what ``"module:head"`` returned."""
     if name.startswith(_MODULE):
-        return first_tensor(record.output(name.removeprefix(_MODULE)))
+        return output_tensor(record, name.removeprefix(_MODULE))
     if isinstance(output, Mapping):
         fields = {str(key): value for key, value in output.items()}
     else:

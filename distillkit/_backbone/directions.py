@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._attention import Attention
 from .._capture.record import Record
+from .._capture.stacked import EVERY_CALL, split_call, stack_tensors
 from ..errors import SignalError, did_you_mean
 from .axis import TokenAxis, token_axis
 from .layout import StreamTokens, TokenLayout
@@ -65,7 +66,10 @@ def build_signals(
     for stream, pattern in (hidden or {}).items():
         name = f"hidden.{stream}"
         outputs = record.output_names(pattern)
-        found[name] = Layers([partial(_hidden, record, output) for output in outputs])
+        call = pattern.partition("#")[1:]
+        found[name] = Layers(
+            [partial(output_tensor, record, "".join((output, *call))) for output in outputs]
+        )
         valid = layout[stream].valid if stream in layout else None
         if valid is not None:
             masks[name] = valid
@@ -294,7 +298,11 @@ def first_tensor(value: object) -> Tensor:
     return first
 
 
-def _hidden(record: Record, name: str) -> Tensor:
+def output_tensor(record: Record, name: str) -> Tensor:
+    """What a module returned; ``"layer.0#*"``: in each of its calls, stacked as examples."""
+    module, call = split_call(name)
+    if call == EVERY_CALL:
+        return stack_tensors(module, [first_tensor(one) for one in record.output(name)])
     return first_tensor(record.output(name))
 
 

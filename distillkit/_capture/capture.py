@@ -36,9 +36,10 @@ def capture(
         model: any module, wrapped in DDP or not; it is the one that is called.
         patterns: dotted names of modules; ``*`` is one segment, ``**`` any number. None at all
             means every module. An operation belongs to the innermost chosen module.
-        outputs: patterns of modules whose output is wanted: ``record.output(name)``.
+        outputs: patterns of modules whose output is wanted: ``record.output(name)``. ``#*`` at the
+            end keeps those of all calls of a forward, not of the last alone.
         returns: bound methods whose return value is wanted, ``"embeddings.visual_embed"``:
-            ``record.returned(name)``.
+            ``record.returned(name)``; ``#*`` as of outputs.
         detach: record without gradient.
 
     Raises:

@@ -17,6 +17,7 @@ from ._watch.history import Node, is_same_but_turned
 from ._watch.sighting import FusedCall, Weighing
 from .names import pattern_regex
 from .recorder import Recorder, Seen
+from .stacked import EVERY_CALL, split_call, stack_attentions
 
 
 class Record(Mapping[str, Attention]):
@@ -85,7 +86,7 @@ class Record(Mapping[str, Attention]):
             raise CaptureError(
                 f"{name!r} computed {len(calls)} attentions in one forward; "
                 f"record.calls({name!r}) has them in order, and an adapter names one as "
-                f'"{name}#1" (the second)'
+                f'"{name}#1" (the second), or all as examples, "{name}#*"'
             )
         return calls[0]
 
@@ -129,19 +130,21 @@ class Record(Mapping[str, Attention]):
     def layers(self, pattern: str) -> RecordedLayers:
         """The attentions of the modules that match, bottom to top; ``"x.*.att#1"``: 2nd calls.
 
-        Each is read when it is asked for, so that ``layers(pattern)[-1].shape`` reads one.
+        ``"x.*.att#*"`` stacks all calls of a module as examples: row ``i * calls + c`` is call c
+        of example i, and calls of fewer tokens are padded at the end. Each layer is read when it is
+        asked for, so that ``layers(pattern)[-1].shape`` reads one.
         """
-        chosen, _, call = pattern.partition("#")
-        names = self._matching(chosen, of_outputs=False)
-        return RecordedLayers(self, names, int(call) if call else None)
+        chosen, call = split_call(pattern)
+        return RecordedLayers(self, self._matching(chosen, of_outputs=False), call)
 
     def outputs(self, pattern: str) -> tuple[Any, ...]:
         """The outputs of the modules that match, bottom to top."""
-        return tuple(self.output(name) for name in self.output_names(pattern))
+        call = "".join(pattern.partition("#")[1:])
+        return tuple(self.output(f"{name}{call}") for name in self.output_names(pattern))
 
     def output_names(self, pattern: str) -> tuple[str, ...]:
         """The modules named in ``outputs=`` that a pattern matches, bottom to top."""
-        return self._matching(pattern, of_outputs=True)
+        return self._matching(split_call(pattern)[0], of_outputs=True)
 
     def _matching(self, pattern: str, *, of_outputs: bool) -> tuple[str, ...]:
         """The chosen names that a pattern matches, also by what wrappers make of them."""
@@ -165,14 +168,27 @@ class Record(Mapping[str, Attention]):
         return tuple(found)
 
     def output(self, name: str) -> Any:
-        """The output of a module named in ``outputs=``."""
-        recorder, name = self._recorder, self._whole(name)
-        return _recorded("output", name, recorder.outputs, recorder.chosen.outputs)
+        """The output of a module named in ``outputs=``, of its last call.
+
+        Where it is named there as ``"layer.*#*"``, ``record.output("layer.0#*")`` is the tuple of
+        the outputs of all its calls, in order, and ``"layer.0#1"`` that of the second.
+        """
+        recorder = self._recorder
+        name, call = split_call(name)
+        name = self._whole(name)
+        found = _recorded("output", name, recorder.outputs, recorder.chosen.outputs)
+        return _of_call("output", name, call, found, every=name in recorder.chosen.every)
 
     def returned(self, name: str) -> Any:
-        """The return value of a bound method named in ``returns=``."""
-        recorder, name = self._recorder, f"{self._prefix}{name}"
-        return _recorded("returned value", name, recorder.returned, recorder.chosen.returns)
+        """The return value of a bound method named in ``returns=``, of its last call.
+
+        ``"#*"`` and ``"#1"`` at the end of a name choose calls, as of :meth:`output`.
+        """
+        recorder = self._recorder
+        name, call = split_call(name)
+        name = f"{self._prefix}{name}"
+        found = _recorded("returned value", name, recorder.returned, recorder.chosen.returns)
+        return _of_call("returned value", name, call, found, every=name in recorder.chosen.every)
 
     def readings(self, name: str) -> tuple[Reading, ...]:
         """The attentions of a module, each with what the model made of it where that was kept."""
@@ -245,25 +261,32 @@ class RecordedLayers(Sequence[Attention]):
     Args:
         record: where they are read.
         names: the modules.
-        call: which call of each; None: its only one.
+        call: which call of each, as :func:`split_call` has it.
     """
 
-    def __init__(self, record: Record, names: Sequence[str], call: int | None) -> None:
+    def __init__(self, record: Record, names: Sequence[str], call: str) -> None:
         self._record, self._names, self._call = record, tuple(names), call
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules, bottom to top."""
+        return self._names
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return RecordedLayers(self._record, self._names[index], self._call)
         name = self._names[index]
-        if self._call is None:
+        if not self._call:
             return self._record[name]
         calls = self._record.calls(name)
-        if self._call >= len(calls):
+        if self._call == EVERY_CALL:
+            return stack_attentions(name, calls)
+        if int(self._call) >= len(calls):
             raise CaptureError(
                 f"'{name}#{self._call}' is call {self._call}, counted from 0, of a module that "
                 f"computed {len(calls)} attentions in this forward"
             )
-        return calls[self._call]
+        return calls[int(self._call)]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -302,6 +325,24 @@ def _recorded(what: str, name: str, found: Mapping[str, Any], wanted: Iterable[s
         f"the {what} of {name!r} was not recorded: it did not run in this forward, or no term "
         "compares it"
     )
+
+
+def _of_call(what: str, name: str, call: str, found: Sequence[Any], *, every: bool) -> Any:
+    """The last of what was kept of a module's calls, one of them, or all."""
+    if not call:
+        return found[-1]
+    if not every:
+        raise CaptureError(
+            f"only the last {what} of {name!r} was kept: to have those of all its calls, name it "
+            f"'{name}#*' where it is asked for (`outputs`, `returns`)"
+        )
+    if call == EVERY_CALL:
+        return tuple(found)
+    if int(call) >= len(found):
+        raise CaptureError(
+            f"'{name}#{call}' is call {call}, counted from 0, of {len(found)} in this forward"
+        )
+    return found[int(call)]
 
 
 def _pair(seen: Seen) -> tuple[Node, ...]:

@@ -28,6 +28,7 @@ class Chosen:
         returns: names of the methods whose return value is wanted.
         strict: whether a pattern chose the modules, so that each must record something.
         plain: name as ``named_modules()`` gives it -> name without what wrappers insert.
+        every: the outputs and returns of which all calls are kept, not the last alone.
         matched: pattern and names -> those that match, worked out once.
     """
 
@@ -36,6 +37,7 @@ class Chosen:
     returns: tuple[str, ...]
     strict: bool
     plain: Mapping[str, str]
+    every: frozenset[str] = frozenset()
     matched: dict[tuple[str, bool], tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
@@ -62,8 +64,8 @@ class Recorder:
         self.notices: list[tuple[str, str]] = []
         self.ran: list[str] = []
         self.blind: list[str] = []  # called something that nobody can see into
-        self.outputs: dict[str, Any] = {}
-        self.returned: dict[str, Any] = {}
+        self.outputs: dict[str, list[Any]] = {}
+        self.returned: dict[str, list[Any]] = {}
         self._readings: dict[int, Reading | None] = {}
 
     def start(self, examples: frozenset[int]) -> None:
@@ -102,6 +104,20 @@ class Recorder:
         if self.detach or not torch.is_grad_enabled():
             seen.detach()
         self.seen.append((name, seen))
+
+    def keep_output(self, name: str, value: Any) -> None:
+        """Write down what a module returned: of the last call, or of every one that is wanted."""
+        self._keep(self.outputs, name, value)
+
+    def keep_returned(self, name: str, value: Any) -> None:
+        """Write down what a method returned, as of a module."""
+        self._keep(self.returned, name, value)
+
+    def _keep(self, kept: dict[str, list[Any]], name: str, value: Any) -> None:
+        if name in kept and name in self.chosen.every:
+            kept[name].append(value)
+        else:
+            kept[name] = [value]
 
     def blind_to(self, owner: Owner, kernel: str) -> None:
         """A foreign kernel ran that may compute attention."""

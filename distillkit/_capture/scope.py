@@ -17,6 +17,7 @@ from ._watch.kernels import ShownFunctions
 from .names import ModuleNames, module_at
 from .recorder import Chosen, Recorder
 from .shared import ignore, listen, run_padded
+from .stacked import split_call
 from .watcher import Watcher
 from .wrappers import unwrapped
 
@@ -100,8 +101,16 @@ class Scope:
         chosen = names.matching_all(patterns or ["**"])
         wanted = names.matching_all(outputs)
         classes = {name: type(names.modules[name]).__name__ for name in chosen}
-        self.chosen = Chosen(classes, tuple(wanted), returns, bool(patterns), names.plain)
-        self._methods = [(name, *names.method(name)) for name in returns]
+        methods = tuple(split_call(name)[0] for name in returns)
+        stacked = [pattern for pattern in outputs if split_call(pattern)[1]]
+        every = {
+            *names.matching_all(stacked),
+            *(split_call(name)[0] for name in returns if split_call(name)[1]),
+        }
+        self.chosen = Chosen(
+            classes, tuple(wanted), methods, bool(patterns), names.plain, frozenset(every)
+        )
+        self._methods = [(name, *names.method(name)) for name in methods]
         self._encoders = [
             module
             for module in names.modules.values()
@@ -284,7 +293,7 @@ class _Listening:
     def _returned(self, value: Any) -> None:
         watcher = self._watcher
         if watcher.recorder is not None and watcher.is_on():
-            watcher.recorder.returned[self._name] = value
+            watcher.recorder.keep_returned(self._name, value)
 
     def remove(self) -> None:
         ignore(self._owner, self._method, self._listener)

@@ -175,7 +175,7 @@ class Hooks:
     def keep_output(self, running: nn.Module, _: object, output: object) -> None:
         watcher = self._watcher_of(running)
         if watcher is not None and watcher.recorder is not None and not in_backward():
-            watcher.recorder.outputs[self._name] = output
+            watcher.recorder.keep_output(self._name, output)
 
     def __reduce__(self) -> tuple[type[Hooks], tuple[None, str, None]]:
         return Hooks, (None, self._name, None)

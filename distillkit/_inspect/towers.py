@@ -127,7 +127,7 @@ class Watched:
         scope = Scope(self.model, [self.towers[0].names[0]], outputs=list(patterns))
         with _undisturbed(self.model, 0), scope.recording() as recorder:
             self.model(**self._placed(self.batch))
-        return dict(recorder.outputs)
+        return {name: calls[-1] for name, calls in recorder.outputs.items()}
 
     def _placed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the devices that the given one was on."""

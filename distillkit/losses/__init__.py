@@ -13,6 +13,7 @@ from ._dynamic_top_k import *
 from ._feature import *
 from ._gathering import *
 from ._linear import *
+from ._ranking import *
 from ._reduce import masked_mean as masked_mean
 from ._relation import *
 from ._signature import checked_attentions as checked_attentions

@@ -11,6 +11,7 @@ import torch
 from .._attention import Attention
 from .._backbone.backbone import Backbone
 from .._backbone.directions import DIRECTIONS, attention_signals
+from .._backbone.layout import TokenLayout
 from .._backbone.signals import Signals
 from .adapter_case import AdapterCase, forward
 from .perturb import first_pair, without_last_word
@@ -169,7 +170,15 @@ def a_batch_of_one_agrees(case: AdapterCase) -> str:
     whole = case.run
     examples = whole.sequences[0].attention.shape[0]
     one = forward(backbone, first_pair(batch, backbone.adapter, whole.layout, examples))
-    return _same_attention(whole.signals.take(slice(0, 1)), one.signals, "the first example alone")
+    own = slice(0, _rows_of_first(backbone, whole.layout))
+    return _same_attention(whole.signals.take(own), one.signals, "the first example alone")
+
+
+def _rows_of_first(backbone: Backbone, layout: TokenLayout) -> int:
+    """How many rows of the signals are of the first example: its calls, where those are stacked."""
+    of_text = layout.pairs.get("text")
+    stacked = any(pattern.endswith("#*") for pattern in backbone.adapter.streams.values())
+    return int((of_text == of_text[0]).sum()) if stacked and of_text is not None else 1
 
 
 def a_shorter_text_loses_one_token(case: AdapterCase) -> str:

@@ -179,6 +179,77 @@ class TestCorrelations:
         assert losses.standardize_logits(torch.ones(2, 1)).tolist() == [[0], [0]]
 
 
+class TestPartialRanking:
+    def test_against_the_product_of_choices(self):
+        """Candidate after candidate is drawn from those that are left, in the teacher's order."""
+        for top in (1, 2, 5, 6, None):
+            expected = []
+            for scores, order in zip(STUDENT.numpy(), TEACHER.argsort(-1, descending=True).tolist(),
+                                     strict=True):  # fmt: skip
+                places = range(len(order) if top is None else top)
+                expected.append(-sum(math.log(softmax(scores[order[j:]])[0]) for j in places))
+            close(losses.partial_ranking(STUDENT, TEACHER, top=top), expected)
+
+    def test_the_gradient(self):
+        student = STUDENT.clone().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda s: losses.partial_ranking(s, TEACHER, top=3), student
+        )
+        losses.partial_ranking(student, TEACHER, top=1).sum().backward()
+        best = F.one_hot(TEACHER.argmax(-1), 6)
+        close(student.grad, softmax(STUDENT.numpy(), -1) - best.numpy())
+
+    def test_candidates_that_tie_all_compete(self):
+        student = STUDENT[:1]
+        teacher = torch.tensor([[2.0, 2.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        ours = losses.partial_ranking(student, teacher, top=1)
+        whole = student.logsumexp(-1)
+        close(ours, (2 * whole - student[0, 0] - student[0, 1]).numpy())
+        assert torch.equal(ours, losses.partial_ranking(student, teacher, top=2))
+        swapped = student[:, [1, 0, 2, 3, 4, 5]]
+        close(losses.partial_ranking(swapped, teacher), losses.partial_ranking(student, teacher))
+
+    def test_banned_candidates_are_as_if_they_were_not_there(self):
+        teacher, where = TEACHER.clone(), torch.ones(6, dtype=torch.bool)
+        teacher[:, 2], where[2] = -torch.inf, False
+        rest = [0, 1, 3, 4, 5]
+        expected = losses.partial_ranking(STUDENT[:, rest], TEACHER[:, rest], top=2)
+        student = STUDENT.clone()
+        student[:, 2] = torch.nan
+        student.requires_grad_()
+        for ours in (
+            losses.partial_ranking(student, teacher, top=2),
+            losses.partial_ranking(student, TEACHER, top=2, where=where),
+        ):
+            close(ours.detach(), expected)
+            (gradient,) = torch.autograd.grad(ours.sum(), student)
+            assert gradient.isfinite().all()
+            assert not gradient[:, 2].any()
+
+    def test_a_candidate_that_the_student_excludes(self):
+        teacher = torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64)
+        student = torch.tensor([[1.0, 2.0, -torch.inf]], dtype=torch.float64).requires_grad_()
+        value = losses.partial_ranking(student, teacher, top=2)
+        close(value.detach(), [math.log(1 + math.e)])
+        value.sum().backward()
+        assert student.grad.isfinite().all()
+        assert losses.partial_ranking(student, teacher).item() == math.inf
+
+    def test_what_has_no_order(self):
+        banned = torch.full((2, 3), -torch.inf)
+        banned[1, 0] = 0.0
+        student = torch.randn(2, 3, requires_grad=True)
+        value = losses.partial_ranking(student, banned)
+        value.sum().backward()
+        assert value.tolist() == [0, 0]
+        assert not student.grad.any()
+        with pytest.raises(errors.ShapeError, match=r"\(b, candidates\)"):
+            losses.partial_ranking(torch.zeros(4, 1), torch.zeros(4, 1))
+        with pytest.raises(errors.OptionError, match="at least 1"):
+            losses.partial_ranking(STUDENT, TEACHER, top=0)
+        assert losses.partial_ranking(STUDENT, TEACHER * torch.nan).isnan().all()
+
+
 class TestTopK:
     def test_all_classes_stored_is_the_dense_value(self):
         values, indices = TEACHER.log_softmax(-1).sort(-1, descending=True)

@@ -42,6 +42,10 @@ def distillkit_adapters() -> list[AdapterSpec]:
     return [
         _spec("vilt", "vilt", "Vilt*", "single_stream:vilt",
               "ViLT: both directions; patches back in raster order.", (*_JOINT, "logits")),
+        _spec("vilt_of_images", "vilt", "ViltForImagesAndTextClassification",
+              "single_stream:vilt_of_images",
+              "ViLT over several images of a text (NLVR2): each is an example.",
+              (*_JOINT, "logits")),
         _spec("visual_bert", "visual_bert", "VisualBert*", "single_stream:visual_bert",
               "VisualBERT: both directions over regions.", _JOINT),
         _spec("flava", "flava", "Flava*", "single_stream:flava",

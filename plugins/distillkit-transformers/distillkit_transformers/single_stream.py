@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import distillkit as dk
 
+from .calls import stack_streams
 from .family import Family
 from .structure import attention_pattern, backbone, layers_of, part, patch_size
 from .tokens import grid_of, image_tokens, joined, mask_of, text_tokens
@@ -29,16 +30,7 @@ def vilt(model: nn.Module) -> Family:
     cell = patch_size(part(model, f"{at}embeddings"))
 
     def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
-        ids = batch["input_ids"]
-        _, image_mask, (index, (height, width)) = record.returned(drawn)
-        length, real = ids.shape[1], image_mask != 0
-        order, extents = _raster(index, real[:, 1:], (height, width), batch, cell)
-        places = torch.cat([order.new_zeros(len(order), 1), order + 1], 1) + length
-        whole = index.shape[1] == height * width and bool(real.all())
-        image = dk.ModalityTokens(places, (0,), (height, width) if whole else None, extents)
-        text = text_tokens(batch, slice(0, length))
-        valid = joined([(mask_of(batch), length), (real, real.shape[1])], ids)
-        return dk.TokenLayout({"joint": dk.StreamTokens({"text": text, "image": image}, valid)})
+        return dk.TokenLayout({"joint": _joint(batch, record.returned(drawn), cell)})
 
     pattern = attention_pattern(model, f"{at}encoder")
     return Family(
@@ -49,6 +41,62 @@ def vilt(model: nn.Module) -> Family:
         hidden={"joint": layers_of(pattern)},
         returns=(drawn,),
     )
+
+
+def vilt_of_images(model: nn.Module) -> Family:
+    """ViLT for several images of a text (NLVR2), which it encodes one after another.
+
+    Every image with the text is an example of the joint stream: row ``i * images + c`` is image c
+    of text i, as in ``pixel_values.flatten(0, 1)``. ``image_boxes`` ``(b, images, 4)`` of the batch
+    may say which part of each image its pixels show.
+    """
+    at = backbone(model, "vilt")
+    drawn = f"{at}embeddings.visual_embed#*"
+    cell = patch_size(part(model, f"{at}embeddings"))
+
+    def lay(batch: Mapping[str, Any], record: dk.Record) -> dk.TokenLayout:
+        calls = record.returned(drawn)
+        parts = [_joint(_of_image(batch, number), call, cell) for number, call in enumerate(calls)]
+        ids = batch["input_ids"]
+        rows = torch.arange(len(ids) * len(calls), device=ids.device)
+        pairs = {"text": rows // len(calls), "image": rows}
+        return dk.TokenLayout({"joint": stack_streams(parts)}, pairs)
+
+    pattern = attention_pattern(model, f"{at}encoder")
+    return Family(
+        dk.accepted_arguments(model),
+        {"joint": f"{pattern}#*"},
+        lay,
+        absent=NO_EMBEDDINGS,
+        hidden={"joint": f"{layers_of(pattern)}#*"},
+        returns=(drawn,),
+    )
+
+
+def _of_image(batch: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What one of the model's calls is of: the texts, and one image of each."""
+    without = {"pixel_values": 4, "pixel_mask": 3, "image_boxes": 2}  # axes, of one image each
+    found = dict(batch)
+    for name, axes in without.items():
+        if name in batch and batch[name] is not None and batch[name].ndim > axes:
+            found[name] = batch[name][:, number]
+    return found
+
+
+def _joint(
+    batch: Mapping[str, Any], drawn: tuple[Any, ...], cell: tuple[int, int] | None
+) -> dk.StreamTokens:
+    """Words, image [CLS] and patches, as one call of ``visual_embed`` drew them."""
+    ids = batch["input_ids"]
+    _, image_mask, (index, (height, width)) = drawn
+    length, real = ids.shape[1], image_mask != 0
+    order, extents = _raster(index, real[:, 1:], (height, width), batch, cell)
+    places = torch.cat([order.new_zeros(len(order), 1), order + 1], 1) + length
+    whole = index.shape[1] == height * width and bool(real.all())
+    image = dk.ModalityTokens(places, (0,), (height, width) if whole else None, extents)
+    text = text_tokens(batch, slice(0, length))
+    valid = joined([(mask_of(batch), length), (real, real.shape[1])], ids)
+    return dk.StreamTokens({"text": text, "image": image}, valid)
 
 
 def _raster(

@@ -90,6 +90,16 @@ def vilt_of_unequal_images() -> Built:
 
 
 @family
+def vilt_of_two_images() -> Built:
+    """NLVR2: each text with two images, of which some are smaller."""
+    batch = {**pair(), "pixel_values": torch.rand(2, 2, 3, 32, 32)}
+    batch["pixel_mask"] = torch.ones(2, 2, 32, 32).long()
+    batch["pixel_mask"][:, 1, :, 16:] = 0
+    config = vilt_config(num_images=2, modality_type_vocab_size=3)
+    return hf.ViltForImagesAndTextClassification(config), batch
+
+
+@family
 def visual_bert() -> Built:
     config = hf.VisualBertConfig(**TEXT, visual_embedding_dim=16)
     regions = mask((10, 8))

@@ -23,6 +23,7 @@ _BUILDERS_OF = {
     "blip_dual_encoder": ("blip_towers",),
     "llava": ("llava", "llava_padded_left"),
     "vilt": ("vilt", "vilt_answering", "vilt_of_unequal_images"),
+    "vilt_of_images": ("vilt_of_two_images",),
 }
 
 # (family, check) -> why it fails, though the layout is right

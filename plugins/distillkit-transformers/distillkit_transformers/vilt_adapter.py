@@ -41,7 +41,22 @@ def vilt_dual_encoder(model: nn.Module) -> Family:
         embedding={"text": "text_embeds", "image": "image_embeds"},
         hidden={"text": layers_of(text), "image": layers_of(image)},
         returns=(_CHOSEN,),
+        count=_examples,
     )
+
+
+def _examples(batch: Mapping[str, Any]) -> dict[str, int]:
+    """The number of texts, of images and of pairs."""
+    texts, pixels = len(batch["input_ids"]), batch["pixel_values"]
+    images = len(pixels) * (pixels.shape[1] if pixels.ndim == 5 else 1)
+    pairs = images if pixels.ndim == 5 else texts
+    return {
+        "logits": texts,
+        **{f"{kind}.text": texts for kind in ("attention", "hidden", "embedding")},
+        **{f"{kind}.image": images for kind in ("attention", "hidden", "embedding")},
+        "attention.text_to_image": pairs,
+        "attention.image_to_text": pairs,
+    }
 
 
 def _images(batch: Mapping[str, Any], chosen: Any, cell: tuple[int, int] | None) -> dk.StreamTokens:

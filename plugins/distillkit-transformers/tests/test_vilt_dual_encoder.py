@@ -396,3 +396,43 @@ class TestBeside:
             torch.testing.assert_close(
                 found.probabilities()[pair, :, :words], scores.softmax(-1)[:, :words]
             )
+
+    @pytest.mark.parametrize("task", ["ve", "nlvr2", "retrieval"])
+    def test_parts_of_a_batch_add_up(self, task):
+        """Two images for a text, or two texts for an image: a pair is no example of the batch."""
+        student = families.two_towers(task).eval()
+        batch = families.pair()
+        if task == "nlvr2":
+            batch["pixel_values"] = torch.rand(2, 2, 3, 32, 32)
+        if task == "retrieval":
+            batch = {name: x.repeat_interleave(2, 0) for name, x in batch.items()}
+            batch["pixel_values"] = batch["pixel_values"][::2]
+            batch["image_index"] = torch.tensor([0, 0, 1, 1])
+        other = families.two_towers(task).eval()
+        terms = [{"loss": "attention_kl", "on": name} for name in DIRECTIONS]
+        terms.append({"loss": "mse", "on": "logits", "name": "answers"})
+        terms.append({"loss": "mse", "on": "embedding.image", "name": "images"})
+        distiller = dk.Distiller(student, None, dk.Recipe(name="parts", terms=terms)).eval()
+        signals = dk.Backbone(other).run(batch)[1].detach()
+        whole = distiller(batch, teacher_signals=signals)
+        parts = []
+        for i in range(2):
+            part = {name: x.chunk(2)[i] for name, x in batch.items() if name != "image_index"}
+            if task == "retrieval":
+                part["image_index"] = torch.tensor([0, 0])
+            parts.append(part)
+        normalizer = distiller.normalizer(
+            [
+                {**part, "teacher_signals": dk.Backbone(other).run(part)[1].detach()}
+                for part in parts
+            ]
+        )
+        assert normalizer == {name: count.double() for name, count in whole.counts.items()}
+        losses = [
+            distiller(
+                part, teacher_signals=dk.Backbone(other).run(part)[1].detach(),
+                normalizer=normalizer,
+            ).loss
+            for part in parts
+        ]  # fmt: skip
+        torch.testing.assert_close(sum(losses), whole.loss)

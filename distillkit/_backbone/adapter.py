@@ -32,8 +32,8 @@ class Adapter(Protocol):
       attends to padding. Any other mask that does not reach the model is an error.
     - ``entries``: names of the batch entries that ``inputs`` and ``layout`` read, for loops that
       drop columns which nobody names.
-    - ``examples(batch)``: signal -> how many examples it will have, of those that have more or fewer
-      than the entries of a batch: two images for each text, several texts for each image.
+    - ``examples(batch)``: signal -> how many examples it will have, where that is not the number of
+      the batch's own: two images for each text, several texts for each image.
     - ``through``: what it gives :func:`build_signals` under that name, for the adapter kit.
     - ``for_model(model)``: this adapter for another model of the family.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import ViltConfig
 
@@ -39,6 +39,7 @@ class ViltDualEncoderConfig(ViltConfig):
     """
 
     model_type = "vilt_dual_encoder"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["text_embeds", "image_embeds"]
 
     def __init__(self, task: str = "vqa", hidden_dropout_prob: float = 0.1, **config: Any) -> None:
         if task not in CLASSES:

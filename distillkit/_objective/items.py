@@ -89,11 +89,13 @@ def counts_without_models(
                 return None
             counts[term.name] = found
         elif term.per == "example" and not term.entries and term.has_values_of_examples:
-            numbers = {known.get(one.student) for one in term.on}
-            numbers = lengths if numbers == {None} else numbers
+            numbers = {known[one.student] for one in term.on if one.student in known}
+            every = all(one.student in known for one in term.on)
+            if not every:  # those of which nothing is said are of as many as the batch's entries
+                numbers |= lengths
             if len(numbers) != 1:
                 return None
-            counts[term.name] = torch.tensor(float(*numbers))
+            counts[term.name] = torch.tensor(float(min(numbers)))
         else:
             return None
     return counts

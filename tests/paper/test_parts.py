@@ -65,6 +65,13 @@ class TestLabels:
         with pytest.raises(errors.OptionError, match="two classes .* called 'a'"):
             labels.names_of_model(config, ["a", "b", "A"])
 
+    def test_answers_are_compared_as_they_are_written(self):
+        answers = {0: "Yes", 1: "yes", 2: "no"}
+        config = files.make_teacher("vqa", id2label=answers).config
+        assert labels.names_of_model(config, exact=True) == ("Yes", "yes", "no")
+        with pytest.raises(errors.OptionError, match="two classes .* called 'yes'"):
+            labels.names_of_model(config)
+
     def test_booleans_are_names(self):
         names = labels.names_of_model(files.make_teacher("nlvr2").config)
         assert names == ("false", "true")

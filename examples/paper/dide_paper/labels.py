@@ -23,12 +23,16 @@ def normalized(name: object) -> str:
     return str(name).strip().lower()
 
 
-def names_of_model(config: object, given: Sequence[str] | None = None) -> tuple[str, ...]:
+def names_of_model(
+    config: object, given: Sequence[str] | None = None, *, exact: bool = False
+) -> tuple[str, ...]:
     """The names of a model's classes, in its order.
 
     Args:
         config: of the model.
         given: the names, where its configuration has none.
+        exact: as they are written, as VQA's thousands of answers are compared; else in the form in
+            which the few names of a task are.
 
     Raises:
         OptionError: nothing names them; the wrong number; two of one name.
@@ -42,7 +46,8 @@ def names_of_model(config: object, given: Sequence[str] | None = None) -> tuple[
             "the teacher numbers its classes and does not name them, so that their order cannot "
             "be compared: say it, --teacher-labels contradiction,neutral,entailment"
         )
-    names = tuple(map(normalized, own if given is None else given))
+    written = own if given is None else given
+    names = tuple(written) if exact else tuple(map(normalized, written))
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"two classes of the teacher are called {twice!r}")

@@ -43,7 +43,7 @@ def class_names(task: Task, teacher: Any, given: list[str] | None) -> tuple[str,
     """The names of the teacher's classes; None: the task has none."""
     if task.name in ("retrieval", "pretraining"):
         return None
-    return names_of_model(teacher.config, given)
+    return names_of_model(teacher.config, given, exact=task.name == "vqa")
 
 
 def make_distiller(

@@ -61,7 +61,7 @@ def _examples(batch: Mapping[str, Any]) -> dict[str, int]:
 
 def _images(batch: Mapping[str, Any], chosen: Any, cell: tuple[int, int] | None) -> dk.StreamTokens:
     real: Tensor = chosen.real
-    count = chosen.index.shape[1]
+    count = chosen.raster.shape[1]
     rows, columns = chosen.grid
     whole = count == rows * columns and bool(real.all())
     positions = slice(0, count + 1)

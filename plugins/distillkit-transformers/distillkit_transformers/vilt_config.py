@@ -17,7 +17,7 @@ Pre-training predicts words: its number is not used.
 """
 
 
-class ViltDualEncoderConfig(ViltConfig):
+class ViltDualEncoderConfig(ViltConfig):  # type: ignore[no-untyped-call]
     """What a :class:`ViltDualEncoder` is made of: ViLT's own configuration, and the task.
 
     Args:

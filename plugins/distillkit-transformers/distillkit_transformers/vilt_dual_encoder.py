@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViltForMaskedLM, ViltModel
 from transformers.models.vilt.modeling_vilt import ViltMLMHead, ViltPreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from distillkit.errors import OptionError, ShapeError
 
@@ -74,7 +74,7 @@ class ViltDualEncoder(ViltPreTrainedModel):
     config: ViltDualEncoderConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar[list[str]] = ["ViltLayer", "TextEmbeddings", "ImageEmbeddings"]
+    _no_split_modules = ["ViltLayer", "TextEmbeddings", "ImageEmbeddings"]  # noqa: RUF012
 
     def __init__(self, config: ViltDualEncoderConfig) -> None:
         super().__init__(config)
@@ -90,7 +90,7 @@ class ViltDualEncoder(ViltPreTrainedModel):
                 self.rank_output = nn.Linear(width, 1)
             else:
                 joined = width * config.image_types
-                self.classifier = _mlp(joined, 2 * width, config.num_labels)
+                self.classifier = _mlp(joined, 2 * width, int(config.num_labels or 0))
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -144,9 +144,9 @@ class ViltDualEncoder(ViltPreTrainedModel):
         return model  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.text.embeddings.word_embeddings  # type: ignore[no-any-return]
+        return self.text.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
         self.text.embeddings.word_embeddings = value
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -216,9 +216,10 @@ class ViltDualEncoder(ViltPreTrainedModel):
                 "either for all of the others, or image_index, the image of every text"
             )
         of_images = image[:, None] if image.ndim == 2 else image
-        of_texts = text[:, None]
-        shape = torch.broadcast_shapes(of_texts.shape, of_images.shape)
-        both = torch.cat([of_texts.expand(shape), of_images.expand(shape)], -1)
+        pairs = counts[1] if counts[0] == 1 else counts[0]
+        of_texts = text[:, None].expand(pairs, of_images.shape[1], -1)
+        of_images = of_images.expand(pairs, -1, -1)
+        both = torch.cat([of_texts, of_images], -1)
         fused = self.fusion(both).flatten(1)
         head = self.rank_output if self.config.task == "retrieval" else self.classifier
         return head(fused)  # type: ignore[no-any-return]

@@ -15,13 +15,13 @@ class Patches(NamedTuple):
     """The patches of a batch of images.
 
     Attributes:
-        index: ``(b, n)``: the places of the patches in the raster of ``grid``, real ones first.
+        raster: ``(b, n)``: the places of the patches in the raster of ``grid``, real ones first.
         real: ``(b, n)``: which of them belong to the image; the others are padding.
         grid: rows and columns of the raster of ``pixel_values``.
         sizes: ``(b, 2)``: rows and columns that each image fills.
     """
 
-    index: Tensor
+    raster: Tensor
     real: Tensor
     grid: tuple[int, int]
     sizes: Tensor
@@ -30,7 +30,7 @@ class Patches(NamedTuple):
     def places(self) -> Tensor:
         """``(b, n, 2)``: row and column of every patch, as ViLT writes them."""
         columns = self.grid[1]
-        return torch.stack([self.index // columns, self.index % columns], -1)
+        return torch.stack([self.raster // columns, self.raster % columns], -1)
 
 
 def choose_patches(
@@ -106,4 +106,4 @@ def spread_positions(table: Tensor, patches: Patches) -> Tensor:
             stretched[height, width] = padded[0].flatten(1).T
         found.append(stretched[height, width])
     every = torch.stack(found) if found else table.new_zeros(0, rows * columns, table.shape[1])
-    return every.gather(1, patches.index[..., None].expand(-1, -1, every.shape[2]))
+    return every.gather(1, patches.raster[..., None].expand(-1, -1, every.shape[2]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,11 @@ class _Tower(nn.Module):
         self.pooler = ViltPooler(config)  # type: ignore[no-untyped-call]
         for layer in self.encoder.layer:
             # transformers leaves out the dropout between the two layers of the MLP, which ViLT has
-            act = layer.intermediate.intermediate_act_fn
+            between: Any = layer.intermediate
+            act = between.intermediate_act_fn
             act = act if isinstance(act, nn.Module) else _Function(act)
             dropout = nn.Dropout(config.hidden_dropout_prob)
-            layer.intermediate.intermediate_act_fn = nn.Sequential(act, dropout)
+            between.intermediate_act_fn = nn.Sequential(act, dropout)
 
     def encode(self, embedded: Tensor, mask: Tensor | None) -> Encoding:
         """The pooled and the single states of embedded tokens ``(b, n, d)``."""
@@ -136,8 +137,8 @@ class ImageEmbeddings(nn.Module):
         grid = int(every.shape[2]), int(every.shape[3])
         chosen = self.choose(pixel_mask, len(every), grid, patches, every.device)
         every = every.flatten(2).mT
-        seen = every.gather(1, chosen.index[..., None].expand(-1, -1, every.shape[2]))
-        table = self.position_embeddings[:, 1:].mT.unflatten(2, self.side)
+        seen = every.gather(1, chosen.raster[..., None].expand(-1, -1, every.shape[2]))
+        table = self.position_embeddings[:, 1:].mT.reshape(1, -1, *self.side)
         seen = seen + spread_positions(table, chosen)
         first = (self.cls_token + self.position_embeddings[:, :1]).expand(len(seen), -1, -1)
         embedded = self.dropout(torch.cat([first, seen], 1))

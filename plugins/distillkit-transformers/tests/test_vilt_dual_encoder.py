@@ -233,6 +233,12 @@ class TestReuse:
         torch.testing.assert_close(other[0], same[0])
         assert (other[1] - same[1]).abs().max() > 1e-3
 
+    def test_no_examples(self):
+        """ViLT's layers cannot run on none, and the error says so."""
+        batch = {name: x[:0] for name, x in families.pair().items()}
+        with pytest.raises(errors.SignalError, match="the batch holds no example"):
+            dk.Backbone(families.two_towers()).run(batch)
+
     def test_no_pairs(self):
         student = families.two_towers().eval()
         batch = families.pair()
@@ -315,17 +321,17 @@ class TestPatches:
             one[: data.draw(st.integers(1, rows)), : data.draw(st.integers(1, columns))] = 1
         chosen = choose_patches(mask, count, (rows, columns))
         sizes = mask.flatten(1).sum(1).int().tolist()
-        assert chosen.index.shape == (count, max(sizes))
+        assert chosen.raster.shape == (count, max(sizes))
         for i, size in enumerate(sizes):
             expected = mask[i].flatten().nonzero()[:, 0].tolist()
-            assert chosen.index[i, :size].tolist() == expected
+            assert chosen.raster[i, :size].tolist() == expected
             assert chosen.real[i].tolist() == [True] * size + [False] * (max(sizes) - size)
-            assert len(set(chosen.index[i].tolist())) == max(sizes)
+            assert len(set(chosen.raster[i].tolist())) == max(sizes)
         shuffled = chosen.places[:, torch.randperm(max(sizes))]
         again = choose_patches(mask, count, (rows, columns), shuffled)
         assert torch.equal(again.real, chosen.real)
         for i, size in enumerate(sizes):
-            assert torch.equal(again.index[i, :size], chosen.index[i, :size])
+            assert torch.equal(again.raster[i, :size], chosen.raster[i, :size])
 
     def test_patches_of_other_images(self):
         student = families.two_towers()

@@ -44,11 +44,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--recipe", help="a recipe's name or file; the task's own by default")
     add("--data-config", help="the configuration of the data set")
     add("--train-split", default="train")
-    add("--eval-split", help="none by default")
+    add("--also", type=_split, action="append", default=[], help="NAME@SPLIT, more to learn from")
+    add("--eval-split", help="of --data; the held out images, or none, by default")
     add("--columns", type=_pairs, default={}, help="text=NAME,image=NAME ...")
     add("--data-labels", type=_names, help="the data's classes, in the order of their numbers")
     add("--teacher-labels", type=_names, help="the teacher's classes, in their order")
-    add("--hold-out", type=int, default=0, help="leave out the last so many images")
+    add("--hold-out", type=int, default=0, help="evaluate on the last so many images")
     add("--image-column", default="image_id", help="what tells images apart, for --hold-out")
     add("--batch", type=int, help="examples of a step, of all processes together")
     add("--device-batch", type=int, help="examples at a time on each device")
@@ -75,7 +76,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("pre-training has no metric: leave out --eval-split")
     if options.hard_negatives and options.task != "retrieval":
         parser.error("--hard-negatives are false captions, which the task retrieval alone has")
+    if options.hard_negatives and options.also:
+        parser.error("--hard-negatives are drawn from one data set: leave out --also")
+    if options.hold_out and options.task in (None, "retrieval"):
+        parser.error("--hold-out is of tasks with labels")
+    if options.hold_out and options.eval_split:
+        parser.error("--hold-out and --eval-split both say what to evaluate on: give one of them")
     return options
+
+
+def _split(text: str) -> tuple[str, str]:
+    """ "NAME@SPLIT" as its parts."""
+    name, at, split = text.rpartition("@")
+    if not (name and at and split):
+        raise argparse.ArgumentTypeError(f"expected NAME@SPLIT, got {text!r}")
+    return name, split
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -107,10 +122,9 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     names = class_names(task, teacher, given)
     processor = processor_of(options.processor or options.towers)
     student = make_student(task, options.towers, names)
-    train = training_examples(task, options, names)
-    held_out = None
+    train, held_out = training_examples(task, options, names)
     if options.eval_split:
-        held_out = examples_of(task, options, names, options.eval_split)
+        held_out = examples_of(task, options, names, options.data, options.eval_split)
     if options.hard_negatives:
         mine_negatives(train, student, processor)
     beside: Any = teacher

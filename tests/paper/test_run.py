@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip(
     "accelerate", reason="Trainer needs accelerate: pip install 'distillkit[paper]'"
 )
@@ -69,18 +68,34 @@ def run_it(hub, out, task, *more):
     ("task", "more", "metric"),
     [
         ("vqa", ("--hold-out", "2"), "eval_score"),
-        ("ve", (), "eval_accuracy"),
-        ("retrieval", ("--hard-negatives",), "text_recall@1"),
+        ("ve", ("--eval-split", "test"), "eval_accuracy"),
+        ("retrieval", ("--eval-split", "test", "--hard-negatives"), "text_recall@1"),
     ],
 )
 def test_a_task(hub, tmp_path, task, more, metric):
-    measured = run_it(hub, tmp_path, task, "--eval-split", "test", *more)
+    measured = run_it(hub, tmp_path, task, *more)
     assert 0 <= measured[metric] <= 1
     student = ViltDualEncoder.from_pretrained(tmp_path)
     assert student.config.task == task
     if task in files.CLASSES:
         names = [name.lower() for name in files.CLASSES[task].values()]
         assert list(student.config.id2label.values()) == names
+
+
+def test_train_and_validation_without_the_last_images(hub, tmp_path):
+    """Two questions an image; what nobody knows the answer of is left out."""
+    data = str(hub / "data" / "vqa")
+    more = ("--also", f"{data}@test", "--hold-out", "1", "--no-augment")
+    options = run.parse(arguments(hub, tmp_path, "vqa", *more))
+    train, held = training.training_examples(TASKS["vqa"], options, files.ANSWERS)
+    ids = [train[i]["id"] for i in range(len(train))]
+    assert ids == [f"{data}/train/{i}" for i in range(12)] + [f"{data}/test/{i}" for i in range(4)]
+    assert [held[i]["id"] for i in range(len(held))] == [f"{data}/test/{i}" for i in (4, 5)]
+    scores = train[1]["labels"]
+    assert scores[files.ANSWERS.index("no")].item() == pytest.approx(0.9)
+    assert scores[files.ANSWERS.index("left")] == 1
+    few, _ = training.training_examples(TASKS["vqa"], options, files.ANSWERS[:1])
+    assert len(few) == 4  # every fourth has a vote for the only answer
 
 
 def test_pretraining_then_a_task(hub, tmp_path):
@@ -119,7 +134,7 @@ def test_from_a_cache(hub, tmp_path):
     task, teacher = TASKS["ve"], load_teacher("ve", str(hub / "ve"))
     names = training.class_names(task, teacher, None)
     processor = training.processor_of(str(hub / "start"))
-    examples = training.training_examples(task, options, names)
+    examples, _ = training.training_examples(task, options, names)
     batch = PaperCollator(task, processor, ids=True)([examples[i] for i in (5, 2, 7)])
     student = ViltDualEncoder.from_pretrained(tmp_path / "out").eval()
     cache = training.fill_cache(task, options, teacher, examples, processor)  # it is full
@@ -182,6 +197,9 @@ def test_what_does_not_go_together(hub, tmp_path):
     [
         ("--stage", "pretrain", "--task", "ve"), (), ("--task", "ve", "--hard-negatives"),
         ("--stage", "pretrain", "--eval-split", "test"), ("--task", "ve", "--columns", "image"),
+        ("--task", "ve", "--also", "name"), ("--task", "retrieval", "--hold-out", "3"),
+        ("--task", "ve", "--hold-out", "3", "--eval-split", "test"),
+        ("--task", "retrieval", "--hard-negatives", "--also", "a@b"),
     ],
 )  # fmt: skip
 def test_options_that_would_be_ignored(wrong, capsys):

@@ -121,6 +121,7 @@ class Examples(torch.utils.data.Dataset):
         columns: as :func:`columns_of` returns them.
         classes: the names of the teacher's classes, in its order.
         order: the names of the data's classes, where it numbers them.
+        key: what the rows' numbers are told apart by from those of other data.
     """
 
     def __init__(
@@ -130,8 +131,9 @@ class Examples(torch.utils.data.Dataset):
         columns: Mapping[str, tuple[str, ...]],
         classes: Sequence[str],
         order: Sequence[str] | None = None,
+        key: str = "",
     ) -> None:
-        self.task, self.rows, self.columns = task, rows, columns
+        self.task, self.rows, self.columns, self.key = task, rows, columns, key
         self.classes, self.order = tuple(classes), order
         self._known = {name: place for place, name in enumerate(classes)}
 
@@ -144,7 +146,7 @@ class Examples(torch.utils.data.Dataset):
         if self.task == "nlvr2" and len(images) == 1:
             images = list(images[0])
         found = {
-            "id": index,
+            "id": f"{self.key}{index}",
             "text": row[self.columns["text"][0]],
             "images": [picture(image) for image in images],
         }
@@ -189,7 +191,7 @@ class Captioned(torch.utils.data.Dataset):
         false = [self.captions[row][number] for row, number in self._false(index)]
         texts = [own[_draw(len(own))], *false]
         image = picture(self.rows[index][self.columns["image"][0]])
-        return {"id": index, "texts": texts, "images": [image]}
+        return {"texts": texts, "images": [image]}
 
     def _false(self, index: int) -> list[tuple[int, int]]:
         if self.hard is not None:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers as hf
 from distillkit_transformers import DistillationTrainer, ViltDualEncoder
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 import distillkit as dk
 from distillkit.errors import OptionError
@@ -60,39 +60,54 @@ def make_distiller(
     )
 
 
-def examples_of(task: Task, options: Any, names: tuple[str, ...] | None, split: str) -> Any:
-    """The examples of one split."""
-    data = open_data(options.data, split, options.data_config)
+def examples_of(
+    task: Task, options: Any, names: tuple[str, ...] | None, source: str, split: str
+) -> Any:
+    """The examples of one split of one data set."""
+    data = open_data(source, split, options.data_config if source == options.data else None)
     columns = columns_of(task.name, data.column_names, options.columns)
     if names is None:
         captions = [captions_of(value) for value in data[columns["text"][0]]]
         return Captioned(data, columns, captions, false=task.candidates - 1)
     order = options.data_labels
     if order is None and task.name != "vqa":
-        order = label_order(options.data, data, columns["label"][0])
-    return Examples(task.name, data, columns, names, order)
+        order = label_order(source, data, columns["label"][0])
+    return Examples(task.name, data, columns, names, order, key=f"{source}/{split}/")
 
 
-def training_examples(task: Task, options: Any, names: tuple[str, ...] | None) -> Any:
-    """The examples to learn from: of VQA those of whose answers one is known, less the held out."""
-    examples = examples_of(task, options, names, options.train_split)
-    kept = range(len(examples))
-    if task.name == "vqa":
-        known = set(names or ())
-        answers = examples.rows[examples.columns["answers"][0]]
-        kept = [i for i, votes in enumerate(answers) if known & set(votes_of(votes))]
-    if options.hold_out:
-        column = options.image_column
-        if column not in examples.rows.column_names:
-            raise OptionError(
-                f"--hold-out counts images by the column {column!r}; the data has "
-                f"{', '.join(examples.rows.column_names)}: --image-column NAME"
-            )
-        before, _ = split_by_image(examples.rows[column], options.hold_out)
-        kept = sorted(set(kept) & set(before))
-    if len(kept) < len(examples):
-        examples = torch.utils.data.Subset(examples, list(kept))
-    return Augmented(examples, RandAugment()) if options.augment else examples
+def training_examples(task: Task, options: Any, names: tuple[str, ...] | None) -> tuple[Any, Any]:
+    """The examples to learn from, and those of the last images, or None.
+
+    Of VQA's questions those are left out of whose answers the teacher knows none.
+    """
+    sources = [(options.data, options.train_split), *options.also]
+    parts, held = [], None
+    for place, (source, split) in enumerate(sources):
+        examples = examples_of(task, options, names, source, split)
+        kept = _answered(examples, names) if task.name == "vqa" else range(len(examples))
+        if options.hold_out and place == len(sources) - 1:
+            before, after = split_by_image(_image_names(examples, options), options.hold_out)
+            kept = sorted(set(kept) & set(before))
+            held = Subset(examples, after)
+        parts.append(examples if len(kept) == len(examples) else Subset(examples, list(kept)))
+    train = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    return (Augmented(train, RandAugment()) if options.augment else train), held
+
+
+def _answered(examples: Any, names: tuple[str, ...] | None) -> list[int]:
+    known = set(names or ())
+    answers = examples.rows[examples.columns["answers"][0]]
+    return [i for i, votes in enumerate(answers) if known & set(votes_of(votes))]
+
+
+def _image_names(examples: Any, options: Any) -> Any:
+    there = examples.rows.column_names
+    if options.image_column not in there:
+        raise OptionError(
+            f"--hold-out counts images by the column {options.image_column!r}; the data has "
+            f"{', '.join(there)}: --image-column NAME"
+        )
+    return examples.rows[options.image_column]
 
 
 def mine_negatives(examples: Any, student: ViltDualEncoder, processor: Any) -> None:
@@ -167,6 +182,7 @@ def successes(logits: Tensor, labels: Tensor) -> Tensor:
     """What each example counts, ``(b,)``: VQA's score of the first answer, or whether it is right.
 
     Examples:
+        >>> import torch
         >>> successes(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([1, 1]))
         tensor([1., 0.])
     """
@@ -188,7 +204,7 @@ def fill_cache(task: Task, options: Any, teacher: Any, train: Any, processor: An
         )
     cache = dk.SignalCache(options.cache, dk.load_recipe(options.recipe or task.recipe))
     collate = PaperCollator(task, processor, ids=True)
-    loader = torch.utils.data.DataLoader(
+    loader = DataLoader(
         train, batch_size=options.device_batch or 32, collate_fn=collate,
         num_workers=options.workers,
     )  # fmt: skip

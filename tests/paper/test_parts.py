@@ -10,7 +10,17 @@ import dide_paper
 import numpy as np
 import pytest
 import torch
-from dide_paper import answers, augment, collate, data, labels, masking, negatives, optimizer
+from dide_paper import (
+    answers,
+    augment,
+    collate,
+    data,
+    labels,
+    masking,
+    negatives,
+    optimizer,
+    training,
+)
 from dide_paper.tasks import RECIPES, TASKS
 from distillkit_transformers import ViltDualEncoder
 from hypothesis import given
@@ -319,3 +329,69 @@ class TestData:
         one = {"text": "a", "images": [files.make_picture(0)] * 2, "labels": 0}
         with pytest.raises(errors.OptionError, match="example 0 has 2 images; the task 've' has 1"):
             collate.PaperCollator(TASKS["ve"], files.make_processor(tmp_path))([one])
+
+
+class TestCandidates:
+    """Retrieval's scores are one row for each image, its attention one map for each pair."""
+
+    def batch(self, folder, images):
+        rows = TestData().rows("retrieval", 6)
+        captions = [row["caption"] for row in rows]
+        examples = data.Captioned(rows, {"image": ("image",)}, captions, false=15)
+        torch.manual_seed(4)
+        collator = collate.PaperCollator(TASKS["retrieval"], files.make_processor(folder))
+        return collator([examples[i] for i in images])
+
+    def part(self, batch, images):
+        """Some images of a batch, with their texts."""
+        kept = torch.isin(batch["image_index"], torch.tensor(images))
+        found = {
+            name: x[images] if len(x) == len(batch["pixel_values"]) else x[kept]
+            for name, x in batch.items()
+        }
+        index = torch.arange(len(images)).repeat_interleave(16)
+        return {**found, "image_index": index}
+
+    def test_parts_add_up_and_every_weight_learns(self, tmp_path, monkeypatch):
+        teacher = files.make_teacher("retrieval")
+        student = ViltDualEncoder.from_vilt(teacher, task="retrieval")
+        distiller = training.make_distiller(TASKS["retrieval"], student, teacher).eval()
+        batch = self.batch(tmp_path, [1, 4, 2])  # of equal and of unequal sizes
+        whole = distiller(batch)
+        assert whole.student["logits"].shape == (3, 16)
+        assert whole.counts["kl_divergence/logits"] == 3
+        assert whole.counts["attention_kl/attention.text_to_image"] == 48
+        # of padded patches there are as many as in the whole: the last image has its size alone
+        parts = [self.part(batch, [0, 1]), self.part(batch, [2])]
+        monkeypatch.setattr(distiller, "_counts", None)  # no model runs to count
+        normalizer = distiller.normalizer(parts)
+        assert normalizer == {name: count.double() for name, count in whole.counts.items()}
+        losses = [distiller(part, normalizer=normalizer) for part in parts]
+        scores = sum(one.parts["kl_divergence/logits"] for one in losses)
+        torch.testing.assert_close(scores, whole.parts["kl_divergence/logits"])
+        whole.loss.backward()
+        assert all(p.grad is not None for p in student.parameters())
+
+    def test_the_scores_are_the_teachers(self, tmp_path):
+        teacher = files.make_teacher("retrieval")
+        student = ViltDualEncoder.from_vilt(teacher, task="retrieval").eval()
+        distiller = training.make_distiller(TASKS["retrieval"], student, teacher).eval()
+        batch = self.batch(tmp_path, [1, 4])
+        with torch.no_grad():
+            found = distiller(batch)
+            expected = [
+                teacher(
+                    input_ids=batch["input_ids"][i : i + 1],
+                    attention_mask=batch["attention_mask"][i : i + 1],
+                    pixel_values=batch["pixel_values"][i // 16][None],
+                    pixel_mask=batch["pixel_mask"][i // 16][None],
+                ).logits[0, 0]
+                for i in range(32)
+            ]  # fmt: skip
+        scores = torch.stack(expected).view(2, 16)
+        torch.testing.assert_close(found.teacher["logits"], scores, rtol=1e-4, atol=1e-5)
+        logs = found.student["logits"].log_softmax(-1)
+        divergence = (scores.softmax(-1) * (scores.log_softmax(-1) - logs)).sum(-1).mean()
+        torch.testing.assert_close(
+            found.parts["kl_divergence/logits"], divergence, rtol=1e-3, atol=1e-6
+        )

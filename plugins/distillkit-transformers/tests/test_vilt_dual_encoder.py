@@ -233,6 +233,21 @@ class TestReuse:
         torch.testing.assert_close(other[0], same[0])
         assert (other[1] - same[1]).abs().max() > 1e-3
 
+    def test_padding_changes_nothing(self):
+        """A short text and a small image in a batch are what they are alone."""
+        student = families.two_towers().double().eval()
+        batch = unequal()
+        batch["pixel_values"] = batch["pixel_values"].double()
+        with torch.no_grad():
+            text = student.encode_text(batch["input_ids"], batch["attention_mask"])
+            alone = student.encode_text(batch["input_ids"][1:, :5])
+            torch.testing.assert_close(text.pooled[1:], alone.pooled)
+            torch.testing.assert_close(text.states[1:, :5], alone.states)
+            image = student.encode_image(batch["pixel_values"], batch["pixel_mask"])
+            alone = student.encode_image(batch["pixel_values"][1:, :, :, :16])
+            torch.testing.assert_close(image.pooled[1:], alone.pooled)
+            torch.testing.assert_close(image.states[1:, :9], alone.states)
+
     def test_no_examples(self):
         """ViLT's layers cannot run on none, and the error says so."""
         batch = {name: x[:0] for name, x in families.pair().items()}

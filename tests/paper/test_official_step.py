@@ -127,7 +127,7 @@ def test_one_step(case):
     pairs = []
     for i in range(task.images):
         order, image_mask = calls[i]
-        part = slice(3 * i, 3 * i + 3)  # all first images, then all second ones
+        part = slice(i, None, task.images)  # row 2 e + i is image i of example e
         both = of_teacher.queries[i], of_teacher.keys[i]
         theirs = [
             side(x) for x in both
@@ -149,7 +149,7 @@ def test_one_step(case):
     if task.images == 1:
         distiller = make_distiller(task, student, teacher).eval()
         found = distiller(batch).loss
-    else:  # two calls of one module: what a teacher's adapter would stack, image by image
+    else:  # two calls of one module, stacked as its adapter would
         signals = stacked(t, pairs, text_mask)
         found = make_distiller(task, student, None).eval()(batch, teacher_signals=signals).loss
     assert found.dtype == torch.float64
@@ -160,12 +160,12 @@ def test_one_step(case):
 
 
 def stacked(logits, pairs, text_mask):
-    """The teacher's signals of both images, as pairs: all first images, then all second ones."""
+    """The teacher's signals of both images, as pairs: row ``2 e + i`` is image i of example e."""
     queries_t, keys_t, queries_i, keys_i = (
-        torch.cat([theirs[k] for theirs, _ in pairs]) for k in range(4)
+        torch.stack([theirs[k] for theirs, _ in pairs], 1).flatten(0, 1) for k in range(4)
     )
-    image_mask = torch.cat([mask for _, mask in pairs])[:, None, None] != 0
-    words = text_mask.repeat(len(pairs), 1)[:, None, None] != 0
+    image_mask = torch.stack([mask for _, mask in pairs], 1).flatten(0, 1)[:, None, None] != 0
+    words = text_mask.repeat_interleave(len(pairs), 0)[:, None, None] != 0
     return dk.Signals(
         {
             "logits": logits,

@@ -21,8 +21,8 @@ _CHOSEN = "image.embeddings.choose"
 def vilt_dual_encoder(model: nn.Module) -> Family:
     """Two towers from one ViLT, both directions by their queries and keys.
 
-    Where an example has two images, its text is paired with each: the pairs of all first images
-    come first, then those of all second ones.
+    Where an example has two images, its text is paired with each: pair ``2 i + c`` is text i with
+    its image c, the order in which the calls of a ViLT for two images are stacked.
     """
     text, image = (attention_pattern(model, tower) for tower in ("text", "image"))
     cell = patch_size(part(model, "image.embeddings"))
@@ -81,7 +81,7 @@ def _pairs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     if batch["pixel_values"].ndim == 5:
         images = batch["pixel_values"].shape[1]
         every = torch.arange(images * len(ids), device=ids.device)
-        return {"text": texts.repeat(images), "image": every}
+        return {"text": texts.repeat_interleave(images), "image": every}
     index = batch.get("image_index")
     return {} if index is None else {"text": texts, "image": index}
 
@@ -91,4 +91,4 @@ def _single(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     if batch["pixel_values"].ndim == 4:
         return batch
     names = [name for name in ("pixel_values", "pixel_mask", "image_boxes") if name in batch]
-    return {name: batch[name].transpose(0, 1).flatten(0, 1) for name in names}
+    return {name: batch[name].flatten(0, 1) for name in names}

@@ -183,11 +183,10 @@ class ViltDualEncoder(ViltPreTrainedModel):
             )
         if pixel_values.ndim == 4:
             return self.image(pixel_values, pixel_mask, patches)  # type: ignore[no-any-return]
-        examples = len(pixel_values)
-        given = [first_images_first(x) for x in (pixel_values, pixel_mask, patches)]
-        types = torch.arange(found, device=pixel_values.device).repeat_interleave(examples)
-        pooled, states = self.image(*given, types)
-        return Encoding(pooled.unflatten(0, (found, examples)).transpose(0, 1), states)
+        types = torch.arange(found, device=pixel_values.device).repeat(len(pixel_values))
+        masked = (None if x is None else x.flatten(0, 1) for x in (pixel_mask, patches))
+        pooled, states = self.image(pixel_values.flatten(0, 1), *masked, types)
+        return Encoding(pooled.unflatten(0, (len(pixel_values), found)), states)
 
     def answer(self, text: Encoding, image: Encoding) -> Tensor:
         """Logits ``(b, classes)`` for texts and images that were encoded before.
@@ -268,16 +267,6 @@ class ViltDualEncoder(ViltPreTrainedModel):
             logits = self._score(text.pooled, pooled)
         loss = None if labels is None else _task_loss(task, logits, labels)
         return ViltDualEncoderOutput(loss, logits, text.pooled, image.pooled.flatten(0, -2))
-
-
-def first_images_first(x: Tensor | None) -> Tensor | None:
-    """Pairs ``(b, 2, ...)`` as ``(2b, ...)``: all first images, then all second ones.
-
-    Examples:
-        >>> first_images_first(torch.tensor([[1, 2], [3, 4]])).tolist()
-        [1, 3, 2, 4]
-    """
-    return None if x is None else x.transpose(0, 1).flatten(0, 1)
 
 
 def _task_loss(task: str, logits: Tensor, labels: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ class Encoding(NamedTuple):
 
     Attributes:
         pooled: ``(b, d)``; ``(b, 2, d)`` of pairs of images.
-        states: the tokens, ``(b, n, d)``; of pairs of images ``(2b, n, d)``, the first images of
-            all examples and then the second ones.
+        states: the tokens, ``(b, n, d)``; of pairs of images ``(2b, n, d)``, row ``2 i + c`` of
+            image c of example i.
     """
 
     pooled: Tensor

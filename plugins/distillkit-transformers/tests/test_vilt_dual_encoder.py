@@ -402,7 +402,7 @@ class TestBeside:
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0]
 
-    def test_pairs_of_two_images_come_image_by_image(self):
+    def test_pairs_of_two_images_come_text_by_text(self):
         student = families.two_towers("nlvr2").eval()
         batch = {**families.pair(), "pixel_values": torch.rand(2, 2, 3, 32, 32)}
         with torch.no_grad():
@@ -411,8 +411,8 @@ class TestBeside:
             assert found.shape == (4, 4, 7, 17)
             text = signals["attention.text"][-1]
             image = signals["attention.image"][-1]
-        for pair, (example, number) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
-            scores = text.query[example] @ image.key[number * 2 + example].mT * 8**-0.5
+        for pair, (example, number) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            scores = text.query[example] @ image.key[example * 2 + number].mT * 8**-0.5
             words = int(batch["attention_mask"][example].sum())
             torch.testing.assert_close(
                 found.probabilities()[pair, :, :words], scores.softmax(-1)[:, :words]

@@ -27,6 +27,13 @@ CLASSES = {
 }
 
 
+def reads_two_calls() -> bool:
+    """Whether an adapter reads NLVR2's teacher, which encodes one image after the other."""
+    from distillkit_transformers import plugin
+
+    return "vilt_of_images" in {spec.name for spec in plugin.distillkit_adapters()}
+
+
 def make_teacher(task: str, **changes) -> nn.Module:
     """A ViLT of transformers that tells words and patches apart."""
     kind = {

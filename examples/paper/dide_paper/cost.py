@@ -148,7 +148,7 @@ def table(rate: float = 100e12, batch: int = 32) -> str:
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for task in TASKS.values():
         cost = cost_of(task)
-        drawn = task.name in ("retrieval", "pretraining")
+        is_stored = not task.is_drawn and task.images == 1
         rows.append((
             task.name,
             f"{cost.examples:,}",
@@ -158,6 +158,6 @@ def table(rate: float = 100e12, batch: int = 32) -> str:
             f"{cost.hours(rate):.1f}",
             f"{cost.memory(batch) / 1e9:.0f} GB",
             f"{cost.checkpoint / 1e9:.1f} GB",
-            "none" if drawn else f"{cost.examples * cost.signals / 1e9:,.0f} GB",
+            f"{cost.examples * cost.signals / 1e9:,.0f} GB" if is_stored else "none",
         ))  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -34,6 +34,11 @@ class Task:
     candidates: int = 1
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether its examples are drawn anew in every epoch, and have no labels of their own."""
+        return self.name in ("retrieval", "pretraining")
+
+    @property
     def recipe(self) -> Path:
         return RECIPES / f"dide_{self.name}.toml"
 

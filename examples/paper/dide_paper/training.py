@@ -41,7 +41,7 @@ def make_student(task: Task, start: str, names: tuple[str, ...] | None) -> ViltD
 
 def class_names(task: Task, teacher: Any, given: list[str] | None) -> tuple[str, ...] | None:
     """The names of the teacher's classes; None: the task has none."""
-    if task.name in ("retrieval", "pretraining"):
+    if task.is_drawn:
         return None
     return names_of_model(teacher.config, given, exact=task.name == "vqa")
 
@@ -163,8 +163,7 @@ def make_trainer(
     """Trainer with the official optimizer, and the task's metric on ``held_out``."""
     student: Any = distiller.student
     metric = "score" if task.name == "vqa" else "accuracy"
-    labelled = task.candidates == 1 and task.name != "pretraining"
-    evaluates = held_out is not None and labelled
+    evaluates = held_out is not None and not task.is_drawn
     return DistillationTrainer(
         distiller=distiller,
         args=arguments_of(task, options, evaluates=evaluates),
@@ -198,10 +197,13 @@ def fill_cache(task: Task, options: Any, teacher: Any, train: Any, processor: An
             "a cache holds the signals of fixed pictures, and RandAugment changes them in every "
             "epoch: --no-augment with --cache"
         )
-    if task.name in ("retrieval", "pretraining"):
-        raise OptionError(
-            f"the task {task.name!r} draws captions or words anew each time: it takes no --cache"
+    if task.is_drawn or task.images > 1:
+        why = (
+            "draws captions or words anew each time"
+            if task.is_drawn
+            else ("has two pairs in an example, and a cache stores one row for each")
         )
+        raise OptionError(f"the task {task.name!r} {why}: it takes no --cache")
     cache = dk.SignalCache(options.cache, dk.load_recipe(options.recipe or task.recipe))
     collate = PaperCollator(task, processor, ids=True)
     loader = DataLoader(

@@ -17,7 +17,7 @@ help:
 	@echo "make test-newest  the tests with the newest versions (own environment)"
 	@echo "make dist    build sdist and wheel of every distribution"
 	@echo "make smoke   install the wheels in a fresh environment and run them from there"
-	@echo "make loops   train in Trainer, accelerate, Lightning and with PEFT (own environment)"
+	@echo "make loops   train in Trainer, accelerate, Lightning, with PEFT, and the paper's example (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make benchmarks  measure, and write the tables of the docs (an hour)"
 	@echo "make documents  write the tables of the docs and the list of the public API"
@@ -61,7 +61,7 @@ smoke: dist
 	.venv-wheels/bin/python -I tools/smoke.py
 
 loops: .venv-loops/.loops
-	.venv-loops/bin/python -m pytest tests/loops plugins/distillkit-lightning
+	.venv-loops/bin/python -m pytest tests/loops tests/paper plugins/distillkit-lightning
 
 oracles: .venv-oracles/.oracles
 	.venv-oracles/bin/python -m tools.compare_libraries

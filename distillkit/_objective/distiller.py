@@ -330,7 +330,10 @@ class Distiller(nn.Module):
             raise SignalError("there is no batch to count in: pass the micro-batches of a step")
         active = self.objective.active(progress)
         terms = [term for term in self.objective.each() if term.name in active]
-        counts = [counts_without_models(terms, batch, self._task_items) for batch in batches]
+        adapter = self._student.adapter
+        counts = [
+            counts_without_models(terms, batch, self._task_items, adapter) for batch in batches
+        ]
         # what one batch does not tell, models are run for, on every rank alike
         if any_rank_lacks(counts):
             with dry_run(self), torch.no_grad():

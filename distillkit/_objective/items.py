@@ -65,20 +65,23 @@ class TaskItems:
 
 
 def counts_without_models(
-    terms: Iterable[Term], batch: Mapping[str, Any], items: TaskItems
+    terms: Iterable[Term], batch: Mapping[str, Any], items: TaskItems, adapter: Any = None
 ) -> dict[str, Tensor] | None:
     """How much counts in a batch for each term, as far as the batch alone tells; None: it does not.
 
     A term over examples counts them all, unless an entry of the batch says which count, or its loss
     may return one value for the whole batch. Where entries have other numbers of examples, such as
-    texts and images that are paired later, what an example is depends on the models.
+    texts and images that are paired later, what an example is depends on the models, unless the
+    student's adapter says it (``examples``).
     """
     lengths = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0}
-    if len(lengths) != 1:
-        return None
     own, counts = SideOfBatch(batch, "student"), {}
+    told = getattr(adapter, "examples", None)
+    known: Mapping[str, int] = {} if told is None else told(own)
     for term in terms:
         if term.is_task:
+            if len(lengths) != 1:
+                return None
             if ITEMS in own:  # the caller divides, and nothing is to be counted
                 continue
             found = items.known(own)
@@ -86,7 +89,13 @@ def counts_without_models(
                 return None
             counts[term.name] = found
         elif term.per == "example" and not term.entries and term.has_values_of_examples:
-            counts[term.name] = torch.tensor(float(min(lengths)))
+            numbers = {known[one.student] for one in term.on if one.student in known}
+            every = all(one.student in known for one in term.on)
+            if not every:  # those of which nothing is said are of as many as the batch's entries
+                numbers |= lengths
+            if len(numbers) != 1:
+                return None
+            counts[term.name] = torch.tensor(float(min(numbers)))
         else:
             return None
     return counts

@@ -11,9 +11,8 @@ import torch
 from .._attention import Attention
 from .._backbone.backbone import Backbone
 from .._backbone.directions import DIRECTIONS, attention_signals
-from .._backbone.layout import TokenLayout
 from .._backbone.signals import Signals
-from .adapter_case import AdapterCase, forward
+from .adapter_case import AdapterCase, Run, forward
 from .perturb import first_pair, without_last_word
 from .verdicts import NotApplicable, UnmetError
 from .words import words_of
@@ -170,15 +169,17 @@ def a_batch_of_one_agrees(case: AdapterCase) -> str:
     whole = case.run
     examples = whole.sequences[0].attention.shape[0]
     one = forward(backbone, first_pair(batch, backbone.adapter, whole.layout, examples))
-    own = slice(0, _rows_of_first(backbone, whole.layout))
-    return _same_attention(whole.signals.take(own), one.signals, "the first example alone")
+    return _same_attention(_of_first(whole, one), one.signals, "the first example alone")
 
 
-def _rows_of_first(backbone: Backbone, layout: TokenLayout) -> int:
-    """How many rows of the signals are of the first example: its calls, where those are stacked."""
-    of_text = layout.pairs.get("text")
-    stacked = any(pattern.endswith("#*") for pattern in backbone.adapter.streams.values())
-    return int((of_text == of_text[0]).sum()) if stacked and of_text is not None else 1
+def _of_first(whole: Run, one: Run) -> Signals:
+    """Of a batch's attention, that of the first example: several pairs, where it has two images."""
+    of_text, alone = (run.layout.pairs.get("text") for run in (whole, one))
+    if of_text is None or alone is None or len(alone) == 1:
+        return whole.signals.take(slice(0, 1))
+    pairs = (of_text == of_text[0]).nonzero()[: len(alone), 0]
+    directed = {name: whole.signals[name] for name, _ in _directed(whole.signals)}
+    return Signals(directed).take(pairs)
 
 
 def a_shorter_text_loses_one_token(case: AdapterCase) -> str:

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from .collate import Collator as Collator
     from .trainer import DistillationMixin as DistillationMixin
     from .trainer import DistillationTrainer as DistillationTrainer
+    from .vilt_config import ViltDualEncoderConfig as ViltDualEncoderConfig
+    from .vilt_dual_encoder import ViltDualEncoder as ViltDualEncoder
 
 _HOMES = {
     "Collator": "collate",
     "DistillationMixin": "trainer",
     "DistillationTrainer": "trainer",
+    "ViltDualEncoder": "vilt_dual_encoder",
+    "ViltDualEncoderConfig": "vilt_config",
 }
 __all__ = sorted(_HOMES)
 

@@ -29,6 +29,8 @@ class Family:
         absent: signals that the family cannot have -> why.
         hidden: stream -> pattern of the modules that return its hidden states.
         returns: methods whose return value ``lay`` needs.
+        count: ``count(batch)``: signal -> how many examples it will have, where they are not those
+            of the batch.
     """
 
     arguments: tuple[str, ...]
@@ -39,6 +41,7 @@ class Family:
     absent: Mapping[str, str] = field(default_factory=dict)
     hidden: Mapping[str, str] = field(default_factory=dict)
     returns: tuple[str, ...] = ()
+    count: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -54,6 +57,10 @@ class Family:
     def entries(self) -> frozenset[str]:
         """The batch entries that inputs and layout may read."""
         return frozenset([*self.arguments, *_OF_LAYOUTS])
+
+    def examples(self, batch: Mapping[str, Any]) -> Mapping[str, int]:
+        """How many examples the signals have that do not have those of the batch."""
+        return {} if self.count is None else self.count(batch)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.arguments if name in batch}

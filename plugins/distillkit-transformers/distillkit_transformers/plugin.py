@@ -79,6 +79,13 @@ def distillkit_adapters() -> list[AdapterSpec]:
         _spec("vision_text_dual_encoder", "vision_text_dual_encoder",
               "VisionTextDualEncoderModel", "dual:dual_encoder",
               "Any vision and text tower of transformers.", _TOWERS),
+        AdapterSpec(
+            "vilt_dual_encoder",
+            matches="distillkit_transformers.vilt_dual_encoder.ViltDualEncoder",
+            factory="distillkit_transformers.vilt_adapter:vilt_dual_encoder",
+            summary="Two towers from one ViLT, DiDE's student: both directions.",
+            offers=(*_TOWERS, "logits"),
+        ),
         *(
             AdapterSpec(
                 name,

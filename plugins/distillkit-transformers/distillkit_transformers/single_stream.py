@@ -110,16 +110,30 @@ def _raster(
     rank = index[..., 0] * grid[1] + index[..., 1]
     rank = torch.where(real, rank, grid[0] * grid[1])
     order = rank.argsort(dim=1, stable=True)
+    index = index.take_along_dim(order[..., None], 1)
+    return order, placed_patches(index, batch, cell)
+
+
+def placed_patches(
+    places: Tensor, batch: Mapping[str, Any], cell: tuple[int, int] | None
+) -> Tensor | None:
+    """The part of the raw image that [CLS], which has none, and every patch show, ``(b, m, 4)``.
+
+    Args:
+        places: ``(b, n, 2)``: row and column of every patch.
+        batch: ``image_boxes`` says which part of the raw images is shown; without it nothing is
+            known.
+        cell: height and width of a patch in pixels.
+    """
     boxes = batch.get("image_boxes")
     if boxes is None or cell is None:
-        return order, None
-    pixels = torch.tensor([*cell], device=index.device)
-    shown = _shown(batch, index).to(boxes.dtype)[:, None]
-    index = index.take_along_dim(order[..., None], 1)
-    start, stop = (((index + end) * pixels / shown).clamp(0, 1) for end in (0, 1))
+        return None
+    pixels = torch.tensor([*cell], device=places.device)
+    shown = _shown(batch, places).to(boxes.dtype)[:, None]
+    start, stop = (((places + end) * pixels / shown).clamp(0, 1) for end in (0, 1))
     corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
     placed = torch.cat([corner + start * size, corner + stop * size], 2)
-    return order, torch.cat([placed.new_zeros(len(placed), 1, 4), placed], 1)
+    return torch.cat([placed.new_zeros(len(placed), 1, 4), placed], 1)
 
 
 def _shown(batch: Mapping[str, Any], index: Tensor) -> Tensor:

@@ -366,3 +366,48 @@ def vision_text_dual_encoder() -> Built:
 @family
 def blip_towers() -> Built:
     return hf.BlipModel(blip_config()), pair()
+
+
+def two_towers(task: str = "vqa", **changes: Any) -> nn.Module:
+    """DiDE's student of a tiny ViLT."""
+    from distillkit_transformers import ViltDualEncoder
+
+    kind = hf.ViltForMaskedLM if task == "pretraining" else hf.ViltModel
+    return ViltDualEncoder.from_vilt(kind(vilt_config(**changes)), task=task)
+
+
+def tokenized() -> dict[str, Tensor]:
+    """Texts and images as a tokenizer makes them: each text starts with the same [CLS]."""
+    batch = pair()
+    batch["input_ids"][:, 0] = 1
+    return batch
+
+
+@family
+def vilt_dual_encoder() -> Built:
+    return two_towers(), tokenized()
+
+
+@family
+def vilt_dual_encoder_of_unequal_images() -> Built:
+    """The second image fills the left half of the first one's size."""
+    batch = {**tokenized(), "pixel_mask": torch.ones(2, 32, 32).long()}
+    batch["pixel_mask"][1, :, 16:] = 0
+    return two_towers("ve"), batch
+
+
+@family
+def vilt_dual_encoder_of_two_images() -> Built:
+    return two_towers("nlvr2"), {**tokenized(), "pixel_values": torch.rand(2, 2, 3, 32, 32)}
+
+
+@family
+def vilt_dual_encoder_of_one_image() -> Built:
+    """Two texts about one image, which is read once."""
+    batch = {**tokenized(), "image_index": torch.zeros(2).long()}
+    return two_towers("retrieval"), {**batch, "pixel_values": pixels()[:1]}
+
+
+@family
+def vilt_dual_encoder_of_masked_words() -> Built:
+    return two_towers("pretraining"), tokenized()

@@ -24,6 +24,13 @@ _BUILDERS_OF = {
     "llava": ("llava", "llava_padded_left"),
     "vilt": ("vilt", "vilt_answering", "vilt_of_unequal_images"),
     "vilt_of_images": ("vilt_of_two_images",),
+    "vilt_dual_encoder": (
+        "vilt_dual_encoder",
+        "vilt_dual_encoder_of_unequal_images",
+        "vilt_dual_encoder_of_two_images",
+        "vilt_dual_encoder_of_one_image",
+        "vilt_dual_encoder_of_masked_words",
+    ),
 }
 
 # (family, check) -> why it fails, though the layout is right

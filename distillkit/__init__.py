@@ -52,13 +52,16 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._objective.recipe import load_recipe as load_recipe
     from ._objective.schedule import Schedule as Schedule
     from ._objective.term import Term as Term
+    from ._objective.weighting.protocol import StepStatistics as StepStatistics
     from ._plugins.hookspecs import hookimpl as hookimpl
+    from ._plugins.offers import signals_of_file as signals_of_file
     from ._plugins.registry import register as register
     from ._plugins.specs import AdapterSpec as AdapterSpec
     from ._plugins.specs import AlignerSpec as AlignerSpec
     from ._plugins.specs import LossSpec as LossSpec
     from ._plugins.specs import OperationSpec as OperationSpec
     from ._plugins.specs import RecipeSpec as RecipeSpec
+    from ._plugins.specs import WeightingSpec as WeightingSpec
 
 _HOMES = {
     "Adapter": "_backbone.adapter",
@@ -88,11 +91,13 @@ _HOMES = {
     "Schedule": "_objective.schedule",
     "SignalCache": "_cache.cache",
     "Signals": "_backbone.signals",
+    "StepStatistics": "_objective.weighting.protocol",
     "StreamTokens": "_backbone.layout",
     "Term": "_objective.term",
     "TermCheck": "_objective.checks",
     "TokenAxis": "_backbone.axis",
     "TokenLayout": "_backbone.layout",
+    "WeightingSpec": "_plugins.specs",
     "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
@@ -107,6 +112,7 @@ _HOMES = {
     "register": "_plugins.registry",
     "build_signals": "_backbone.directions",
     "select_tokens": "_backbone.tokens",
+    "signals_of_file": "_plugins.offers",
 }
 _MODULES = ("errors", "losses", "testing")
 

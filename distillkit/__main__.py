@@ -24,8 +24,10 @@ from ._plugins.specs import (
     RecipeSpec,
     Reference,
     Spec,
+    WeightingSpec,
     resolve,
 )
+from ._recipe_listing import recipe_block, recipe_details
 from ._version import NOT_INSTALLED, installed_version
 from .errors import DistillKitError, PluginLoadWarning, RecipeError, did_you_mean
 
@@ -37,6 +39,7 @@ _LISTINGS: dict[str, type[Spec]] = {
     "aligners": AlignerSpec,
     "recipes": RecipeSpec,
     "operations": OperationSpec,
+    "weightings": WeightingSpec,
 }
 
 
@@ -149,6 +152,9 @@ def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
         "--recipe", action="append", default=[], help="what signals are stored for; repeatable"
     )
     fill.add_argument(
+        "--teacher", help="of recipes for several teachers, the name of this one: its terms alone"
+    )
+    fill.add_argument(
         "--key", action="append", default=[], help="the batch entry that tells examples apart"
     )
     fill.add_argument("--error", type=float, help="the mean error that is allowed; 0 by default")
@@ -178,6 +184,23 @@ def _list(arguments: Arguments) -> int:
     return 0
 
 
+def _list_recipes(arguments: Arguments) -> int:
+    """What every recipe compares and needs; about those that are named, all that there is."""
+    for name in arguments.names:
+        spec = lookup(RecipeSpec, name)
+        print(f"{_details(spec)}{recipe_details(spec)}\n")
+    if not arguments.names:
+        if not provided(RecipeSpec):
+            print(listing("recipes"))
+        for specs in provided(RecipeSpec).values():
+            labels = owner_labels(specs)
+            for owner, spec in specs.items():
+                conflict = " (conflict)" if len(specs) > 1 else ""
+                heading = f"{spec.name}  {labels[owner]}{conflict}  {spec.summary}"
+                print(f"{recipe_block(heading.rstrip(), spec)}\n")
+    return 0
+
+
 def _details(spec: Spec) -> str:
     """Every field of one spec, a line each."""
     owners = [one for one, known in provided(type(spec))[spec.name].items() if known is spec]
@@ -196,6 +219,8 @@ def _more_columns(spec: Spec) -> list[str]:
         return [", ".join(spec.tags), spec.reference]
     if isinstance(spec, AdapterSpec):
         return [spec.matches, spec.resource or ""]
+    if isinstance(spec, WeightingSpec):
+        return [spec.reference]
     return []
 
 
@@ -289,7 +314,13 @@ COMMANDS = {
     **{
         name: Command(f"list the {name}, and who provides them", _list, _takes_names)
         for name in _LISTINGS
+        if name != "recipes"
     },
+    "recipes": Command(
+        "list the recipes: what each compares, the signals it needs, which adapters offer them",
+        _list_recipes,
+        _takes_names,
+    ),
     "plugins": Command(
         "list the plugins: what each provides, or why it was left out",
         _list_plugins,

@@ -34,6 +34,8 @@ class Adapter(Protocol):
       drop columns which nobody names.
     - ``examples(batch)``: signal -> how many examples it will have, where that is not the number of
       the batch's own: two images for each text, several texts for each image.
+    - ``predicts``: ``"next"`` or ``"same"``: which token the logits at a position are of, for
+      ``logits.response``; without it, labels and input show it.
     - ``through``: what it gives :func:`build_signals` under that name, for the adapter kit.
     - ``for_model(model)``: this adapter for another model of the family.
     """

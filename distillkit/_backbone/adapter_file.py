@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,7 @@ class AdapterFile(Table):
     pairs: dict[str, str] = Field(default_factory=dict)
     tokens: dict[str, tuple[TokenRun, ...]] = Field(default_factory=dict)
     absent: dict[str, str] = Field(default_factory=dict)
+    predicts: Literal["next", "same"] | None = None
     through: str | None = Field(
         None, description="the modality of the joint tokens through which words see the image"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,13 +16,12 @@ from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import CaptureError, SignalError
 from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
+from .depth import LayerIndices, Wanted, positions
+from .derived import Sources, base_wanted, derived_signals
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
+from .response import LabelRule
 from .signals import Signals
-
-LayerIndices: TypeAlias = "frozenset[int] | Literal['all']"
-Wanted: TypeAlias = "Mapping[str, LayerIndices]"
-"""Signal -> the layers of it that are compared, as indices from either end."""
 
 ITEMS = "num_items_in_batch"  # by which a loss of transformers divides
 
@@ -86,6 +85,7 @@ class Backbone:
         self._model, self._given = model, adapter
         self._adapter = adapter_for(model, adapter)
         self._accepted = accepted_arguments(model)
+        self._rule = LabelRule(getattr(self._adapter, "predicts", None))
         patterns = [pattern.partition("#")[0] for pattern in self._adapter.streams.values()]
         self.scope = Scope(
             model, patterns, outputs=self._adapter.outputs, returns=self._adapter.returns
@@ -154,7 +154,24 @@ class Backbone:
         layout = self._adapter.layout(view.noting(asked), record)
         self._check_masks(asked - given)
         view.used.update(given, asked)
-        return Run(output, self._adapter.signals(record, output, layout), record, layout)
+        signals = self._adapter.signals(record, output, layout)
+        signals = self._with_derived(signals, layout, view, wanted)
+        return Run(output, signals, record, layout)
+
+    def _with_derived(
+        self, signals: Signals, layout: TokenLayout, view: SideOfBatch, wanted: Wanted | None
+    ) -> Signals:
+        """The signals with those that are made of them; what is wanted is listed."""
+        sources = Sources(signals, signals.absent, layout, view, self._rule)
+        derived = derived_signals(sources)
+        listed = [name for name in wanted or () if name in derived]
+        if any(name.startswith("logits.") for name in listed):
+            view.labels()  # they are used, whenever the logits are computed
+        return signals.with_derived(
+            {name: one.value for name, one in derived.items()},
+            {name: one.axes for name, one in derived.items()},
+            listed=listed,
+        )
 
     def close(self) -> None:
         """Record no more, and leave nothing on the model; a later run is an error."""
@@ -224,6 +241,7 @@ class Backbone:
 
     def _planned(self, wanted: Wanted, sources: Mapping[str, tuple[str, ...]]) -> _Held:
         chosen = self.scope.chosen
+        wanted = base_wanted(wanted, sources)
         # a layout may ask for the shape of the last layer of every stream
         kept: set[str] = set()
         for pattern in self._adapter.streams.values():
@@ -260,9 +278,6 @@ class Backbone:
 def _chosen_layers(modules: list[list[str]], layers: LayerIndices) -> Iterator[str]:
     """The modules that some layers of a signal are made of; layers pair from the top."""
     depth = min(len(names) for names in modules)
-    indices = range(depth) if isinstance(layers, str) else layers
-    for index in indices:
-        place = index - depth if index >= 0 else index
-        if -depth <= place < 0:
-            for names in modules:
-                yield names[place]
+    for position in positions(layers, depth):
+        for names in modules:
+            yield names[position - depth]

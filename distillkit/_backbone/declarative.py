@@ -38,6 +38,8 @@ class DeclarativeAdapter:
         pairs: modality -> batch entry that indexes it, where texts and images are encoded once.
         tokens: stream -> the runs of its tokens, in their order in the sequence.
         absent: signal that this backbone cannot have -> why; asking for it says so.
+        predicts: ``"next"`` or ``"same"``: whether the logits at a position are of the token after
+            it or of the one at it; absent: labels and input show it.
         through: the modality of the joint stream's tokens through which words see the image, a
             resampler's: ``attention.text_to_image`` is composed with ``<through>_to_image``.
 
@@ -92,6 +94,11 @@ class DeclarativeAdapter:
     def through(self) -> str | None:
         """The modality of the tokens through which words see the image, as the file says."""
         return self._file.through
+
+    @property
+    def predicts(self) -> str | None:
+        """Which token the logits at a position are of, as the file says."""
+        return self._file.predicts
 
     @property
     def unmasked(self) -> frozenset[str]:

@@ -144,10 +144,10 @@ def _with_rows(
 ) -> Attention:
     found: Attention = attention[layer]
     _check_length(found.shape[2], tokens, stream)
-    return _block_between(found.with_rows(tokens.valid), *block)
+    return block_between(found.with_rows(tokens.valid), *block)
 
 
-def _block_between(attention: Attention, rows: Tokens | None, keys: Tokens | None) -> Attention:
+def block_between(attention: Attention, rows: Tokens | None, keys: Tokens | None) -> Attention:
     """Some rows and keys of an attention; None: all of them."""
     if rows is None and keys is None:
         return attention
@@ -240,7 +240,7 @@ def _cross_towers(
             pair_examples(attentions[m][index - depth], layout.pairs.get(m)) for m in modalities
         )
         crossed = Attention.cross(of_query, of_key, rows=rows, keys=keys)
-        return _block_between(crossed, *places)
+        return block_between(crossed, *places)
 
     return Layers([partial(layer, index) for index in range(depth)])
 

@@ -42,12 +42,14 @@ class BackboneCheck:
         adapter: the class of its adapter.
         signals: what it offers, or why it cannot.
         unused: entries of the batch that nothing read.
+        derived: signals that are made of these when a term, or somebody, asks for them.
     """
 
     model: str
     adapter: str
     signals: tuple[OfferedSignal, ...]
     unused: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -66,7 +68,8 @@ class BackboneCheck:
         ]
         problems = [f"! {one.name}: {one.problem}" for one in self.signals if one.problem]
         unused = [f"  nothing reads {', '.join(map(repr, self.unused))}"] if self.unused else []
-        return "\n".join([f"{self.model} by {self.adapter}", *lines, *problems, *unused])
+        made = [f"  made of these: {', '.join(self.derived)}"] if self.derived else []
+        return "\n".join([f"{self.model} by {self.adapter}", *lines, *made, *problems, *unused])
 
 
 def list_offers(
@@ -75,7 +78,13 @@ def list_offers(
     """The table of what a forward exposed."""
     rows = [_offer(str(name), signals) for name in signals]
     rows += [OfferedSignal(name, counted=f"absent: {why}") for name, why in signals.absent.items()]
-    return BackboneCheck(type(model).__name__, type(adapter).__name__, tuple(rows), tuple(unused))
+    return BackboneCheck(
+        type(model).__name__,
+        type(adapter).__name__,
+        tuple(rows),
+        tuple(unused),
+        tuple(sorted(signals.derived)),
+    )
 
 
 def _offer(name: str, signals: Signals) -> OfferedSignal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -80,19 +80,21 @@ class Signals(Mapping[str, Signal]):
                 (masks or {}).get(name, known.mask), (axes or {}).get(name, known.axes)
             )
         self._beside: dict[str, Beside] = beside
+        self._derived: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Signal:
         if name in self._absent:
             raise SignalError(f"there is no signal {name!r}: {self._absent[name]}")
-        if name not in self._values:
-            raise unknown_name("signal", name, self._values)
-        value: Any = self._values[name]
+        held = self._values if name in self._values else self._derived
+        if name not in held:
+            raise unknown_name("signal", name, [*self._values, *self._derived])
+        value: Any = held[name]
         if _is_later(value):
-            value = self._values[str(name)] = make_trackable(value())
+            value = held[str(name)] = make_trackable(value())
         return value  # type: ignore[no-any-return]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values
+        return name in self._values or name in self._derived
 
     def __iter__(self) -> Iterator[str]:
         beside = self._beside
@@ -111,11 +113,23 @@ class Signals(Mapping[str, Signal]):
 
     def mask(self, name: str) -> Tensor | None:
         """The positions of a signal that count; None: all do."""
-        return self._beside[name].mask if name in self._beside else None
+        known = self._beside.get(name)
+        if known is None or known.mask is not None:
+            return None if known is None else known.mask
+        axes = known.axes()  # of what is computed late, the axis alone knows
+        return axes[0].valid if len(axes) == 1 and axes[0] is not None else None
 
     def axes(self, name: str) -> TokenAxes:
         """The known facts about the tokens along a signal's axes; none: ``()``."""
         return self._beside[name].axes() if name in self._beside else ()
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Signals that are not listed, since they are made of the others when they are asked for.
+
+        Whoever rebuilds the mapping, pickles or concatenates it keeps those alone that are listed.
+        """
+        return frozenset(self._derived)
 
     @property
     def absent(self) -> Mapping[str, str]:
@@ -217,6 +231,26 @@ class Signals(Mapping[str, Signal]):
         absent = {name: why for name, why in self._absent.items() if name not in more}
         return Signals._made({**self._values, **more._values}, {**beside, **more._beside}, absent)
 
+    def with_derived(
+        self,
+        values: Mapping[str, Callable[[], Signal]],
+        axes: Mapping[str, Callable[[], TokenAxes]],
+        *,
+        listed: Collection[str] = (),
+    ) -> Signals:
+        """These signals, and some that are made of them when they are asked for by name.
+
+        Args:
+            values: name -> a function that computes it.
+            axes: name -> a function that says what is known of its token axes.
+            listed: those that are listed with the others, and live as they do.
+        """
+        beside = {**self._beside, **{name: Beside(None, axes[name]) for name in axes}}
+        more = {name: values[name] for name in listed if name in values}
+        made = Signals._made({**self._values, **more}, beside, self._absent)
+        made._derived = {name: one for name, one in values.items() if name not in more}
+        return made
+
     def only(self, *names: str) -> Signals:
         """These signals alone: what is worth keeping of a forward."""
         beside = {name: known for name, known in self._beside.items() if name in names}
@@ -291,7 +325,9 @@ class Signals(Mapping[str, Signal]):
         beside = {
             name: known.map(of_mask or function, of_axis) for name, known in self._beside.items()
         }
-        return Signals._made(values, beside, self._absent)
+        made = Signals._made(values, beside, self._absent)
+        made._derived = {name: partial(_through, through, self, name) for name in self._derived}
+        return made
 
     def _attempts(self) -> dict[str, Any]:
         """Every signal and layer, computed; a ``Refusal`` in place of one that cannot be."""
@@ -315,11 +351,13 @@ class Signals(Mapping[str, Signal]):
         beside = {
             name: (make_portable(known.mask), known.attempt())
             for name, known in self._beside.items()
+            if name in values
         }
         return {"values": values, "beside": beside, "absent": self._absent}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self._values, self._absent = state["values"], state["absent"]
+        self._derived = {}
         self._beside = {name: Beside(*known) for name, known in state["beside"].items()}
 
     def __repr__(self) -> str:

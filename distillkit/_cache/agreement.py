@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .._backbone.backbone import Backbone
+from .._backbone.depth import positions
 from .._objective.objective import Objective
 from .._objective.recipe import Recipe, load_recipe
 from .._version import installed_version
 from ..errors import CacheError
 from .identity import Header, adapter_name, check_same, teacher_name, weights_checksum
-from .needs import Need, Needs, needs_of, positions
+from .needs import Need, Needs, needs_of
 from .spec import SignalSpec
 
 AnyRecipe: TypeAlias = Recipe | Objective | str | Path

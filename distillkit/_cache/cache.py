@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._backbone.backbone import Backbone, Wanted
+from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
+from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
 from .._version import installed_version
 from ..errors import CacheError, CacheWarning, OptionError
@@ -216,15 +217,24 @@ class SignalCache:
         return self._reader.signals(batch, names)
 
     def joining(
-        self, collate: Callable[[list[Any]], Mapping[str, Any]], *names: str
+        self,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        *names: str,
+        teacher: str | None = None,
     ) -> Callable[[list[Any]], dict[str, Any]]:
         """A ``collate_fn`` that adds the signals as the entry ``"teacher_signals"``.
 
         Reading and checking then happen in the workers of a DataLoader, ahead of the model; a
         distiller takes the entry by itself.
+
+        Args:
+            collate: makes a batch of examples; of several teachers, it may be what another one's
+                ``joining`` returned.
+            names: the signals that are wanted; all by default.
+            teacher: of several teachers, its name.
         """
         self._index.read()  # once, for all workers that are forked
-        return Joining(collate, self.signals, names, self.entries)
+        return Joining(collate, self.signals, names, self.entries, teacher)
 
     def stream(self, *names: str) -> Iterator[tuple[list[Any], Signals]]:
         """Keys and signals of all examples, shard after shard: how files are read fastest."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from .._backbone.backbone import Backbone
+from .._objective.recipe import load_recipe
 from .._plugins.specs import resolve
 from ..errors import CacheError
 from .cache import SignalCache
@@ -30,9 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _fill(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))  # as python itself does for a script
     backbone, loader = _made(arguments.target)
+    recipes: list[Any] = arguments.recipe
+    if arguments.teacher is not None:
+        recipes = [load_recipe(one).of_teacher(arguments.teacher) for one in recipes]
     cache = SignalCache(
         arguments.place,
-        arguments.recipe or None,
+        recipes or None,
         error=arguments.error,
         preprocessing=arguments.preprocessing,
     )

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .._backbone.backbone import Backbone, Wanted
+from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch, checked_batch
+from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
 from ..errors import CacheError, OptionError
 from .identity import Header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .._backbone.backbone import LayerIndices, Wanted
+from .._backbone.depth import LayerIndices, Wanted
 from .._objective.objective import Objective, wanted_layers
 from .._objective.term import Term
 
@@ -15,11 +15,12 @@ class Need:
     """What is needed of one signal.
 
     Attributes:
-        layers: as indices from either end; empty for a signal without layers.
+        layers: as indices from either end and as relative depths.
         tokens: an aligner asks which tokens its entries are.
         padding: a term counts padded positions too.
         averages_heads: every term compares an attention's probabilities averaged over its heads.
-        terms: what compares it: a loss may read more of an attention than its probabilities.
+        terms: what compares it: a loss may read more of an attention than its probabilities, which
+            is all that the weights of tokens read.
     """
 
     layers: LayerIndices
@@ -32,6 +33,7 @@ class Need:
     def temperatures(self) -> tuple[float, ...]:
         """At which probabilities are compared: 1, and those of the terms."""
         given = [term.options.get("temperature") for term in self.terms]
+        given += [term.learned["temperature"]().item() for term in self.terms if _learns(term)]
         return tuple(sorted({1.0, *(float(t) for t in given if isinstance(t, (int, float)))}))
 
 
@@ -53,19 +55,18 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
                     (term,),
                 )
                 found[name] = _together(found[name], one) if name in found else one
+            if term.token_weights is not None:
+                name = term.token_weights.signal
+                one = Need(
+                    wanted[name], tokens=False, padding=False, averages_heads=False, terms=()
+                )
+                found[name] = _together(found[name], one) if name in found else one
     return found
 
 
 def wanted_of(needs: Needs) -> Wanted:
     """The layers that a backbone keeps for them."""
     return {name: need.layers for name, need in needs.items()}
-
-
-def positions(layers: LayerIndices, depth: int) -> tuple[int, ...]:
-    """The layers as positions from the bottom of so many; those that are not there are left out."""
-    indices = range(depth) if isinstance(layers, str) else layers
-    there = {index % depth for index in indices if -depth <= index < depth}
-    return tuple(sorted(there))
 
 
 def _together(one: Need, other: Need) -> Need:
@@ -81,7 +82,14 @@ def _averages_heads(term: Term) -> bool:
     """Whether a term needs no more of an attention than one map for all heads.
 
     At a temperature the heads are softened before they are averaged, and aligners see them apart.
+    Another teacher of an ensemble has them apart, too.
     """
     options = term.options
     plain = options.get("temperature", 1.0) == 1.0 and not len(term.aligners)
+    plain = plain and not _learns(term) and not term.teachers.is_ensemble
     return options.get("heads") == "mean" and plain
+
+
+def _learns(term: Term) -> bool:
+    """Whether a term learns its temperature."""
+    return "temperature" in term.learned

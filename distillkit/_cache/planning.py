@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .._attention import Attention
 from .._backbone.batch import SideOfBatch
+from .._backbone.depth import positions
 from .._backbone.signals import Signals
 from ..errors import CacheError, OptionError
 from .choices import Codings, check_named, codings_of, is_logits
 from .coding import coding, log_probabilities_error, logits_error, relative_error
-from .needs import Need, Needs, positions
+from .needs import Need, Needs
 from .places import followed
 from .reading import (
     Layer,

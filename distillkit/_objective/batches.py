@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,11 @@ from .._backbone.signals import Signals
 from ..errors import OptionError, SignalError
 from .checks import check_first_batch
 from .comparison import Comparison
-from .engines import check_engine
+from .engines import check_engine, check_weighted
+from .ensemble import TeacherSignals
 from .learning import AlignerWatch
 from .objective import Objective, autocast_off
+from .weighting.weights import SettledWeights
 
 
 class BatchChecks:
@@ -25,16 +27,24 @@ class BatchChecks:
         ignore: batch entries that nothing uses.
         look_every: the tensors of both sides are looked at on the first batch and then on every
             batch of this number; 0: on the first alone.
+        prefixes: of the entries that are one teacher's own, of several.
 
     Raises:
         OptionError: a number of batches below 0.
     """
 
-    def __init__(self, objective: Objective, ignore: Iterable[str], look_every: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        ignore: Iterable[str],
+        look_every: int,
+        prefixes: Sequence[str] = (),
+    ) -> None:
         if look_every < 0:
             raise OptionError(f"look_every is a number of batches, 0 or more; got {look_every}")
         self._objective, self._ignore = objective, tuple(ignore)
         self._look_every, self._steps = look_every, 0
+        self._prefixes = tuple(prefixes)
         self._aligners = AlignerWatch()
         self._looked_at: frozenset[str] = frozenset()
         self._own_entries: frozenset[str] = frozenset()
@@ -50,8 +60,9 @@ class BatchChecks:
         root: nn.Module,
         module: nn.Module,
         student: Signals,
-        teacher: Signals,
+        teacher: TeacherSignals,
         active: Mapping[str, float],
+        batch: Mapping[str, Any],
     ) -> dict[str, Comparison] | None:
         """Refuse sides that do not fit, and aligners that no optimizer steps.
 
@@ -59,8 +70,9 @@ class BatchChecks:
             root: the distiller.
             module: the student.
             student: its signals.
-            teacher: the teacher's.
+            teacher: the teacher's, or of several teachers by name.
             active: the terms that are computed in this step, and their weights.
+            batch: as the student sees it.
 
         Returns:
             The comparisons of a batch that was looked at, for the objective to go on with.
@@ -75,8 +87,10 @@ class BatchChecks:
         if not due and not active.keys() - self._looked_at:
             return None
         check_engine(module)  # an engine may have taken the student since
+        if isinstance(self._objective.weighting, SettledWeights):
+            check_weighted(root, self._objective.weighting.name)
         with autocast_off():
-            compared = self._objective.compare(student, teacher, active)
+            compared = self._objective.compare(student, teacher, active, batch)
         seen = check_first_batch(self._objective, active, student, teacher, compared)
         tasks = {term.name for term in self._objective.each() if term.is_task}
         self._looked_at |= seen | tasks
@@ -101,11 +115,22 @@ class BatchChecks:
     def _check_own_entries(self, batch: Mapping[str, Any]) -> None:
         """Refuse a batch in which the teacher would take what is meant for the student."""
         for name in self._own_entries:
-            shared = name.removeprefix("teacher_")
-            if batch.get(name) is None and batch.get(shared) is not None:
+            if batch.get(name) is not None:
+                continue
+            for shared in self._stand_ins(name):
+                if batch.get(shared) is None:
+                    continue
                 raise SignalError(
                     f"this batch has no entry {name!r}, which earlier ones had, so that the "
-                    f"teacher would be given the student's {shared!r}. A loop that drops columns "
+                    f"teacher would be given {shared!r} in its place. A loop that drops columns "
                     "which the student's forward does not name must keep it (transformers' "
                     "Trainer: remove_unused_columns=False)"
                 )
+
+    def _stand_ins(self, name: str) -> Iterator[str]:
+        """The entries that a teacher takes where one of its own is missing."""
+        prefix = next((one for one in self._prefixes if name.startswith(one)), "teacher_")
+        shared = name.removeprefix(prefix)
+        if prefix != "teacher_":
+            yield f"teacher_{shared}"
+        yield shared

@@ -11,6 +11,8 @@ from .._backbone.signals import Signals
 from ..errors import DistillKitError, ShapeError
 from .comparison import Comparison
 from .differences import differences, has_pairs
+from .ensemble import TeacherSignals
+from .gathering import alone
 from .objective import Objective, autocast_off
 from .term import Term
 
@@ -27,6 +29,7 @@ class TermCheck:
         counts: how much of what is compared counts, after padding, ``mask`` and ``where``.
         value: the unweighted value; None where it could not be computed.
         problems: what differs or is missing, each with its fix.
+        layers: the layers of both sides that are compared, where the term chooses some.
     """
 
     term: str
@@ -36,6 +39,7 @@ class TermCheck:
     counts: str = "-"
     value: float | None = None
     problems: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,24 @@ class Check:
             "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
+        lines += [f"{one.term}: layer {'; '.join(one.layers)}" for one in self.terms if one.layers]
         problems = [f"! {p}" for one in self.terms for p in one.problems]
         problems += [f"! {p}" for p in self.problems]
         return "\n".join([*lines, *self.signals, *(problems or ["ready to train"])])
 
 
 def check_term(
-    term: Term, student: Signals, teacher: Signals, batch: Mapping[str, Any] | None
+    term: Term, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None
 ) -> TermCheck:
     """A dry run of one term: shapes, what counts, what differs, its value."""
     align = ", ".join(term.aligner_names) or "-"
     try:
-        comparison = term.compare(student, teacher)
+        comparison = term.compare(student, teacher, batch)
         sides = comparison.pairs[0]
         seen = TermCheck(
-            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align
-        )
+            term.name, _describe(sides.students[0]), _describe(sides.teachers[0]), align,
+            layers=() if term.layers.is_last else tuple(comparison.layer_lines()),
+        )  # fmt: skip
     except DistillKitError as error:
         return TermCheck(term.name, align=align, problems=(str(error),))
     found = differences(term, comparison) if has_pairs(comparison) else []
@@ -91,7 +97,7 @@ def check_term(
     except DistillKitError as error:
         found.append(str(error))
     try:
-        with autocast_off():
+        with autocast_off(), alone():
             value = term(student, teacher, batch, comparison=comparison).item()
     except (DistillKitError, RuntimeError) as error:
         return replace(seen, problems=tuple(found or [str(error)]))
@@ -102,7 +108,7 @@ def check_first_batch(
     objective: Objective,
     active: Collection[str],
     student: Signals,
-    teacher: Signals,
+    teacher: TeacherSignals,
     comparisons: Mapping[str, Comparison] | None = None,
 ) -> frozenset[str]:
     """Compare the structure of both sides, before the first step and whenever one likes.
@@ -162,6 +168,21 @@ def _describe(side: Any) -> str:
         rows = side.valid_rows()[:, 0]
         return f"({shape}), {int(rows.sum())} of {rows.numel()} rows"
     return str(tuple(side.shape))
+
+
+def list_offers(
+    terms: Sequence[Term], student: Signals, teacher: TeacherSignals
+) -> tuple[str, ...]:
+    """One line for the student and one for each teacher: what it offers, and what is compared."""
+    lines = [list_offer("student", student, [one.student for term in terms for one in term.on])]
+    if isinstance(teacher, Signals):
+        used = [one.teacher for term in terms for one in term.on]
+        return (*lines, list_offer("teacher", teacher, used))
+    for name, signals in teacher.items():
+        of_it = [t for t in terms if not t.is_task and name in t.teachers.names([*teacher])]
+        used = [one.teacher for term in of_it for one in term.on]
+        lines.append(list_offer(f"teacher {name!r}", signals, used))
+    return tuple(lines)
 
 
 def list_offer(side: str, signals: Signals, used: Sequence[str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from .._transfer import trackable
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align.making import AxesOfSides
 from .compared import Compared
+from .layer_choice import LayerRule, show_positions
+from .layer_mean import mean_of_layers
 
-LayerChoice = Literal["last", "all"] | Sequence[tuple[int, int]]
 Sides: TypeAlias = "tuple[list[Any], list[Any]]"
 
 _SINGLE = Tensor, Attention
@@ -40,11 +42,13 @@ class LayerPair(NamedTuple):
         students: the student's signals at that layer, in the order of ``on``.
         teachers: the teacher's.
         place: the student's layer and how many it has; None for signals without layers.
+        taught_by: the teacher's layer, or those of which this is the mean, and how many it has.
     """
 
     students: list[Any]
     teachers: list[Any]
     place: tuple[int, int] | None = None
+    taught_by: tuple[tuple[int, ...], int] | None = None
 
 
 class Counted(NamedTuple):
@@ -77,20 +81,24 @@ class Comparison:
 
     Attributes:
         pairs: the layers that are compared.
-        counted: one entry for each pair, once the term's value has been computed.
+        choices: the indices of the pairs of each of the student's layers: of several, which have
+            one layer of the teacher's each, an example keeps the best.
+        counted: one entry for each choice, once the term's value has been computed.
 
     Raises:
         SignalError: a signal that one side does not have.
         RecipeError: layers that are not there.
     """
 
-    __slots__ = ("_align", "_aligned", "_axes", "_sides", "counted", "on", "pairs", "term")
+    __slots__ = (
+        "_align", "_aligned", "_axes", "_sides", "choices", "counted", "on", "pairs", "term",
+    )  # fmt: skip
 
     def __init__(
         self,
         term: str,
         on: Sequence[Compared],
-        layers: LayerChoice,
+        layers: LayerRule,
         align: Align | None,
         student: Signals,
         teacher: Signals,
@@ -99,10 +107,18 @@ class Comparison:
         self._sides = student, teacher
         students = [_signal(term, "student", student, one.student) for one in on]
         teachers = [_signal(term, "teacher", teacher, one.teacher) for one in on]
-        self.pairs = _layer_pairs(term, layers, students, teachers)
+        choices = _layer_pairs(term, layers, students, teachers)
+        self.pairs = [pair for choice in choices for pair in choice]
+        ends = list(accumulate(map(len, choices), initial=0))
+        self.choices = [range(*both) for both in pairwise(ends)]
         self.counted: list[Counted] = []
         self._aligned: dict[int, Sides] = {}
         self._axes: dict[int, AxesOfSides] = {}
+
+    @property
+    def teacher(self) -> Signals:
+        """The teacher's signals: of several teachers, those that the term learns from."""
+        return self._sides[1]
 
     def axes(self, index: int) -> AxesOfSides:
         """The known facts about the tokens of one signal, on both sides, before any aligner."""
@@ -187,9 +203,25 @@ class Comparison:
                 if not layer.requires_grad:
                     raise SignalError(_no_gradient(self.term, one.student, pair.place))
 
+    def layer_lines(self) -> list[str]:
+        """The layers of both sides, a line for each of the student's: ``1 of 4 with 3-5 of 12``."""
+        lines = []
+        for choice in self.choices:
+            pair = self.pairs[choice[0]]
+            if pair.place is None or pair.taught_by is None:
+                continue
+            candidates = [self.pairs[i].taught_by for i in choice]
+            teachers = [one[0] for one in candidates if one is not None]
+            of = "the best of " if len(choice) > 1 else "the mean of " * (len(teachers[0]) > 1)
+            shown = show_positions(layer for one in teachers for layer in one)
+            lines.append(
+                f"{pair.place[0]} of {pair.place[1]} with {of}{shown} of {pair.taught_by[1]}"
+            )
+        return lines
+
     @property
     def counts(self) -> Tensor:
-        """How much counted: one number, or one for each of several pairs of layers."""
+        """How much counted: one number, or one for each of several layers of the student."""
         found = [one.amount for one in self.counted]
         return found[0] if len(found) == 1 else torch.stack(found)
 
@@ -229,28 +261,56 @@ def _known_mask(mask: Tensor | None, before: TokenAxes, after: TokenAxes) -> Ten
 
 
 def _layer_pairs(
-    term: str, layers: LayerChoice, students: list[Any], teachers: list[Any]
-) -> list[LayerPair]:
-    """Student layer with teacher layer, as ``layers`` says."""
+    term: str, rule: LayerRule, students: list[Any], teachers: list[Any]
+) -> list[list[LayerPair]]:
+    """For each chosen layer of the student, what it is compared with: one pair, or candidates."""
     if not [one for one in (*students, *teachers) if not isinstance(one, _SINGLE)]:
-        if layers != "last":
+        if not rule.is_last:
             raise RecipeError(
-                f"term {term!r}: layers = {layers!r} has no meaning for a signal without layers"
+                f"term {term!r}: layers = {rule.given!r} has no meaning for a signal without layers"
             )
-        return [LayerPair(students, teachers)]
-    depths = _depth(students), _depth(teachers)
-    pairs = _chosen_layers(term, layers, *depths)
-    student, teacher = depths
-    there = [-student <= i < student and -teacher <= j < teacher for i, j in pairs]
-    if not pairs or not all(there):
-        raise RecipeError(
-            f"term {term!r}: layers = {layers!r} names a layer that is not there; the student has "
-            f"{depths[0]}, the teacher {depths[1]}"
+        return [[LayerPair(students, teachers)]]
+    if rule.has_fractions:
+        _check_one_depth(term, rule, students, teachers)
+    student, teacher = _depth(students), _depth(teachers)
+    found = []
+    for layer, others in rule.matched(term, student, teacher):
+        own = _layer_of(students, layer)
+        groups = [(one,) for one in others] if rule.match == "best" else [others]
+        found.append(
+            [
+                LayerPair(
+                    own,
+                    _mean(term, [_layer_of(teachers, i) for i in group]),
+                    (layer % student, student),
+                    (tuple(i % teacher for i in group), teacher),
+                )
+                for group in groups
+            ]
         )
+    return found
+
+
+def _mean(term: str, layers: list[list[Any]]) -> list[Any]:
+    """The mean over layers of each of a side's signals; one without layers is itself."""
+    if len(layers) == 1:
+        return layers[0]
     return [
-        LayerPair(_layer_of(students, i), _layer_of(teachers, j), (i % student, student))
-        for i, j in pairs
-    ]
+        of_signal[0] if all(one is of_signal[0] for one in of_signal)
+        else mean_of_layers(term, of_signal)
+        for of_signal in zip(*layers, strict=True)
+    ]  # fmt: skip
+
+
+def _check_one_depth(term: str, rule: LayerRule, *sides: list[Any]) -> None:
+    """Refuse relative depths of several signals of one side that have other numbers of layers."""
+    for side in sides:
+        depths = {len(one) for one in side if not isinstance(one, _SINGLE)}
+        if len(depths) > 1:
+            raise RecipeError(
+                f"term {term!r}: layers = {rule.given!r} speaks of relative depths, and the "
+                f"signals of one side have {sorted(depths)} layers: name indices, [[0, 1], ...]"
+            )
 
 
 def _depth(signals: Sequence[Any]) -> int:
@@ -261,21 +321,6 @@ def _depth(signals: Sequence[Any]) -> int:
 def _layer_of(signals: Sequence[Any], index: int) -> list[Any]:
     """One layer of every signal; a signal without layers belongs to every layer."""
     return [one if isinstance(one, _SINGLE) else one[index] for one in signals]
-
-
-def _chosen_layers(
-    term: str, layers: LayerChoice, student: int, teacher: int
-) -> Sequence[tuple[int, int]]:
-    if layers == "last":
-        return [(-1, -1)]
-    if layers != "all":
-        return [(i, j) for i, j in layers]
-    if student != teacher:
-        raise RecipeError(
-            f'term {term!r}: layers = "all" needs equal depths; the student has {student} layers '
-            f"and the teacher {teacher}; name pairs: layers = [[0, 1], ...]"
-        )
-    return [(i, i) for i in range(student)]
 
 
 def _no_gradient(term: str, name: str, place: tuple[int, int] | None) -> str:

@@ -25,12 +25,14 @@ class TermInputs(NamedTuple):
         entry: the batch entry of the term's ``mask``, boolean; None: there is none.
         axes: what is known of the tokens that the entry is about, on either side.
         arguments: the loss's tensor arguments by name.
+        weights: how much the teacher's tokens weigh, ``(b, n)``; None: equally much.
     """
 
     layout: Tensor | None
     entry: Tensor | None
     axes: Sequence[TokenAxis | None]
     arguments: Mapping[str, Any]
+    weights: Tensor | None = None
 
 
 class Counting:
@@ -40,10 +42,11 @@ class Counting:
         term: what errors call the term.
         signature: the axes that its loss consumes and returns; empty where nobody declared them.
         entry: the name of the batch entry that says which positions count; None: there is none.
+        told: the loss consumes the tokens and is told by ``valid`` which of them count.
     """
 
-    def __init__(self, term: str, signature: str, entry: str | None) -> None:
-        self._term, self._entry = term, entry
+    def __init__(self, term: str, signature: str, entry: str | None, *, told: bool = False) -> None:
+        self._term, self._entry, self._told = term, entry, told
         self._signature = signature
         self._ranks: dict[int, int] = {}
 
@@ -100,9 +103,34 @@ class Counting:
         """
         if sides[0].shape[0] == 0:  # a loss over the batch has values of no example, too
             return torch.zeros_like(values, dtype=torch.bool)
-        if isinstance(sides[1], Attention) or self._signature == "attention":
+        if self.is_of_rows(sides[1]):
             return self._rows_kept(values, sides, step)
+        if self._told:
+            return self._examples_kept(values, sides[0], step)
         return self._positions_kept(values, sides[0], step)
+
+    def is_of_rows(self, teacher: Any) -> bool:
+        """Whether the loss's values are of rows of attentions, ``(b, h, q)``."""
+        return isinstance(teacher, Attention) or self._signature == "attention"
+
+    def valid(self, student: Tensor, step: TermInputs) -> Tensor | None:
+        """The tokens that count, boolean ``(b, n)``, of hidden states ``(b, n, d)``; None: all.
+
+        Raises:
+            ShapeError: padding or a mask that is not about these tokens.
+        """
+        positions = student.shape[:-1]
+        like = student[..., 0]
+        kept: Tensor | None = None
+        if step.layout is not None:
+            self._check_layout(step.layout, student, positions)
+            kept = _spread(step.layout.to(student.device), like)
+        if step.entry is not None:
+            entry = step.entry
+            if entry.shape != positions[:1]:
+                entry = self._fitted(entry, positions, step.axes)
+            kept = both(kept, _spread(entry.to(student.device), like))
+        return kept
 
     def _rows_kept(self, values: Tensor, sides: tuple[Any, Any], step: TermInputs) -> Tensor | None:
         """The rows that count, of the values ``(b, h, q)`` of a loss of attentions."""
@@ -152,6 +180,11 @@ class Counting:
             for one in self._kept_by_arguments(values, student, step.arguments):
                 kept = both(kept, one)
         return kept
+
+    def _examples_kept(self, values: Tensor, student: Tensor, step: TermInputs) -> Tensor | None:
+        """The examples of which a token counts, where the loss consumes the tokens."""
+        valid = self.valid(student, step)
+        return None if valid is None else _spread(valid.any(-1), values)
 
     def _check_layout(self, layout: Tensor, values: Tensor, positions: Sequence[int]) -> None:
         """Refuse padding of positions that the loss's values are not about."""

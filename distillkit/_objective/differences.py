@@ -109,7 +109,7 @@ def _attention_differences(
     if ours[1] != theirs[1] and not _averages_heads(term):
         found.append(
             f'{name} has unequal heads: {shapes}. The option heads="mean" compares the average '
-            "over each side's heads"
+            'over each side\'s heads; align = ["head_map"] learns a mixture of them'
         )
     if not found and not bool(shared_rows(*sides).any()):
         found.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,17 @@ from .._backbone.signals import Signals
 from .._capture.outputs import attach_to_outputs
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
-from .checks import Check, TermCheck, check_term, counted_lines, list_offer
+from .checks import Check, TermCheck, check_term, counted_lines, list_offers
 from .comparison import Comparison
 from .engines import check_engine, gather_for
+from .ensemble import TeacherSignals
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
 from .objective import Objective, Result, wanted_layers
 from .recipe import Recipe, load_recipe
-from .surroundings import any_rank_lacks, check_apart, dry_run, one_batch, over_ranks
-from .teacher import SIGNALS, SignalSource, Teacher, brings_signals, checked_source, device_of
+from .surroundings import any_rank_lacks, dry_run, one_batch, over_ranks
+from .teacher import Teacher, device_of
+from .teachers import AdapterOfEach, OneOrSeveral, Ran, Teachers, trackable
 from .tied import drop_aliases, fill_aliases
 
 TaskLoss = Callable[[Any, Mapping[str, Any]], Tensor]
@@ -40,9 +42,10 @@ class Distilled(NamedTuple):
     Attributes:
         loss: the scalar to call ``backward`` on.
         parts: term -> its unweighted value, detached, float32.
-        weights: term -> the weight it had.
+        weights: term -> the weight it had, its own times the factor of the recipe's weighting.
         student: the student's signals.
-        teacher: the teacher's signals; empty where no term needed them.
+        teacher: the teacher's signals; empty where no term needed them. Of several teachers,
+            name -> signals, of those that terms needed.
         counts: term -> how much counted in its mean: examples, or positions with ``per = "row"``.
     """
 
@@ -50,7 +53,7 @@ class Distilled(NamedTuple):
     parts: dict[str, Tensor]
     weights: dict[str, float]
     student: Signals
-    teacher: Signals
+    teacher: Any
     counts: dict[str, Tensor]
 
 
@@ -73,10 +76,11 @@ class Distiller(nn.Module):
         student: the model that learns.
         teacher: the model that is imitated; its parameters are frozen until :meth:`close`. Or a
             :class:`SignalCache` of its signals, and no teacher runs; None where every call brings
-            ``teacher_signals``.
+            ``teacher_signals``. Several teachers are a mapping from name to one of these; each
+            term of the recipe then names those that it learns from.
         recipe: a :class:`Recipe`, its name or path, or an :class:`Objective`.
         student_adapter: an adapter, its name, the path of its TOML file; None finds it by class.
-        teacher_adapter: the same for the teacher.
+        teacher_adapter: the same for the teacher; of several teachers, name -> adapter.
         task_loss: ``task_loss(output, batch)`` for a term ``"task"``; by default the student's
             output has a field ``loss``.
         ignore: batch entries that nothing uses; any other such entry is an error.
@@ -98,11 +102,11 @@ class Distiller(nn.Module):
     def __init__(  # noqa: PLR0913 (two models, a recipe; the rest by keyword)
         self,
         student: nn.Module,
-        teacher: nn.Module | SignalSource | None,
+        teacher: OneOrSeveral,
         recipe: Recipe | Objective | str | Path,
         *,
         student_adapter: Adapter | str | Path | None = None,
-        teacher_adapter: Adapter | str | Path | None = None,
+        teacher_adapter: AdapterOfEach = None,
         task_loss: TaskLoss | None = None,
         ignore: Iterable[str] = (),
         example: Mapping[str, Any] | None = None,
@@ -114,28 +118,35 @@ class Distiller(nn.Module):
             recipe = load_recipe(recipe)
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
         self._given_task_loss, self._student_adapter = task_loss, student_adapter
-        self._wanted = wanted_layers(self.objective, 0), wanted_layers(self.objective, 1)
-        self._checks = BatchChecks(self.objective, ignore, look_every)
+        self._wanted = wanted_layers(self.objective, 0)
         check_engine(student)
         self._watched: Backbone | None = Backbone(student, student_adapter)
         self._own_loss: OwnLoss | None = OwnLoss(student)
         self._task_items = TaskItems()
         self._closed = False
-        self._teacher: Teacher | None = None
-        self._source: SignalSource | None = None
         self.register_state_dict_post_hook(drop_aliases)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(fill_aliases)  # type: ignore[no-untyped-call]
-        if isinstance(teacher, nn.Module):
-            check_apart(student, teacher)
-            self._teacher = Teacher(teacher, teacher_adapter)
-        elif teacher is not None:
-            self._source = checked_source(teacher, self.objective, teacher_adapter)
+        self._teachers = Teachers(teacher, teacher_adapter, self.objective, student)
+        self._checks = BatchChecks(self.objective, ignore, look_every, self._teachers.prefixes)
         self._build_aligners(example)
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher; another one takes another distiller. None, where none runs."""
+        """The frozen teacher; another one takes another distiller. None, where none runs.
+
+        Raises:
+            SignalError: there are several, :attr:`teachers`.
+        """
         return None if self._teacher is None else self._teacher.model
+
+    @property
+    def teachers(self) -> dict[str, nn.Module]:
+        """The frozen teachers that run, by name; a single one is called ``"teacher"``."""
+        return self._teachers.models
+
+    @property
+    def _teacher(self) -> Teacher | None:
+        return self._teachers.only
 
     @property
     def entries(self) -> frozenset[str]:
@@ -143,10 +154,9 @@ class Distiller(nn.Module):
 
         An adapter that does not say which it reads (``entries``) adds none.
         """
-        found = frozenset[str]().union(*(term.entries for term in self.objective.each()))
-        backbones = [self._student, *([self._teacher.backbone] if self._teacher else [])]
-        found = found.union(*(getattr(one.adapter, "entries", ()) for one in backbones))
-        return found if self._source is None else found.union(self._source.entries)
+        found = [term.entries for term in self.objective.each()]
+        found.append(getattr(self._student.adapter, "entries", frozenset()))
+        return self._teachers.entries.union(*found)
 
     @property
     def _student(self) -> Backbone:
@@ -162,15 +172,14 @@ class Distiller(nn.Module):
         if not isinstance(student, nn.Module):
             raise SignalError(f"distiller.student is a module; got {type(student).__name__}")
         check_engine(student)
-        if self._teacher is not None:
-            check_apart(student, self._teacher.model)
+        self._teachers.check_apart(student)
         self._watched = Backbone(student, self._student_adapter)
         if self._own_loss is not None:
             self._own_loss = self._own_loss.moved_to(student)
         self._checks.look_again()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "teacher":
+        if name in ("teacher", "teachers"):
             raise SignalError(
                 "a distiller keeps the teacher that it was made with, which it has frozen; make "
                 "another one, Distiller(student, teacher, recipe)"
@@ -183,7 +192,7 @@ class Distiller(nn.Module):
         /,
         *,
         progress: float | None = None,
-        teacher_signals: Signals | None = None,
+        teacher_signals: TeacherSignals | None = None,
         normalizer: Normalizer | None = None,
         labels: Any = None,
         **entries: Any,
@@ -194,10 +203,12 @@ class Distiller(nn.Module):
             batch: what the adapters take both models' inputs from; ``distiller(**batch)`` is the
                 same. An entry that is None is absent; an entry ``teacher_signals`` is taken as the
                 argument of that name. The teacher sees an entry ``teacher_x`` as
-                ``x``, and labels only as ``teacher_labels``.
+                ``x``, and labels only as ``teacher_labels``; one of several teachers sees
+                ``teacher_<name>_x`` before these.
             progress: the part of training that is done, in [0, 1]; scheduled weights need it.
             teacher_signals: what :meth:`run_teacher` returned for these examples before; the
-                teacher does not run.
+                teacher does not run. Of several teachers, name -> signals; those that are not
+                among them run.
             normalizer: how much counts in the whole of which this batch is a part (other
                 micro-batches, other ranks), term by term as :meth:`normalizer` returns it, or one
                 number of examples; the losses of the parts then add up to that of the whole.
@@ -208,29 +219,23 @@ class Distiller(nn.Module):
         batch = one_batch(batch, entries, labels)
         used: set[str] = set()
         active = self.objective.active(progress)
-        compares = self.objective.compares(progress)
-        ran_teacher = teacher_signals is None and compares and not brings_signals(batch)
-        if teacher_signals is None and compares:
-            teacher_signals = self._run_teacher(batch, used)
-        elif teacher_signals is None or not compares:
-            teacher_signals = Signals({})
-        if torch.is_grad_enabled():
-            teacher_signals = teacher_signals.trackable()
+        ran = self._run_teachers(batch, used, active, teacher_signals)
+        taught = trackable(ran.signals) if torch.is_grad_enabled() else ran.signals
         own = SideOfBatch(batch, "student", used)
-        output, student_signals = self._student.run(own, wanted=self._wanted[0])
+        output, student_signals = self._student.run(own, wanted=self._wanted)
         task = self._task(output, own, active)
         looked: dict[str, Comparison] | None = None
         if self.training:
             looked = self._checks.check_structure(
-                self, self.student, student_signals, teacher_signals, active
+                self, self.student, student_signals, taught, active, own
             )
-            if ran_teacher:
+            if ran.all_here and ran.signals:
                 every = len(active) == len(self.objective.each())
                 self._checks.check_entries(batch, used, every_term=every)
         items, normalizer = self._items(own, output, task, normalizer)
         result = self.objective(
-            student_signals, teacher_signals, batch=own, task=task, progress=progress,
-            normalizer=normalizer, task_items=items, comparisons=looked,
+            student_signals, taught, batch=own, task=task, progress=progress,
+            normalizer=normalizer, task_items=items, comparisons=looked, model=self.student,
         )  # fmt: skip
         if looked and _logger.isEnabledFor(logging.INFO):
             for line in counted_lines(looked):
@@ -239,9 +244,7 @@ class Distiller(nn.Module):
         if dist.is_available() and dist.is_initialized() and loss.requires_grad:
             # the student's modules gather parameters, or are waited for, by way of its outputs
             loss = attach_to_outputs(loss, output)
-        return Distilled(
-            loss, result.parts, result.weights, student_signals, teacher_signals, result.counts
-        )
+        return Distilled(loss, result.parts, result.weights, student_signals, taught, result.counts)
 
     def _items(
         self, batch: SideOfBatch, output: Any, task: Tensor | None, normalizer: Normalizer | None
@@ -260,13 +263,16 @@ class Distiller(nn.Module):
             )
         return items, dict.fromkeys([term.name for term in self.objective.each()], normalizer)
 
-    def run_teacher(self, batch: Mapping[str, Any]) -> Signals:
+    def run_teacher(self, batch: Mapping[str, Any]) -> Any:
         """The teacher's signals for a batch, without gradient: what is worth computing once.
 
-        Of signals with layers it has those that the recipe compares.
+        Of signals with layers it has those that the recipe compares. Of several teachers, all run:
+        name -> :class:`Signals`.
         """
         self._check_open()
-        return self._run_teacher(checked_batch(batch), set())
+        names = self._teachers.names
+        device = device_of(self.student)
+        return self._teachers.run(checked_batch(batch), names, used=set(), device=device).signals
 
     def run_student(self, batch: Mapping[str, Any]) -> tuple[Any, Signals]:
         """The student's output and signals for a batch, without the teacher: for evaluation.
@@ -277,30 +283,24 @@ class Distiller(nn.Module):
         if gather_for(self, "run_student"):
             return self.run_student(batch)
         own = SideOfBatch(checked_batch(batch), "student")
-        return self._student.run(own, wanted=self._wanted[0])
+        return self._student.run(own, wanted=self._wanted)
 
     def student_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments that the student would be called with for a batch."""
         self._check_open()
         return self._student.arguments(SideOfBatch(checked_batch(batch), "student"))
 
-    def _run_teacher(self, batch: Mapping[str, Any], used: set[str]) -> Signals:
-        if brings_signals(batch):
-            used.add(SIGNALS)
-            return self._beside_student(batch[SIGNALS])
-        view = SideOfBatch(batch, "teacher", used)
-        if self._source is not None:
-            return self._beside_student(self._source.run(view, self._wanted[1]))
-        if self._teacher is None:
-            raise SignalError(
-                "this distiller has no teacher: pass teacher_signals=, or give it one (a model, or "
-                "a SignalCache)"
-            )
-        return self._teacher.run(view, self._wanted[1])
-
-    def _beside_student(self, signals: Signals) -> Signals:
-        """Signals that were made elsewhere, where the student is."""
-        return signals.to(device_of(self.student), non_blocking=True)
+    def _run_teachers(
+        self,
+        batch: Mapping[str, Any],
+        used: set[str],
+        active: Collection[str],
+        known: TeacherSignals | None = None,
+    ) -> Ran:
+        """The signals of the teachers that terms in ``active`` learn from."""
+        needed = self._teachers.needed(self.objective, active)
+        device = device_of(self.student)
+        return self._teachers.run(batch, needed, used=used, device=device, known=known)
 
     def normalizer(
         self, batches: Iterable[Mapping[str, Any]], *, progress: float | None = None
@@ -347,18 +347,19 @@ class Distiller(nn.Module):
     def _counts(self, batch: Mapping[str, Any], progress: float | None) -> dict[str, Tensor]:
         """How much counts in one batch, by running both models."""
         own = SideOfBatch(batch, "student", set())
-        teacher = Signals({})
-        if self.objective.compares(progress):
-            teacher = self._run_teacher(batch, set())
-        output, student = self._student.run(own, wanted=self._wanted[0])
-        task = self._task(output, own, self.objective.active(progress))
+        active = self.objective.active(progress)
+        teacher = self._run_teachers(batch, set(), active).signals
+        output, student = self._student.run(own, wanted=self._wanted)
+        task = self._task(output, own, active)
         items = None if task is None else self._task_items.count(own, output, task)
         result: Result = self.objective(
             student, teacher, batch=own, task=task, progress=progress, task_items=items
         )
         return result.counts
 
-    def check(self, batch: Mapping[str, Any], *, teacher_signals: Signals | None = None) -> Check:
+    def check(
+        self, batch: Mapping[str, Any], *, teacher_signals: TeacherSignals | None = None
+    ) -> Check:
         """A dry run on one batch, before any training: what each term will compare.
 
         Both models run once in eval mode; no parameter, no mode and no random state is changed.
@@ -376,33 +377,26 @@ class Distiller(nn.Module):
         batch = checked_batch(batch)
         terms, problems = self.objective.each(), []
         own = SideOfBatch(batch, "student", used)
-        ran_teacher = teacher_signals is None and not brings_signals(batch)
         with dry_run(self), torch.inference_mode(mode=False), torch.enable_grad():
-            if teacher_signals is None:
-                teacher_signals = Signals({})
-                if any(not term.is_task for term in terms):
-                    teacher_signals = self._run_teacher(batch, used)
-            teacher_signals = teacher_signals.trackable()
-            output, student_signals = self._student.run(own, wanted=self._wanted[0])
+            ran = self._run_teachers(batch, used, self.objective.names, teacher_signals)
+            taught = trackable(ran.signals)
+            output, student_signals = self._student.run(own, wanted=self._wanted)
             seen = []
             for term in terms:
                 if not term.is_task:
-                    seen.append(check_term(term, student_signals, teacher_signals, own))
+                    seen.append(check_term(term, student_signals, taught, own))
                     continue
                 task = self.task_loss(output, own)
                 missing = () if task is not None else ("the student's output has no field `loss`",)
                 value = None if task is None else task.item()
                 seen.append(TermCheck(term.name, value=value, problems=missing))
-        if ran_teacher:
+        if ran.all_here:
             try:
                 self._checks.check_entries(batch, used, every_term=True)
             except DistillKitError as error:
                 problems.append(str(error))
-        offers = [
-            list_offer(side, signals, [getattr(one, side) for term in terms for one in term.on])
-            for side, signals in (("student", student_signals), ("teacher", teacher_signals))
-        ]
-        return Check(tuple(seen), tuple(problems), tuple(offers))
+        offers = list_offers(terms, student_signals, taught)
+        return Check(tuple(seen), tuple(problems), offers)
 
     def close(self) -> None:
         """Give both models back: no hooks, the teacher as trainable and in the modes as before.
@@ -416,8 +410,7 @@ class Distiller(nn.Module):
             self._watched.close()
         if self._own_loss is not None:
             self._own_loss.put_back()
-        if self._teacher is not None:
-            self._teacher.close()
+        self._teachers.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -446,19 +439,21 @@ class Distiller(nn.Module):
 
     def _build_aligners(self, example: Mapping[str, Any] | None) -> None:
         """Everything trainable exists after construction."""
-        unbuilt = [term.name for term in self.objective.each() if not term.is_built]
-        if not unbuilt:
-            return
+        unbuilt = [term for term in self.objective.each() if not term.is_built]
         if example is None:
-            raise RecipeError(
-                f"term {unbuilt[0]!r} has an aligner whose sizes are not known: name them in the "
-                "recipe, or pass a batch, Distiller(..., example=batch)"
-            )
+            waiting = [term.name for term in unbuilt if term.needs_example]
+            if waiting:
+                raise RecipeError(
+                    f"term {waiting[0]!r} has an aligner whose sizes are not known: name them in "
+                    "the recipe, or pass a batch, Distiller(..., example=batch)"
+                )
+        if example is None or not unbuilt:
+            return
         example = checked_batch(example)
         own = SideOfBatch(example, "student", set())
         with dry_run(self), torch.no_grad():
-            student = self._student.run(own, wanted=self._wanted[0])[1]
-        self.objective.build_aligners(student, self.run_teacher(example))
+            student = self._student.run(own, wanted=self._wanted)[1]
+        self.objective.build_aligners(student, self.run_teacher(example), own)
 
     def _task(
         self, output: Any, batch: Mapping[str, Any], active: Mapping[str, float]
@@ -475,8 +470,7 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # noqa: FBT001, FBT002
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._teacher is not None:
-            self._teacher.move(fn)
+        self._teachers.move(fn)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -55,6 +55,26 @@ def check_engine(student: nn.Module) -> None:
         )
 
 
+def check_weighted(root: nn.Module, name: str) -> None:
+    """Refuse to settle weights of a student whose parameters are sharded.
+
+    A step of its optimizer writes into shards, and what the graph of a forward knows are copies.
+
+    Raises:
+        CaptureError: the engine, and what to use instead.
+    """
+    sharded = any(
+        is_sharded(one) or type(one).__name__ == "FullyShardedDataParallel"
+        for one in root.modules()
+    )
+    if sharded or any(hasattr(p, "full_tensor") for p in root.parameters()):
+        raise CaptureError(
+            f"the weighting {name!r} looks at steps and gradients of the student's parameters, "
+            'which are sharded here. Use weighting = "uncertainty", which an optimizer learns, or '
+            '"static"; or DistributedDataParallel, whose parameters stay whole'
+        )
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether a module is sharded by FSDP2, which changes its class."""
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)

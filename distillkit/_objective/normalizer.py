@@ -89,10 +89,10 @@ def divisor(number: Number) -> Number:
 
 
 def of_layer(what: str, number: Number, index: int, layers: int) -> Number:
-    """The normalizer of one of a term's pairs of layers.
+    """The normalizer of one of the student's layers.
 
     Raises:
-        OptionError: neither one number nor one for each pair.
+        OptionError: neither one number nor one for each layer.
     """
     if not isinstance(number, Tensor):
         return number

@@ -19,6 +19,9 @@ from .schedule import Schedule
 
 Choice = TypeVar("Choice")
 
+VALID = "valid"
+"""The parameter by which a loss that consumes tokens is told which of them count."""
+
 
 def loss_of(loss: str | Callable[..., Tensor]) -> tuple[Callable[..., Tensor], str]:
     """A loss's function, and its signature where it is registered: ``"(v),(v)->()"``.
@@ -33,6 +36,14 @@ def loss_of(loss: str | Callable[..., Tensor]) -> tuple[Callable[..., Tensor], s
         if resolve(spec.function) is loss:
             return loss, spec.signature
     return loss, ""
+
+
+def takes_valid(function: Callable[..., Tensor] | None) -> bool:
+    """Whether a loss consumes the tokens and wants to know which of them count."""
+    if function is None:
+        return False
+    parameters = _parameters(function)
+    return VALID in parameters and _is_tensor(parameters[VALID].annotation)
 
 
 def checked_choice(what: str, given: Choice, known: tuple[str, ...]) -> Choice:
@@ -67,7 +78,7 @@ def refuse_on_task(*given: Any) -> None:
     if any(given):
         raise RecipeError(
             'a term "task" is the student\'s own loss: it takes a weight and a name, and no `on`, '
-            "`inputs`, `mask`, `options` or `align`"
+            "`inputs`, `mask`, `options`, `align`, `gather`, `teacher` or `ensemble`"
         )
 
 
@@ -123,14 +134,20 @@ def options_model(function: Callable[..., Tensor]) -> type[BaseModel]:
 
 def _keyword_parameters(function: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
     """What a recipe may give a loss; what is known of the tokens, a term gives by itself."""
+    told = {*TOKENS, VALID} if takes_valid(function) else {*TOKENS}
+    return {
+        name: p.replace(annotation=Any) if p.annotation is p.empty else p
+        for name, p in _parameters(function).items()
+        if name not in told
+    }
+
+
+def _parameters(function: Callable[..., Tensor]) -> Mapping[str, inspect.Parameter]:
+    """The keyword-only parameters of a loss."""
     # the call of a module takes anything, and hands it on
     called = function.forward if isinstance(function, nn.Module) else function
     parameters = inspect.signature(called, eval_str=True).parameters.values()
-    return {
-        p.name: p.replace(annotation=Any) if p.annotation is p.empty else p
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in TOKENS
-    }
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _is_tensor(annotation: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._backbone.adapter import Adapter
-from .._backbone.backbone import Backbone, Wanted
+from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
+from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
 from ..errors import SignalError
 from .objective import Objective
@@ -21,9 +22,8 @@ from .objective import Objective
 _LOCK = threading.Lock()
 _QUANTISED = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method")
 
-
 SIGNALS = "teacher_signals"
-"""The batch entry in which a data loader brings the teacher's signals."""
+"""The batch entry in which a data loader brings the teachers' signals."""
 
 Flags: TypeAlias = "tuple[set[str], set[str]]"
 """The names of parameters that learn, and of modules in training mode."""
@@ -139,11 +139,6 @@ class Teacher:
         state = _frozen.get(self.model)
         learns = None if state is None else (frozenset(state.learns), frozenset(state.trains))
         return _unpickle, (self.backbone, learns)
-
-
-def brings_signals(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch holds the teacher's signals itself."""
-    return isinstance(batch.get(SIGNALS), Signals)
 
 
 def checked_source(

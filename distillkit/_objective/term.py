@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -13,12 +15,25 @@ from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
 from .averaging import Per, averaged
-from .compared import On, compared_signals, label_of
-from .comparison import Comparison, Counted, LayerChoice, widened
+from .compared import Compared, On, compared_signals, label_of
+from .comparison import Comparison, Counted, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
+from .ensemble import TeacherChoice, TeacherSignals, given_names, label_of_teachers
+from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
+from .layer_best import best_of
+from .layer_choice import LayerChoice, layer_rule
+from .learned import check_reached, current, learned_options
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
-from .options import checked_choice, checked_options, checked_weight, loss_of, refuse_on_task
+from .options import (
+    checked_choice,
+    checked_options,
+    checked_weight,
+    loss_of,
+    refuse_on_task,
+    takes_valid,
+)
 from .schedule import Schedule
+from .token_weights import TokenWeights
 
 Rows = Literal["valid", "all"]
 
@@ -33,8 +48,26 @@ class Term(nn.Module):
             student's own loss.
         on: a signal, ``{"student": ..., "teacher": ...}`` where the sides have it under different
             names, or a list of these: all of the student's come first, then the teacher's.
-        layers: of signals with layers: ``"last"``, ``"all"`` (equal depths), or pairs
-            ``[student, teacher]``. The value is the mean over the chosen pairs.
+        layers: of signals with layers, one of
+
+            - ``"last"``, ``"first"``; ``"all"``, layer i with layer i of equal depths;
+            - ``"uniform"``, every layer of the student with an evenly spaced one of the teacher;
+              ``"middle"``, the middle 30-70 % of each side as
+              ``{"from": 0.3, "to": 0.7, "match": "mean"}``;
+            - pairs ``[student, teacher]`` of indices from either end, or of fractions: f of n
+              layers is layer ``f * (n - 1)``, rounded, halves up. 1 is the second layer and 1.0
+              the last, so that no choice mixes them. A pair may have a group of the teacher's
+              layers, ``[0, [0, 1, 2]]``;
+            - a table with ``from`` and ``to``, fractions that both belong to it, or with ``pairs``;
+              and ``match``. Between ``from`` and ``to`` the teacher's t layers are cut into runs
+              for the student's s: run k is ``k * t // s`` to ``(k + 1) * t // s`` without its end,
+              or ``k * t // s`` alone where that is empty.
+
+            ``match`` compares a layer with its group's ``"mean"``, the default, of hidden states or
+            of probabilities, which keeps heads and leaves out rows that one of them leaves out;
+            with the ``"best"`` for each example, which has the smallest mean of the loss's values
+            that count (ties: the lower layer); or, of runs, with the last layer alone,
+            ``"uniform"``. The value is the mean over the student's layers.
         rows: ``"valid"`` leaves padding out; ``"all"`` averages over padded positions too, as the
             DiDE paper does.
         per: ``"example"``: the mean over examples of each example's mean, so that splitting a
@@ -46,15 +79,32 @@ class Term(nn.Module):
             as long as the sequence.
         align: aligners, by name or ``{"name": ..., **options}``, applied in this order.
         weight: a number >= 0, or a :class:`Schedule` or its keys.
+        gather: for a loss that compares examples with each other, of signals ``(b, d)``: compute it
+            on the examples of all processes, with gradient, and the ``mask`` and ``inputs`` that
+            have an entry for each. Loss and gradients, averaged over processes as DDP does, are
+            those of one process with the whole batch; ``counts`` are each process's equal share.
+            Every process calls the term equally often, also in evaluation.
         inputs: tensor argument of the loss -> batch entry. Where a bound ``where`` keeps no class
             of a position, it does not count.
         options: the loss's other keyword-only parameters.
+        learn: options that are trained: option -> the positive number that it starts at, or
+            ``{"start": ..., "low": ..., "high": ..., "reverse": ...}``: it stays between ``low``
+            and ``high``; ``reverse`` turns its gradient round.
+        token_weights: a signal of the teacher by which the positions of an example are weighted,
+            or ``{"signal": ..., "layer": ..., "query": ..., "softmax": ...}``: an attention's mass
+            on each key, of one query or of all; or any ``(b, n)``.
         name: what ``parts`` calls it; ``"<loss>/<on>"`` by default, with ``~`` between the names
-            of a signal that the sides call differently.
+            of a signal that the sides call differently, and ``@<teacher>`` where one is named.
+        teacher: of several teachers, the name of the one that is imitated, a list of names, or
+            ``"all"``; a single unnamed teacher is not named.
+        ensemble: how several teachers become one: ``"probabilities"`` (the default), ``"logits"``,
+            ``"confidence"``, ``"confidence:<entry of the labels>"``, or teacher -> weight.
 
     A loss with the keyword-only parameters ``student_tokens`` and ``teacher_tokens`` is told what
     is known of the tokens of its first signal, as an aligner is: a ``TokenAxis`` or None for each
-    token axis, after the term's aligners.
+    token axis, after the term's aligners. One with the keyword-only tensor ``valid`` consumes the
+    tokens of hidden states, and is told which of them count, boolean ``(b, n)``: those that are no
+    padding and that ``mask`` keeps; None: all.
 
     Attributes:
         entries: the batch entries that the term reads.
@@ -82,33 +132,65 @@ class Term(nn.Module):
         weight: float | Schedule | Mapping[str, Any] = 1.0,
         inputs: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
+        gather: bool = False,
+        learn: Mapping[str, Any] | None = None,
+        token_weights: str | Mapping[str, Any] | TokenWeights | None = None,
         name: str | None = None,
+        teacher: str | Sequence[str] | None = None,
+        ensemble: str | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "loss")
         self.on = compared_signals(on)
-        self.layers = checked_choice("layers", layers, ("last", "all"))
+        self.layers = layer_rule(layers)
         self.rows = checked_choice("rows", rows, ("valid", "all"))
         self.per = checked_choice("per", per, ("example", "row"))
         self.weight = checked_weight(weight)
         self.inputs, self.mask = dict(inputs or {}), mask
-        self.entries = frozenset([*self.inputs.values(), *([mask] if mask else [])])
-        self.name = name or "/".join([self.loss_name, label_of(self.on)] if self.on else [TASK])
+        self.name = name or default_name(self.loss_name, self.on, teacher, ensemble)
         self.is_task = loss == TASK
         self.signature = ""
         self._function: Callable[..., Tensor] | None = None
         if self.is_task:
-            refuse_on_task(self.on, self.inputs, options, align, mask)
+            refuse_on_task(self.on, self.inputs, options, align, mask, gather, teacher, ensemble,
+                           learn, token_weights)  # fmt: skip
         else:
             self._function, self.signature = loss_of(loss)
             if not self.on:
                 raise RecipeError(f"term {self.name!r} needs `on`: the signal that it compares")
-        self.options = checked_options(self.name, self._function, options or {}, self.inputs)
+        given = dict(options or {})
+        self.learned = learned_options(self.name, self._function, learn or {}, given, self.inputs)
+        starts = {name: one().item() for name, one in self.learned.items()}
+        checked = checked_options(self.name, self._function, {**given, **starts}, self.inputs)
+        self.options = {name: value for name, value in checked.items() if name not in starts}
+        self._reached = not self.learned
+        self.token_weights: TokenWeights | None = TokenWeights.of(self.name, token_weights)
+        compared = [one.teacher for one in self.on]
+        if self.token_weights is not None:
+            compared.append(self.token_weights.signal)
+        self.teachers = TeacherChoice(self.name, teacher, ensemble, compared, self._temperature())
+        labels = self.teachers.ensemble.labels
+        self.entries = frozenset(filter(None, [*self.inputs.values(), mask, labels]))
         self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
         self.aligners = nn.ModuleList(make_aligner(one) for one in align)
         self._asked = [asked_tokens(aligner) for aligner in self.aligners]
         self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
-        self._counting = Counting(self.name, self.signature, mask)
+        self.gather = gather
+        if gather:
+            check_joins_examples(self.name, self.loss_name, self.signature)
+            if self._asked_by_loss:
+                raise RecipeError(
+                    f"term {self.name!r}: gather = true joins tensors, and {self.loss_name!r} asks "
+                    f"which tokens they are ({self._asked_by_loss[0]}), which is known of this "
+                    "process's examples alone"
+                )
+            if self.token_weights is not None:
+                raise RecipeError(
+                    f"term {self.name!r}: gather = true is of losses that compare examples, and "
+                    "`token_weights` weigh the tokens of each"
+                )
+        self._told_valid = takes_valid(self._function)
+        self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
         self._normalizer = f"the normalizer of term {self.name!r}"
 
@@ -125,20 +207,38 @@ class Term(nn.Module):
             )
         return self.weight.at(progress)
 
-    def compare(self, student: Signals, teacher: Signals) -> Comparison:
+    def _temperature(self) -> float | None:
+        """The temperature at which its loss compares distributions; None: it is no number here."""
+        if "temperature" in self.inputs or "temperature" in self.learned:
+            return None
+        parameter = None
+        if self._function is not None:
+            parameter = inspect.signature(self._function).parameters.get("temperature")
+        given = self.options.get("temperature", 1.0 if parameter is None else parameter.default)
+        return float(given) if isinstance(given, Real) else None
+
+    def compare(
+        self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
+    ) -> Comparison:
         """Both sides of this step, for everybody who looks at them.
+
+        Args:
+            student: the student's signals.
+            teacher: the teacher's, or of several teachers by name.
+            batch: where an ensemble that is weighted by labels finds them.
 
         Raises:
             SignalError: a signal that one side does not have.
             RecipeError: layers that are not there.
         """
         align = self if self._asked else None
-        return Comparison(self.name, self.on, self.layers, align, student, teacher)
+        one = self.teachers.of(teacher, batch)
+        return Comparison(self.name, self.on, self.layers, align, student, one)
 
     def forward(
         self,
         student: Signals,
-        teacher: Signals,
+        teacher: TeacherSignals,
         batch: Mapping[str, Any] | None = None,
         *,
         normalizer: Number | None = None,
@@ -148,10 +248,11 @@ class Term(nn.Module):
 
         Args:
             student: the student's signals.
-            teacher: the teacher's.
+            teacher: the teacher's, or of several teachers by name.
             batch: where ``inputs`` and ``mask`` find their entries.
             normalizer: how much counts in the whole batch, of which this is a part: divides the
-                sum instead of what counts here. One number, or one for each pair of layers.
+                sum instead of what counts here. One number, or one for each of the student's
+                layers.
             comparison: what :meth:`compare` made of these signals before; its ``counted`` then
                 says how much counted.
 
@@ -161,15 +262,25 @@ class Term(nn.Module):
             OptionError: a normalizer that nobody can have counted.
         """
         if comparison is None:
-            comparison = self.compare(student, teacher)
-        pairs = len(comparison.pairs)
-        shares = None if normalizer is None else self._shares(normalizer, pairs)
+            comparison = self.compare(student, teacher, batch)
+        layers = len(comparison.choices)
+        shares = None if normalizer is None else self._shares(normalizer, layers)
         step = self._step(comparison, batch)
+        if self.token_weights is not None:
+            step = step._replace(
+                weights=self.token_weights.of_teacher(self.name, comparison.teacher)
+            )
+        gathering = None
+        if self.gather:
+            first = comparison.aligned(0)
+            check_gatherable(self.name, self.signature and self.loss_name, first)
+            if ranks() > 1:
+                gathering = Gathering(first, step)
         if self.training and torch.is_grad_enabled():
             comparison.check_gradient()
         comparison.counted.clear()
-        values = [self._layer_value(comparison, i, step, shares) for i in range(pairs)]
-        return values[0] if pairs == 1 else torch.stack(values).mean()
+        means = [self._layer_value(comparison, i, step, shares, gathering) for i in range(layers)]
+        return means[0] if layers == 1 else torch.stack(means).mean()
 
     def _step(self, comparison: Comparison, batch: Mapping[str, Any] | None) -> TermInputs:
         """The inputs that every layer of this step shares."""
@@ -188,32 +299,67 @@ class Term(nn.Module):
         index: int,
         step: TermInputs,
         shares: Sequence[Number] | None,
+        gathering: Gathering | None,
     ) -> Tensor:
-        """One layer's value: align, compare, average."""
+        """The value of one of the student's layers: align, compare, choose, average."""
+        found = [
+            self._pair_values(comparison, i, step, gathering) for i in comparison.choices[index]
+        ]
+        values, kept = found[0] if len(found) == 1 else best_of(self.name, found)
+        if shares is None:
+            mean = averaged(values, kept, self.per)
+        else:
+            whole = divisor(shares[index])
+            # a normalizer is what all count together, divided by their number
+            whole = whole if gathering is None else whole * ranks()
+            mean = averaged(values, kept, self.per, whole)
+            check_nothing_counts(self._normalizer, shares[index], mean.amount)
+        amount = mean.amount if gathering is None else mean.amount / ranks()
+        comparison.counted.append(Counted(amount, kept, values.shape))
+        return mean.value
+
+    def _pair_values(
+        self, comparison: Comparison, index: int, step: TermInputs, gathering: Gathering | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss's values of one pair of layers, and which of them count."""
         assert self._function is not None
         students, teachers = comparison.aligned(index, keep=False)
         if self.rows == "all":
             students, teachers = list(map(_all_rows, students)), list(map(_all_rows, teachers))
+        if gathering is not None:
+            (students, teachers), step = gathering.sides((students, teachers)), gathering.step
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
+        if self._told_valid:
+            known["valid"] = self._counting.valid(students[0], step)
         try:
-            values = self._function(*students, *teachers, **step.arguments, **self.options, **known)
+            values = self._function(
+                *students, *teachers, **step.arguments, **self._options_now(), **known
+            )
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
+        if not self._reached and self.training and torch.is_grad_enabled():
+            self._check_reached(values)
         kept = self._counting.kept(values, (students[0], teachers[0]), step)
-        if shares is None:
-            mean = averaged(values, kept, self.per)
-        else:
-            mean = averaged(values, kept, self.per, divisor(shares[index]))
-            check_nothing_counts(self._normalizer, shares[index], mean.amount)
-        comparison.counted.append(Counted(mean.amount, kept, values.shape))
-        return mean.value
+        if self.token_weights is not None and step.weights is not None and len(values):
+            rows = self._counting.is_of_rows(teachers[0])
+            values = self.token_weights.applied(self.name, step.weights, values, kept, rows=rows)
+        return values, kept
 
-    def _shares(self, normalizer: Number, pairs: int) -> list[Number]:
-        """The divisor of each pair of layers."""
+    def _options_now(self) -> dict[str, Any]:
+        """The options of this step, those that learn with gradient."""
+        return {**self.options, **current(self.learned)} if self.learned else self.options
+
+    def _check_reached(self, values: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            check_reached(self.name, values, self.learned)
+            self._reached = True
+
+    def _shares(self, normalizer: Number, layers: int) -> list[Number]:
+        """The divisor of each of the student's layers."""
         check_number(self._normalizer, normalizer)
-        return [of_layer(self._normalizer, normalizer, i, pairs) for i in range(pairs)]
+        return [of_layer(self._normalizer, normalizer, i, layers) for i in range(layers)]
 
     def values(
         self, students: Sequence[Any], teachers: Sequence[Any], batch: Mapping[str, Any]
@@ -222,7 +368,7 @@ class Term(nn.Module):
         assert self._function is not None
         arguments = {name: self._entry(batch, name, key) for name, key in self.inputs.items()}
         unknown = dict.fromkeys(self._asked_by_loss)
-        return self._function(*students, *teachers, **arguments, **self.options, **unknown)
+        return self._function(*students, *teachers, **arguments, **self._options_now(), **unknown)
 
     @property
     def takes_tokens(self) -> bool:
@@ -239,9 +385,19 @@ class Term(nn.Module):
         """Whether every parameter of its aligners exists."""
         return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
 
-    def build_aligners(self, student: Signals, teacher: Signals) -> None:
+    @property
+    def needs_example(self) -> bool:
+        """Whether an aligner cannot work before it has seen both sides."""
+        return any(
+            not getattr(aligner, "is_built", True) and not getattr(aligner, "works_unbuilt", False)
+            for aligner in self.aligners
+        )
+
+    def build_aligners(
+        self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
+    ) -> None:
         """Make what the aligners train from one example's signals; what exists stays."""
-        comparison = self.compare(student, teacher)
+        comparison = self.compare(student, teacher, batch)
         pair = comparison.pairs[0]
         for index, signal in enumerate(pair.students):
             one, other = widened(signal), widened(pair.teachers[index])
@@ -295,6 +451,19 @@ class Term(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, weight={self.weight}"
+
+
+def default_name(
+    loss: str,
+    on: Sequence[Compared],
+    teacher: str | Sequence[str] | None,
+    ensemble: str | Mapping[str, float] | None,
+) -> str:
+    """The name of a term that was given none: ``"<loss>/<on>@<teacher>"``."""
+    if not on:
+        return TASK
+    label = f"{loss}/{label_of(on)}"
+    return label + label_of_teachers(given_names(label, teacher, ensemble))
 
 
 def _all_rows(signal: Any) -> Any:

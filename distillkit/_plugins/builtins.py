@@ -1,10 +1,19 @@
-"""The core's own losses, aligners, recipes and operations, through everybody's hooks."""
+"""The core's own losses, aligners, recipes and so on, through everybody's hooks."""
 
 from __future__ import annotations
 
 from .catalogue import catalogue
 from .hookspecs import hookimpl
-from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec
+from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec, WeightingSpec
+
+_RECIPES = {
+    "clip_affinity": "TinyCLIP: a small dual encoder matches images and texts as a large one.",
+    "clip_kd": "CLIP-KD: embeddings, contrast with the teacher's, matching over the batch.",
+    "dide": "DiDE: soft labels and cross-modal attention of the last layer.",
+    "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
+    "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
+    "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
+}
 
 
 @hookimpl
@@ -19,6 +28,16 @@ def distillkit_aligners() -> list[AlignerSpec]:
             "drop_special",
             factory="distillkit._objective.align.special:DropSpecial",
             summary="Both sides without the special tokens ([CLS]) that only one side has.",
+        ),
+        AlignerSpec(
+            "head_map",
+            factory="distillkit._objective.align.head_map:HeadMap",
+            summary="A trained mixture of the student's heads for each of the teacher's.",
+        ),
+        AlignerSpec(
+            "match_tokens",
+            factory="distillkit._objective.align.match_tokens:MatchTokens",
+            summary="The tokens of both sides in pairs of the least total distance.",
         ),
         AlignerSpec(
             "overlap",
@@ -46,21 +65,8 @@ def distillkit_aligners() -> list[AlignerSpec]:
 @hookimpl
 def distillkit_recipes() -> list[RecipeSpec]:
     return [
-        RecipeSpec(
-            "dide",
-            resource="distillkit:recipes/dide.toml",
-            summary="DiDE: soft labels and cross-modal attention of the last layer.",
-        ),
-        RecipeSpec(
-            "dide_attention",
-            resource="distillkit:recipes/dide_attention.toml",
-            summary="DiDE's attention part, both directions, also where tokens differ.",
-        ),
-        RecipeSpec(
-            "dide_text_to_image",
-            resource="distillkit:recipes/dide_text_to_image.toml",
-            summary="One direction, for teachers without image-to-text attention.",
-        ),
+        RecipeSpec(name, resource=f"distillkit:recipes/{name}.toml", summary=summary)
+        for name, summary in _RECIPES.items()
     ]
 
 
@@ -78,5 +84,47 @@ def distillkit_operations() -> list[OperationSpec]:
             target="torch.nn.attention.flex_attention:flex_attention",
             read="distillkit._capture.operations:read_flex_attention",
             summary="PyTorch's attention with a score function and a block mask of one's own.",
+        ),
+    ]
+
+
+@hookimpl
+def distillkit_weightings() -> list[WeightingSpec]:
+    home = "distillkit._objective.weighting"
+    return [
+        WeightingSpec(
+            "static",
+            factory=f"{home}.making:static",
+            summary="The terms' own weights, numbers and schedules, as they are.",
+        ),
+        WeightingSpec(
+            "uncertainty",
+            factory=f"{home}.uncertainty:Uncertainty",
+            summary="One learned log variance for each term.",
+            reference="kendall-etal-2018-multi",
+        ),
+        WeightingSpec(
+            "dynamic_average",
+            factory=f"{home}.dynamic_average:DynamicAverage",
+            summary="Terms that fall slower than the others weigh more.",
+            reference="liu-etal-2019-end",
+        ),
+        WeightingSpec(
+            "gradnorm",
+            factory=f"{home}.gradnorm:GradNorm",
+            summary="Norms of the terms' gradients that follow their training rates.",
+            reference="chen-etal-2018-gradnorm",
+        ),
+        WeightingSpec(
+            "gradient_ratio",
+            factory=f"{home}.gradient_ratio:GradientRatio",
+            summary="Norms of the terms' gradients at given parts of one term's.",
+            reference="esser-etal-2021-taming",
+        ),
+        WeightingSpec(
+            "torchjd",
+            factory=f"{home}.jacobian_descent:JacobianDescent",
+            summary="Gradients that do not work against each other: an aggregator of TorchJD.",
+            reference="quinton-rey-2024-jacobian",
         ),
     ]

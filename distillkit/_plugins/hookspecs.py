@@ -1,4 +1,4 @@
-"""The whole contract of a plugin on one screen: five hooks, each returns specs by name."""
+"""The whole contract of a plugin on one screen: six hooks, each returns specs by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from .specs import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec
+from .specs import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec, WeightingSpec
 
 # A plugin may say which version it is written for, DISTILLKIT_API = 1; without a word it is 1.
 API = 1
@@ -38,3 +38,8 @@ def distillkit_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
 @hookspec
 def distillkit_operations() -> Iterable[OperationSpec]:  # type: ignore[empty-body]
     """Operations that compute attention, for capture to read."""
+
+
+@hookspec
+def distillkit_weightings() -> Iterable[WeightingSpec]:  # type: ignore[empty-body]
+    """Weightings of terms that a recipe's ``weighting`` may name."""

@@ -24,6 +24,7 @@ from .specs import (
     OperationSpec,
     RecipeSpec,
     Spec,
+    WeightingSpec,
     check_target,
     references,
     resolve,
@@ -116,7 +117,7 @@ def _reference(spec: Spec, plugin: str) -> Seen:
         if isinstance(spec, LossSpec):
             inputs = spec.signature.partition("->")[0].count("(") or 2  # "attention": two of them
             _check_positional(found["function"], inputs)
-        if isinstance(spec, AdapterSpec):  # one with a factory
+        if isinstance(spec, (AdapterSpec, WeightingSpec)):  # one with a factory
             _check_positional(found["factory"], 1)
     except KeyboardInterrupt:
         raise

@@ -72,7 +72,7 @@ def distribution_of(owner: str) -> str:
 
 
 def register(spec: Spec) -> None:
-    """Make a loss, adapter, aligner, recipe or operation known to this process by its name.
+    """Make a loss, an adapter or another thing known to this process by its name.
 
     Registering the same name again replaces what this process registered before, so that a
     notebook cell may run twice; it never hides what a plugin provides: the bare name is then a

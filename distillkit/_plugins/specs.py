@@ -64,7 +64,7 @@ class LossSpec:
             raise SpecError('no loss may be called "task": recipes call the student\'s own loss so')
         _check_references(self)
         # frozen: what may be given in several forms is brought to one
-        object.__setattr__(self, "tags", _tags(self))
+        object.__setattr__(self, "tags", _names(self, "tags", "nonnegative"))
         object.__setattr__(self, "bound", _bound(self))
 
 
@@ -79,6 +79,8 @@ class AdapterSpec:
         factory: reference to ``factory(model) -> Adapter``.
         resource: instead of it, an adapter file inside a package, ``"package:adapters/x.toml"``.
         summary: one line for the listing.
+        offers: the signals that models of the family offer, for the listing of recipes; of a file
+            they are known without. Any iterable, kept as a tuple.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -90,6 +92,7 @@ class AdapterSpec:
     factory: Reference | None = None
     resource: str | None = None
     summary: str = ""
+    offers: Iterable[str] = ()
 
     def __post_init__(self) -> None:
         _check_texts(self, "matches", "summary")
@@ -106,6 +109,7 @@ class AdapterSpec:
                 f"adapter {self.name!r}: matches is a pattern over the dotted name of the model's "
                 'class, such as "acme.models.*"; got an empty string'
             )
+        object.__setattr__(self, "offers", _names(self, "offers", "attention.joint"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,34 @@ class OperationSpec:
         check_target(self, self.target)
 
 
-Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec
+@dataclass(frozen=True, slots=True)
+class WeightingSpec:
+    """A weighting by name: it settles the weights of an objective's terms while training.
+
+    Attributes:
+        name: what a recipe's ``weighting`` calls it.
+        factory: reference to ``factory(terms, **options)``, given the names of the terms; it
+            returns an object with ``reads``, ``start()`` and ``settle(step, state)``, or an
+            ``nn.Module`` with parameters.
+        summary: one line for the listing.
+        reference: key of its source in the library's bibliography, or a BibTeX entry.
+    """
+
+    kind: ClassVar[str] = "weighting"
+    hook: ClassVar[str] = "distillkit_weightings"
+
+    name: str
+    _: KW_ONLY
+    factory: Reference
+    summary: str = ""
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "summary", "reference")
+        _check_references(self)
+
+
+Spec = LossSpec | AdapterSpec | AlignerSpec | RecipeSpec | OperationSpec | WeightingSpec
 SPEC_TYPES: tuple[type[Spec], ...] = get_args(Spec)
 
 
@@ -308,16 +339,16 @@ def _check_resource(spec: AdapterSpec | RecipeSpec) -> None:
         )
 
 
-def _tags(spec: LossSpec) -> tuple[str, ...]:
-    given = spec.tags
+def _names(spec: LossSpec | AdapterSpec, field: str, example: str) -> tuple[str, ...]:
+    given = getattr(spec, field)
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-    tags = tuple(given) if listed else ()
-    if not listed or not all(isinstance(tag, str) for tag in tags):
+    names = tuple(given) if listed else ()
+    if not listed or not all(isinstance(name, str) for name in names):
         raise SpecError(
-            f"loss {spec.name!r}: tags are strings in a tuple or another iterable, such as "
-            f'("nonnegative",); got {(tags if listed else given)!r}'
+            f"{spec.kind} {spec.name!r}: {field} are strings in a tuple or another iterable, such "
+            f'as ("{example}",); got {(names if listed else given)!r}'
         )
-    return tags
+    return names
 
 
 def _bound(spec: LossSpec) -> float | None:

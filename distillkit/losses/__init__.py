@@ -9,7 +9,9 @@ from ._citation import citation as citation
 from ._contrastive import *
 from ._correlation import *
 from ._divergence import *
+from ._dynamic_top_k import *
 from ._feature import *
+from ._gathering import *
 from ._linear import *
 from ._reduce import masked_mean as masked_mean
 from ._relation import *

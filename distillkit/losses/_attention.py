@@ -12,7 +12,7 @@ from .._attention.keep import rows_for
 from ..errors import OptionError
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
-from ._signature import check_positive, checked_attentions
+from ._signature import check_positive, checked_attentions, refuse_learned
 from ._tiled.autograd import compare_in_tiles
 from ._tiled.comparison import ForBackward, Kind, Pair, Side
 from ._tiled.divergences import divergence, mean_over_heads
@@ -265,16 +265,26 @@ def _divergence(
 ) -> Tensor:
     """A divergence of two attentions, in the way that their sizes ask for."""
     student, teacher = _checked(loss, student, teacher, temperature, heads)
-    way = _way(loss, student, teacher, method)
+    refuse_learned(loss, beta=kind.beta)
+    way = _way(loss, student, teacher, _method_for(loss, temperature, method))
     if way == "dense":
         log_q, log_p = _compared(student, teacher, temperature, heads)
         value = divergence(kind, log_q, log_p)  # 0 where neither side counts anything
     else:
         keep: dict[str, ForBackward] = {"saved": "maps", "guess": "guess", "recompute": ""}
-        one, other = (_side(x, temperature) for x in (student, teacher))
+        one, other = (_side(x, float(temperature)) for x in (student, teacher))
         rows = both_rows(student.rows, teacher.rows)
         value = compare_in_tiles(Pair(one, other, rows, kind, mean=heads == "mean"), keep[way])
     return temperature**2 * value
+
+
+def _method_for(loss: str, temperature: float, method: str) -> str:
+    """The method; that of a temperature that learns is dense: the tiles have no gradient to it."""
+    if method in ("auto", "dense"):
+        learned = isinstance(temperature, Tensor) and temperature.requires_grad
+        return "dense" if learned and torch.is_grad_enabled() else method
+    refuse_learned(f"{loss}, method={method!r}", temperature=temperature)
+    return method
 
 
 def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from ._divergence import forward_kl
 from ._feature import unit
 from ._signature import check_positive, checked_pair
 
-__all__ = ["contrastive_relational", "gather", "info_nce", "interactive_contrastive"]
+__all__ = ["contrastive_relational", "info_nce", "interactive_contrastive"]
 
 ContrastiveTemperature = Annotated[float, Field(gt=0)]
 
@@ -152,54 +151,6 @@ def interactive_contrastive(
     _same_examples(image, other_image)
     found = _own_among_all(image, text, temperature)
     return (found + _own_among_all(other_text, other_image, temperature)) / 2
-
-
-def gather(x: Tensor) -> Tensor:
-    """The examples of every process, first axis by rank, with gradient to the process they are of.
-
-    Contrastive losses see one process's examples; gathered ones are the whole batch, and every
-    process computes the same loss. Average it over processes as DDP does: gradients then equal
-    those of one process on the joined batch. Without a process group it returns ``x``.
-
-    Raises:
-        ShapeError: a scalar; unequal numbers of examples.
-
-    Examples:
-        >>> gather(torch.ones(2, 3)).shape
-        torch.Size([2, 3])
-    """
-    if x.ndim == 0:
-        raise ShapeError("gather joins examples along the first axis; got a scalar")
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    counts = [
-        torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())
-    ]
-    dist.all_gather(counts, torch.full_like(counts[0], x.shape[0]))
-    if len({int(count) for count in counts}) > 1:
-        raise ShapeError(
-            "gather needs equally many examples on every process; got "
-            f"{[int(count) for count in counts]} (drop_last=True makes batches equal)"
-        )
-    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    """Everybody's examples; each process gets back the sum of everybody's gradients to its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.count = x.shape[0]
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total[dist.get_rank() * ctx.count :][: ctx.count]
 
 
 def _own_among_all(one: Tensor, other: Tensor, temperature: float) -> Tensor:

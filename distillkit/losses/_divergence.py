@@ -339,6 +339,8 @@ def log_softmax(scores: Tensor, where: Tensor | None, temperature: float) -> Ten
     kept = scores != -torch.inf if where is None else where & (scores != -torch.inf)
     some = kept.any(-1, keepdim=True)
     # all -inf has no softmax: such a row is computed from zeros and dropped afterwards
+    if isinstance(temperature, Tensor):  # -inf / T would give its gradient NaN
+        scores = torch.where(kept, scores, 0)
     filled = torch.where(kept, scores / temperature, torch.where(some, -torch.inf, 0.0))
     return torch.where(kept, filled.log_softmax(-1), -torch.inf)
 
@@ -366,7 +368,11 @@ def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 def mixture_divergence(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
     """The generalised Jensen-Shannon divergence from log-probabilities, beta on p's side."""
     some = (log_p != -torch.inf) | (log_q != -torch.inf)
-    weighted = torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)])
+    if isinstance(beta, Tensor):
+        shares = beta.log(), torch.log1p(-beta)
+        weighted = torch.stack([log_p + shares[0], log_q + shares[1]])
+    else:
+        weighted = torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)])
     log_m = torch.where(some, torch.where(some, weighted, 0).logsumexp(0), -torch.inf)
     parts = beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)
     return parts.clamp_min(0)  # rounding alone is below

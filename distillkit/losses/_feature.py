@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._signature import check_positive, checked_pair
+from ._signature import check_positive, checked_pair, refuse_learned
 
 __all__ = ["attention_transfer", "cosine_distance", "mse", "normalized_mse", "smooth_l1"]
 
@@ -72,6 +72,7 @@ def smooth_l1(
     Source: Girshick, *Fast R-CNN*, 2015, https://arxiv.org/abs/1504.08083, equation 3.
     """
     check_positive("beta", beta)
+    refuse_learned("smooth_l1", beta=beta)
     student, teacher = checked_pair("smooth_l1", "(d),(d)->()", student, teacher)
     return F.smooth_l1_loss(student, teacher, reduction="none", beta=beta).mean(-1)
 
@@ -131,7 +132,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = checked_pair("cosine_distance", "(d),(d)->()", student, teacher)
     # lengths are divided out of the products, so that no vector of length 1 is kept besides
-    (one, one_nonzero), (other, other_nonzero) = _representable(student), _representable(teacher)
+    (one, one_nonzero), (other, other_nonzero) = representable(student), representable(teacher)
     nonzero = (one_nonzero & other_nonzero)[..., 0]
     squares = one.square().sum(-1) * other.square().sum(-1)
     cosine = (one * other).sum(-1) * torch.where(nonzero, squares, 1).rsqrt()
@@ -177,12 +178,12 @@ def _scaled(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Length 1, or zero for a zero vector: value and gradient finite at every scale."""
-    scaled, nonzero = _representable(x)
+    scaled, nonzero = representable(x)
     squares = scaled.square().sum(-1, keepdim=True)
     return torch.where(nonzero, scaled * torch.where(nonzero, squares, 1).rsqrt(), 0)
 
 
-def _representable(x: Tensor) -> tuple[Tensor, Tensor]:
+def representable(x: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors divided by their largest entry, which changes no direction, and which are not 0."""
     peak = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)
     nonzero = peak != 0  # NaN too

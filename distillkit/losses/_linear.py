@@ -12,7 +12,7 @@ from .._attention import widen
 from .._transfer import trackable
 from ..errors import ShapeError
 from ._divergence import Beta, Temperature, check_beta, one_class
-from ._signature import check_positive
+from ._signature import check_positive, refuse_learned
 from ._tiled.autograd import compare_in_tiles
 from ._tiled.comparison import Kind, Pair, Side
 
@@ -183,6 +183,7 @@ def _divergence(
 ) -> Tensor:
     """A divergence through two heads, once they are over the same tokens and classes."""
     check_positive("temperature", student.temperature)
+    refuse_learned(loss, temperature=student.temperature, beta=kind.beta)
     lead, v = student.query.shape[:-1], student.key.shape[-2]
     if teacher.query.shape[:-1] != lead or teacher.key.shape[:-1] != student.key.shape[:-1]:
         raise ShapeError(

@@ -12,14 +12,15 @@ from .._attention import Attention, both_rows, inner_products, split_heads
 from ..errors import OptionError, ShapeError
 from ._attention import Method, attention_kl
 from ._divergence import forward_kl
-from ._feature import unit
-from ._signature import checked_pair
+from ._feature import representable, unit
+from ._signature import checked_pair, checked_valid
 
 __all__ = [
     "cka_distance",
     "distinct_pairs",
     "distinct_triplets",
     "pkt",
+    "relation_cosine_distance",
     "relation_kl",
     "rkd_angle",
     "rkd_distance",
@@ -95,6 +96,57 @@ def _relations(x: Attention | Tensor, of: str, heads: int, where: Tensor | None)
     split = split_heads(vectors, heads)
     mask = None if where is None else where[:, None, None, :]
     return Attention(split, split, mask=mask, rows=where)
+
+
+def relation_cosine_distance(
+    student: Tensor, teacher: Tensor, *, valid: Tensor | None = None
+) -> Tensor:
+    r"""One minus the cosine of both models' matrices of inner products between tokens.
+
+    .. math:: 1 - \frac{\langle S S^\top, T T^\top \rangle_F}
+                       {\|S S^\top\|_F \, \|T T^\top\|_F}
+
+    The vectors themselves are multiplied, not their directions: a long vector weighs more.
+
+    Shape: ``(n,d),(n,e)->()``.
+
+    Args:
+        student: one vector for each token of an example.
+        teacher: vectors of the same tokens, of any width.
+        valid: boolean ``(..., n)``: the tokens that count. A term tells it: no padding, and what
+            the term's ``mask`` keeps.
+
+    Returns:
+        One value in [0, 1] for each example: 1 where all vectors of a side are 0, and 0 where no
+        token counts.
+
+    Raises:
+        ShapeError: unequal numbers of tokens, a ``valid`` of another shape.
+
+    Examples:
+        >>> tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> relation_cosine_distance(tokens, 3 * tokens.flip(-1))
+        tensor(0.)
+        >>> relation_cosine_distance(tokens, tokens.flip(0)).round(decimals=3)
+        tensor(0.5290)
+
+    Source: Cai et al., *LLaVA-KD*, 2025, https://arxiv.org/abs/2410.16236, "Relation
+    Distillation" (there of visual tokens).
+    """
+    name = "relation_cosine_distance"
+    student, teacher = checked_pair(name, "(n,d),(n,e)->()", student, teacher)
+    valid = checked_valid(name, valid, student)
+    one, other = (_token_relations(x, valid) for x in (student, teacher))
+    distance = (1 - (unit(one) * unit(other)).sum(-1)).clamp(0, 1)
+    return distance if valid is None else torch.where(valid.any(-1), distance, 0)
+
+
+def _token_relations(x: Tensor, valid: Tensor | None) -> Tensor:
+    """The inner products of all pairs of tokens, one after another, up to a factor."""
+    if valid is not None:
+        x = torch.where(valid[..., None], x, 0)
+    scaled = representable(x.flatten(-2))[0].view(x.shape)  # no product of large numbers overflows
+    return inner_products(scaled, scaled).flatten(-2)
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:

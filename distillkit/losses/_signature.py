@@ -38,6 +38,9 @@ def checked_pair(
         Traceback (most recent call last):
         distillkit.errors.ShapeError: mine needs the same 'd' on both sides ((d),(d)->()), ...
     """
+    if not (isinstance(student, Tensor) and isinstance(teacher, Tensor)):
+        kinds = f"student {type(student).__name__}, teacher {type(teacher).__name__}"
+        raise ShapeError(f"{loss} takes tensors; got {kinds}")
     found = f"student {_describe(student)}, teacher {_describe(teacher)}"
     if not (student.is_floating_point() and teacher.is_floating_point()):
         raise ShapeError(f"{loss} takes floating point tensors; got {found}")
@@ -126,10 +129,38 @@ def checked_where(where: Tensor | None, like: Tensor) -> Tensor | None:
     return trackable(where)
 
 
+def checked_valid(loss: str, valid: Tensor | None, like: Tensor) -> Tensor | None:
+    """The ``valid`` of a loss that consumes tokens ``(..., n, d)``, once it has one entry for each.
+
+    Raises:
+        ShapeError: another shape, entries that are not boolean.
+    """
+    if valid is None:
+        return None
+    if valid.dtype != torch.bool or valid.shape != like.shape[:-1]:
+        raise ShapeError(
+            f"{loss}: valid is boolean {tuple(like.shape[:-1])}, True = the token counts; "
+            f"got {_describe(valid)}"
+        )
+    return trackable(valid)
+
+
 def check_positive(name: str, value: float) -> None:
-    """Refuse an option that must be above zero."""
+    """Refuse an option that must be above zero; a tensor is looked at where that costs nothing."""
+    if isinstance(value, Tensor) and not _is_visible(value):
+        return
     if not value > 0:
         raise OptionError(f"{name} must be greater than 0; got {value}")
+
+
+def refuse_learned(loss: str, **options: float) -> None:
+    """Refuse options that a loss computes with as plain numbers, and that ask for a gradient."""
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise OptionError(
+                f"{loss}: {name} cannot be learned here: it is computed with as a plain number, "
+                "and no gradient would reach it; give it a number"
+            )
 
 
 def check_not_negative(name: str, value: float) -> None:
@@ -144,6 +175,10 @@ def check_between(name: str, value: float, low: float, high: float, fix: str) ->
         raise OptionError(
             f"{name} lies between {low} and {high}, both excluded; got {value}: {fix}"
         )
+
+
+def _is_visible(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _cores(signature: str) -> list[list[str]]:

@@ -128,14 +128,14 @@ def _buckets(
     of_stored = log_q.gather(-1, indices)
     if stored < classes:
         others = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, indices, 0)
-        log_q = torch.cat([of_stored, _log_sum(torch.where(others, log_q, -torch.inf))], -1)
+        log_q = torch.cat([of_stored, log_sum(torch.where(others, log_q, -torch.inf))], -1)
         log_p = torch.cat([log_p, _log_rest(log_p)], -1)
     else:
         log_q = of_stored
     return log_softmax(log_q, None, temperature), log_softmax(log_p, None, temperature)
 
 
-def _log_sum(log_p: Tensor) -> Tensor:
+def log_sum(log_p: Tensor) -> Tensor:
     """``(..., 1)``; -inf, without gradient, where nothing has mass."""
     some = (log_p != -torch.inf).any(-1, keepdim=True)
     return torch.where(some, torch.where(some, log_p, 0).logsumexp(-1, keepdim=True), -torch.inf)
@@ -143,6 +143,6 @@ def _log_sum(log_p: Tensor) -> Tensor:
 
 def _log_rest(log_p: Tensor) -> Tensor:
     """log(1 - sum p), ``(..., 1)``; -inf where rounding leaves nothing."""
-    total = _log_sum(log_p)
+    total = log_sum(log_p)
     left = total < 0
     return torch.where(left, torch.log(-torch.expm1(torch.where(left, total, -1.0))), -torch.inf)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from .strategies import tensors as tensors
     from .subject import CheckFailedError as CheckFailedError
     from .subject import Loss as Loss
+    from .weightings import check_weighting as check_weighting
 
 _HOMES = {
     "AdapterCase": "adapters",
@@ -61,6 +62,7 @@ _HOMES = {
     "check_loss": "conformance",
     "check_operation": "operations",
     "check_plugin": "plugins",
+    "check_weighting": "weightings",
     "checks_for": "conformance",
     "hidden_states": "strategies",
     "logits": "strategies",

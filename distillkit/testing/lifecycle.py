@@ -114,10 +114,10 @@ def a_call_teaches_the_student(case: DistillerCase) -> str:
     taught = [n for n, p in distiller.student.named_parameters() if _is_some(p.grad)]
     if not taught:
         raise UnmetError("no parameter of the student gets a gradient")
-    if distiller.teacher is not None:
-        reached = [n for n, p in distiller.teacher.named_parameters() if p.grad is not None]
+    for name, teacher in distiller.teachers.items():
+        reached = [n for n, p in teacher.named_parameters() if p.grad is not None]
         if reached:
-            raise UnmetError(f"the teacher's {reached[0]!r} gets a gradient")
+            raise UnmetError(f"the {name}'s {reached[0]!r} gets a gradient")
     return f"{len(taught)} parameters of the student"
 
 
@@ -155,12 +155,11 @@ def a_pickle_gives_the_same_loss(case: DistillerCase) -> str:
     early = _of_model("pickle", distiller, pickle.dumps)
     expected = distiller(batch)
     _same(expected, pickle.loads(early)(batch), "its pickle from before the first call")
-    for model in (distiller.student, distiller.teacher):
-        if model is not None:
-            try:
-                _of_model("pickle", model, pickle.dumps)
-            except NotApplicable as reason:  # some put hooks on themselves when they first run
-                return f"before the first call; later, {reason}"
+    for model in _models(distiller):
+        try:
+            _of_model("pickle", model, pickle.dumps)
+        except NotApplicable as reason:  # some put hooks on themselves when they first run
+            return f"before the first call; later, {reason}"
     late = pickle.loads(pickle.dumps(distiller))
     return _same(expected, late(batch), "its pickle")
 
@@ -201,7 +200,7 @@ def inference_mode_works(case: DistillerCase) -> str:
     expected = distiller(batch)
     with torch.inference_mode():
         inside = distiller(batch)
-        known = distiller.run_teacher(batch) if distiller.teacher is not None else None
+        known = distiller.run_teacher(batch) if distiller.teachers else None
     _same(expected, inside, "inference mode")
     if known is not None:
         result = distiller(batch, teacher_signals=known)
@@ -276,8 +275,8 @@ def moving_changes_nothing(case: DistillerCase) -> str:
 def closing_gives_the_models_back(case: DistillerCase) -> str:
     """After ``close`` a call is an error, nothing is left, and a frozen teacher is freed."""
     distiller, batch = case.make()
-    teacher = distiller.teacher
-    before = None if teacher is None else flags_before(teacher)
+    teachers = distiller.teachers
+    before = {name: flags_before(teacher) for name, teacher in teachers.items()}
     distiller(batch)
     hooks = _hooks(distiller)
     distiller.close()
@@ -285,10 +284,11 @@ def closing_gives_the_models_back(case: DistillerCase) -> str:
     _check_clean(distiller, hooks, "close")
     if _watching(module for model in _models(distiller) for module in model.modules()):
         raise UnmetError("after close hooks of a capture are on the models")
-    if teacher is not None and before is not None and flags_of(teacher) != before:
-        raise UnmetError(
-            "after close the teacher is not as trainable, or not in the modes, as it was"
-        )
+    for name, flags in before.items():
+        if flags is not None and flags_of(teachers[name]) != flags:
+            raise UnmetError(
+                f"after close the {name} is not as trainable, or not in the modes, as it was"
+            )
     try:
         distiller(batch)
     except CaptureError:
@@ -389,7 +389,7 @@ def _hooks(distiller: Distiller) -> int:
 
 
 def _models(distiller: Distiller) -> list[nn.Module]:
-    return [one for one in (distiller.student, distiller.teacher) if one is not None]
+    return [distiller.student, *distiller.teachers.values()]
 
 
 def _hooks_of(module: nn.Module) -> list[Any]:

@@ -384,11 +384,7 @@ class TestChanged:
         value = torch.zeros(2, 3, 7)
         changed = signals.with_values({name: value if name == "h" else [value]})
         assert changed.axes(name)[0].special == (0,)
-        assert (
-            changed.mask(name) is None
-            if name == "layers"
-            else torch.equal(changed.mask(name), self.REAL)
-        )
+        assert torch.equal(changed.mask(name), self.REAL)  # of layers, what their axis says
         later = signals.with_values({name: lambda: value})
         assert later.axes(name) == signals.axes(name)
 

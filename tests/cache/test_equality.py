@@ -25,6 +25,11 @@ RECIPES = {
     "one direction": "dide_text_to_image",
     "all layers": recipe_of({**ATTENTION, "layers": "all"}),
     "pairs of layers": recipe_of({**ATTENTION, "layers": [[0, 1], [-1, 0]]}),
+    "relative depths": recipe_of({**ATTENTION, "layers": [[0.0, 1.0]]}),
+    "the mean of a group": recipe_of({**ATTENTION, "layers": [[1, [0, 1]]]}),
+    "the best of a group": recipe_of(
+        {"loss": "mse", "on": "hidden.image", "layers": {"pairs": [[1, [0, 1]]], "match": "best"}}
+    ),
     "rows": recipe_of({**ATTENTION, "per": "row"}),
     "logits by other losses": recipe_of(
         LOGITS,
@@ -57,10 +62,39 @@ RECIPES = {
         {"loss": "mse", "on": "embedding.text"},
         {"loss": "normalized_mse", "on": "embedding.image"},
     ),
+    "weights of tokens": recipe_of(
+        {"loss": "mse", "on": "hidden.text", "token_weights": "attention.text"},
+        {
+            "loss": "cosine_distance",
+            "on": "hidden.text",
+            "layers": "all",
+            "token_weights": {"signal": "attention.text", "layer": 0, "query": 0},
+        },
+        {"loss": "relation_cosine_distance", "on": "hidden.text"},
+    ),
+    "heads": recipe_of(
+        {
+            "loss": "attention_mse",
+            "on": "attention.text",
+            "align": [{"name": "head_map", "student_heads": 4, "teacher_heads": 4}],
+        }
+    ),
+    "what is learned": recipe_of(
+        {**ATTENTION, "learn": {"temperature": 0.5}},
+        {**LOGITS, "learn": {"temperature": {"start": 3.0, "reverse": True}}},
+    ),
     "a schedule": recipe_of({**ATTENTION, "weight": {"start": 4.0, "stop": 1.0}}, LOGITS),
 }
 
-OF_TOWERS = {"whole blocks", "relations", "hidden states", "embeddings"}
+OF_TOWERS = {
+    "weights of tokens",
+    "heads",
+    "whole blocks",
+    "relations",
+    "hidden states",
+    "embeddings",
+    "the best of a group",
+}
 
 
 def teacher_for(name):
@@ -91,6 +125,24 @@ def test_losses_parts_counts_and_gradients_are_those_of_the_teacher(name, tmp_pa
         torch.testing.assert_close(
             cached.gradients(read), cached.gradients(ran), rtol=1e-4, atol=1e-7
         )
+
+
+@pytest.mark.parametrize(
+    ("layers", "stored"),
+    [([[0.0, 0.4]], (1,)), ([[0, [0, 2]]], (0, 2)), ("middle", (1, 2)), ("uniform", (0, 1, 2, 3))],
+)
+def test_layers_by_relative_depth_are_those_of_the_teachers_depth(layers, stored, tmp_path):
+    taught = cached.teacher()
+    taught.model.encoder = tiny.Encoder(depth=4)
+    recipe = recipe_of({**ATTENTION, "layers": layers})
+    cache = cached.filled(tmp_path, recipe, cached.examples(), taught=taught)
+    (signal,) = cache.header.signals
+    assert (signal.depth, signal.layers) == (4, stored)
+    cache.check(recipe)
+    lacking = [layer for layer in range(4) if layer not in stored]
+    for layer in lacking:
+        with pytest.raises(CacheError, match=rf"layers \[{layer}\]"):
+            cache.check(recipe_of({**ATTENTION, "layers": [[0, layer]]}))
 
 
 def trained(taught, recipe, batches, **changes):

@@ -215,6 +215,58 @@ class TestTopK:
             losses.top_k_kl_divergence(STUDENT, TEACHER, TEACHER)
 
 
+class TestDynamicTopK:
+    P = torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.97, 0.01, 0.01, 0.01]], dtype=torch.float64)
+    Q = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    KEPT = ([0, 1, 2], [0])  # 0.2 ties with the last of two classes
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_by_hand(self, reverse):
+        name = "dynamic_top_k_reverse_kl_divergence" if reverse else "dynamic_top_k_kl_divergence"
+        ours = getattr(losses, name)(self.Q.log(), self.P.log(), mass=0.6)
+        expected = []
+        for q, p, kept in zip(self.Q.numpy(), self.P.numpy(), self.KEPT, strict=True):
+            one, other = (np.append(x[kept], 1 - x[kept].sum()) for x in (p, q))
+            expected.append(rel_entr(*((other, one) if reverse else (one, other))).sum())
+        close(ours, expected)
+
+    def test_the_student_may_choose(self):
+        ours = losses.dynamic_top_k_kl_divergence(
+            self.Q.log(), self.P.log(), mass=0.35, select="student"
+        )
+        expected = [
+            rel_entr([0.1, 0.9], [0.4, 0.6]).sum(), rel_entr([0.97, 0.03], [0.4, 0.6]).sum()
+        ]  # fmt: skip
+        close(ours, expected)
+
+    @pytest.mark.parametrize("direction", ["", "reverse_"])
+    @pytest.mark.parametrize("temperature", [1.0, 3.0])
+    def test_all_of_the_mass_is_the_dense_value(self, direction, temperature):
+        student, teacher = normal(6, 9, seed=1), normal(6, 9, seed=2)
+        where = normal(6, 9, seed=3) > -1
+        dense = getattr(losses, f"{direction}kl_divergence")
+        ours = getattr(losses, f"dynamic_top_k_{direction}kl_divergence")
+        given = {"temperature": temperature, "where": where}
+        expected = dense(student, teacher, **given)
+        close(ours(student, teacher, mass=1.0, **given), expected.numpy())
+        less = ours(student, teacher, mass=0.7, **given)
+        assert (less <= expected + 1e-12).all()
+        assert (less < expected - 1e-6).any()
+
+    def test_gradient(self):
+        student, teacher = normal(4, 6, seed=1).requires_grad_(), normal(4, 6, seed=2)
+        for loss in (
+            losses.dynamic_top_k_kl_divergence, losses.dynamic_top_k_reverse_kl_divergence
+        ):  # fmt: skip
+            assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mass=0.6), student)  # noqa: B023
+
+    def test_errors(self):
+        with pytest.raises(errors.OptionError, match="mass lies above 0 and is at most 1; got 0"):
+            losses.dynamic_top_k_kl_divergence(self.Q, self.P, mass=0.0)
+        with pytest.raises(errors.OptionError, match='"teacher" or "student"; got \'both\''):
+            losses.dynamic_top_k_kl_divergence(self.Q, self.P, select="both")
+
+
 class TestFeatures:
     def test_smooth_l1_against_torch(self):
         expected = F.smooth_l1_loss(STUDENT, TEACHER, beta=0.5, reduction="none").mean(-1)
@@ -364,6 +416,43 @@ class TestExampleRelations:
         grams = [x.numpy() @ x.numpy().T for x in (self.S, self.E)]
         one, other = (g / np.linalg.norm(g, axis=1, keepdims=True) for g in grams)
         close(losses.similarity_preserving(self.S, self.E), (one - other) ** 2)
+
+    def test_relation_cosine_distance(self):
+        one, other = (x.numpy() @ x.numpy().T for x in (self.S, self.E))
+        expected = 1 - (one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other)
+        close(losses.relation_cosine_distance(self.S, self.E), expected)
+
+    def test_tokens_that_do_not_count_have_no_relations(self):
+        valid = torch.tensor([[True, False, True, True, False], [True] * 5, [False] * 5])
+        student = torch.stack([self.S] * 3)
+        student[~valid] = torch.nan
+        student.requires_grad_()
+        teacher = torch.stack([self.E] * 3).masked_fill(~valid[..., None], torch.inf)
+        ours = losses.relation_cosine_distance(student, teacher, valid=valid)
+        kept = [0, 2, 3]
+        alone = losses.relation_cosine_distance(self.S[kept], self.E[kept])
+        whole = losses.relation_cosine_distance(self.S, self.E)
+        close(ours.detach(), [alone, whole, 0.0])
+        (gradient,) = torch.autograd.grad(ours.sum(), student)
+        assert gradient.isfinite().all()
+        assert not gradient[~valid].any()
+        assert gradient[0, kept].all()
+
+    def test_an_attention_has_no_relations_of_vectors(self):
+        attention = Attention.from_scores(torch.zeros(1, 1, 2, 2))
+        with pytest.raises(errors.ShapeError, match="takes tensors; got student Attention"):
+            losses.relation_cosine_distance(attention, self.E)
+
+    def test_relations_of_sizes_that_overflow(self):
+        student, teacher = self.S.float(), self.E.float()
+        expected = losses.relation_cosine_distance(student, teacher)
+        ours = losses.relation_cosine_distance(1e30 * student, 1e-30 * teacher)
+        torch.testing.assert_close(ours, expected)
+        assert losses.relation_cosine_distance(0 * student, teacher) == 1
+
+    def test_a_valid_of_another_shape(self):
+        with pytest.raises(errors.ShapeError, match=r"valid is boolean \(5,\).*\(4,\)"):
+            losses.relation_cosine_distance(self.S, self.E, valid=torch.ones(4).bool())
 
     def test_pkt(self):
         kernels = [

@@ -67,6 +67,22 @@ class TestProjector:
         with pytest.raises(errors.ShapeError, match="no widths yet"):
             term(signals, signals)
 
+    def test_equal_widths_may_be_left_alone_and_then_need_no_example(self):
+        term = dk.Term("mse", on="logits", align=[{"name": "projector", "keep_equal": True}])
+        assert not term.needs_example
+        signals = dk.Signals({"logits": torch.randn(2, 3, requires_grad=True)})
+        assert term(signals, signals).item() == 0.0
+        term.build_aligners(signals, signals)
+        assert term.is_built
+        assert not list(term.parameters())
+
+    def test_unequal_widths_are_not_left_alone(self):
+        keep = {**PROJECTED, "align": [{"name": "projector", "keep_equal": True}]}
+        distiller = distiller_of(keep, example=tiny.batch())
+        assert distiller.objective.terms[0].aligners[0].linear.weight.shape == (5, 3)
+        with pytest.raises(errors.ShapeError, match="no widths yet.*example=batch"):
+            distiller_of(keep)(tiny.batch())
+
     def test_sizes_of_the_recipe_stay(self):
         align = [{"name": "projector", "student_width": 3, "teacher_width": 5}]
         distiller = distiller_of({**PROJECTED, "align": align}, example=tiny.batch())

@@ -186,6 +186,32 @@ class TestPadding:
         values = losses.similarity_preserving(student, teacher)
         torch.testing.assert_close(value, values[PADDING].mean())
 
+    @pytest.mark.parametrize("per", ["row", "example"])
+    def test_a_loss_that_consumes_the_tokens_is_told_which_count(self, per):
+        student, teacher = pair(2, 4, 3)
+        term = dk.Term("relation_cosine_distance", on="hidden.text", per=per, mask="answer")
+        entry = torch.tensor([[T, T, F, T], [F, F, F, F]])
+        with torch.no_grad():
+            student[~PADDING] = torch.nan
+        value = term(*sides("hidden.text", student, teacher, (PADDING, None)), {"answer": entry})
+        kept = (PADDING & entry)[0]
+        alone = losses.relation_cosine_distance(student[0, kept], teacher[0, kept])
+        torch.testing.assert_close(value, alone)
+
+    def test_a_loss_that_consumes_the_tokens_and_a_mask_of_examples(self):
+        student, teacher = pair(2, 4, 3)
+        term = dk.Term("relation_cosine_distance", on="hidden.text", per="row", mask="answer")
+        value = term(
+            *sides("hidden.text", student, teacher, (PADDING, None)),
+            {"answer": torch.tensor([F, T])},
+        )
+        alone = losses.relation_cosine_distance(student[1][PADDING[1]], teacher[1][PADDING[1]])
+        torch.testing.assert_close(value, alone)
+
+    def test_what_a_loss_is_told_cannot_be_bound(self):
+        with pytest.raises(errors.RecipeError, match="valid"):
+            dk.Term("relation_cosine_distance", on="hidden.text", inputs={"valid": "answer"})
+
     def test_other_numbers_of_examples_never_broadcast_in_a_loss_of_ones_own(self):
         def l1(student, teacher):
             return (student - teacher).abs().mean(-1)
@@ -526,7 +552,7 @@ class TestLayers:
         torch.testing.assert_close(term(left, right), torch.stack(expected).mean())
 
     def test_no_layers_at_all(self):
-        for chosen in ("all", []):
+        for chosen in ("all", "first", "uniform", "middle", [[0, 0]], [[0.5, 0.5]]):
             term = dk.Term("mse", on="h", layers=chosen)
             with pytest.raises(errors.RecipeError, match="a layer that is not there"):
                 term(dk.Signals({"h": []}), dk.Signals({"h": []}))

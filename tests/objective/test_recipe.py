@@ -115,7 +115,8 @@ class TestRecipeFiles:
 
     def test_the_schema_for_editors(self):
         schema = dk.Recipe.model_json_schema()
-        assert set(schema["properties"]) == {"name", "summary", "reference", "terms"}
+        keys = {"name", "summary", "reference", "equation", "omits", "guide", "terms", "weighting"}
+        assert set(schema["properties"]) == keys
 
 
 class TestTerm:

@@ -25,6 +25,7 @@ def test_a_good_plugin_passes_every_check(install):
         "loss good_l1",
         "operation good_attention",
         "recipe good_recipe",
+        "weighting good_halved",
     ]
     testing.assert_plugin("fake-good:good")  # its whole name serves as well
 
@@ -53,6 +54,7 @@ def test_every_reference_that_leads_nowhere_is_named(install):
         "loss unresolved_l1": "module math has no attribute 'dits'; did you mean 'dist'?",
         "operation unresolved_operation": "has no attribute 'sqr'; did you mean 'sqrt'",
         "recipe unresolved_recipe": "no_such_file.toml",
+        "weighting unresolved_weighting": "has no attribute 'pie'; did you mean 'pi'",
     }
     assert failed.keys() == parts.keys()
     assert all(part in failed[name] for name, part in parts.items())
@@ -67,10 +69,13 @@ def test_every_reference_that_leads_nowhere_is_named(install):
         ("def f(*x, z=1): ...", "LossSpec('x', f, signature='(v),(k),(k)->()')", None),
         ("def f(): ...", "dk.AdapterSpec('x', matches='*', factory=f)", "with 1 positional argu"),
         ("def f(model): ...", "dk.AdapterSpec('x', matches='*', factory=f)", None),
+        ("def f(*, alpha): ...", "dk.WeightingSpec('x', factory=f)", "with 1 positional argu"),
+        ("def f(terms, *, alpha): ...", "dk.WeightingSpec('x', factory=f)", None),
     ],
 )
 def test_a_function_that_cannot_be_called_as_it_will_be(plugin, definition, spec, complaint):
-    hook = "losses" if spec.startswith("Loss") else "adapters"
+    hooks = {"Loss": "losses", "dk.A": "adapters", "dk.W": "weightings"}
+    hook = hooks[spec[:4]]
     plugin(f"{definition}\n@hookimpl\ndef distillkit_{hook}(): return [{spec}]")
     failed = seen(testing.check_plugin("fake_adhoc"), passed=False)
     assert len(failed) == (complaint is not None)
@@ -109,4 +114,4 @@ def test_the_raising_form_names_every_check_that_failed(install):
         testing.assert_plugin("fake_heavy")
     with pytest.raises(AssertionError) as error:
         testing.assert_plugin("fake_unresolved")
-    assert str(error.value).count("failed  ") == 7
+    assert str(error.value).count("failed  ") == 8

@@ -38,6 +38,7 @@ def test_losses_are_listed_with_their_tags_and_papers(capsys):
         ("aligners", ["good_halves", "fake-good", "Every second."]),
         ("recipes", ["good_recipe", "fake-good", "L1."]),
         ("operations", ["good_attention", "fake-good", "A kernel of its own."]),
+        ("weightings", ["good_halved", "fake-good", "Half of the large."]),
     ],
 )  # fmt: skip
 def test_every_kind_is_listed(install, capsys, kind, row):
@@ -131,7 +132,7 @@ def test_plugins_are_listed_with_what_they_provide_or_why_they_were_left_out(ins
     assert err == ""
     rows = columns(out)
     assert rows[0][:3] == ["distillkit", dk.__version__, "loaded"]
-    good = "1 loss, 1 adapter, 1 aligner, 1 recipe, 1 operation"
+    good = "1 loss, 1 adapter, 1 aligner, 1 recipe, 1 operation, 1 weighting"
     assert ["fake-good:good", "1.2", "loaded", good] in rows
     after = dict(zip([row[0] for row in rows], [row[-1] for row in rows[1:]], strict=False))
     assert "No module named 'no_such_dependency'" in after["fake-broken:broken"]

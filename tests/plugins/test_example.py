@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "write_a_plugin"
-KINDS = ("losses", "adapters", "aligners", "recipes", "operations", "plugins")
+KINDS = ("losses", "adapters", "aligners", "recipes", "operations", "weightings", "plugins")
 LOSS = (
     "jeffreys_divergence | acme-distill | Forward plus reverse KL of softened logits. | "
     "nonnegative, zero_at_identity, symmetric, shift_invariant | jeffreys-1946-invariant"
@@ -20,6 +20,10 @@ LOSS = (
 ADAPTER = (
     "acme | acme-distill | Acme's fusion and dual encoders, for images of any size. | "
     "acme_distill.models.*"
+)
+COMPARES = (
+    " | compares | 1.0 x jeffreys_divergence/logits, 1.0 x attention_kl/attention.text_to_image, "
+    "1.0 x attention_kl/attention.image_to_text"
 )
 CONFIGURATION = ("DISTILLKIT_", "PYTEST_", "COV_")
 
@@ -67,8 +71,12 @@ def test_installing_it_adds_its_own_lines_to_the_listings_and_changes_nothing_el
         "losses": {LOSS},
         "adapters": {ADAPTER},
         "aligners": set(),
-        "recipes": {"acme | acme-distill | DiDE with the Jeffreys divergence of the answers."},
+        "recipes": {
+            "acme | acme-distill | DiDE with the Jeffreys divergence of the answers.",
+            COMPARES,
+        },
         "operations": set(),
+        "weightings": set(),
         "plugins": {"acme-distill:acme | 1.0 | loaded | 1 loss, 1 adapter, 1 recipe"},
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import distillkit as dk
+from distillkit import testing
 from distillkit._plugins import hookspecs
 from distillkit._plugins.specs import SPEC_TYPES
 
@@ -55,6 +56,23 @@ def test_hook_distillkit_operations(install):
     split = x.unflatten(-1, (2, -1)).transpose(1, 2)
     expected = (split @ split.mT / 2).softmax(-1)
     torch.testing.assert_close(record["attention"].probabilities(), expected)
+
+
+def test_hook_distillkit_weightings(install):
+    install("good")
+    student = torch.nn.Linear(2, 2)
+    terms = [dk.Term("good_l1", on=name) for name in ("logits", "more")]
+    objective = dk.Objective(terms, weighting="good_halved")
+    for _ in range(2):
+        logits = student(torch.ones(1, 2))
+        signals = dk.Signals({"logits": logits, "more": logits + 5})
+        teacher = dk.Signals({"logits": logits.detach() + 1, "more": logits.detach()})
+        weights = objective(signals, teacher, model=student).weights
+        torch.optim.SGD(student.parameters(), lr=0.0).step()
+        with torch.no_grad():
+            student.weight.add_(0)
+    assert weights == {"good_l1/logits": 1.0, "good_l1/more": 0.5}
+    assert all(result.passed for result in testing.check_weighting("good_halved"))
 
 
 def test_every_hook_is_a_kind_of_spec_and_has_a_test_and_a_heading_with_its_arguments():

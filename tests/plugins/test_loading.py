@@ -130,6 +130,7 @@ LOSS = "LossSpec('x', 'math:dist', signature='(d),(d)->()')"
         ("return [LossSpec('x', 'm:f', signature='s', tags='nonnegative')]", "tags are strings in a"),
         ("return [LossSpec('x', 'm:f', signature='s', tag=())]", "TypeError.*argument 'tag'"),
         ("return [dk.AdapterSpec('x', matches='', factory='m:f')]", "matches is a pattern over"),
+        ("return [dk.AdapterSpec('x', matches='*', factory='m:f', offers='logits')]", "offers are strings in a tuple .*got 'logits'"),
         ("return [dk.RecipeSpec('x', resource='x.toml')]", "resource is a TOML file inside a pack"),
         ("return [dk.RecipeSpec('x.toml', resource='p:x.toml')]", "ends in .toml is read as a pat"),
         ("return [dk.OperationSpec('x', target='mylib.f', read='m:f')]", "target is \"packa"),
@@ -310,7 +311,7 @@ def test_the_trace_prints_every_import_and_hook_call_with_its_time(install, monk
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("distillkit: ") and line.endswith(" ms") for line in lines)
     calls = [line.removeprefix("distillkit: ").rpartition(",")[0] for line in lines]
-    hooks = ("adapters", "aligners", "losses", "operations", "recipes")
+    hooks = ("adapters", "aligners", "losses", "operations", "recipes", "weightings")
     assert [call for call in calls if call.startswith("fake-good")] == [
         "fake-good:good: import fake_good.plugin",
         *(f"fake-good:good: distillkit_{hook}()" for hook in hooks),

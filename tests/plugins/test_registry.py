@@ -32,7 +32,9 @@ def test_unknown_names_say_what_was_meant():
         match="no loss is called 'kl_divergance'; did you mean 'kl_divergence'",
     ):
         lookup(dk.LossSpec, "kl_divergance")
-    with pytest.raises(errors.UnknownNameError, match="no recipe is called 'xyz'; known: 'dide'"):
+    with pytest.raises(
+        errors.UnknownNameError, match="no recipe is called 'xyz'; known: 'clip_affinity'"
+    ):
         lookup(dk.RecipeSpec, "xyz")
 
 

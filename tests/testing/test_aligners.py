@@ -54,7 +54,29 @@ def cls_of_hidden_states():
     return torch.randn(2, 4, 3), torch.randn(2, 3, 3), (patches,), (dk.TokenAxis("image"),)
 
 
+def heads():
+    return attention(2, 3, 4), dk.Attention(torch.randn(2, 3, 3, 5), torch.randn(2, 3, 4, 5))
+
+
+def unequally_many_tokens():
+    valid = torch.tensor([[True, True, True, True], [True, True, False, True]])
+    axes = (
+        (dk.TokenAxis("image", valid=valid),),
+        (dk.TokenAxis("image", valid=torch.ones(2, 6, dtype=torch.bool)),),
+    )
+    return torch.randn(2, 4, 3), torch.randn(2, 6, 3), *axes
+
+
+def more_of_the_student():
+    student, teacher, *axes = unequally_many_tokens()
+    return teacher, student, *reversed(axes)
+
+
 OWN = [
+    testing.AlignerCase("head_map", heads),
+    testing.AlignerCase("head_map", heads, options={"student_heads": 2, "teacher_heads": 3}),
+    testing.AlignerCase("match_tokens", unequally_many_tokens),
+    testing.AlignerCase("match_tokens", more_of_the_student, options={"cost": "cosine"}),
     testing.AlignerCase("projector", widths),
     testing.AlignerCase("projector", vectors),
     testing.AlignerCase("projector", widths, options={"student_width": 3, "teacher_width": 4}),

@@ -30,6 +30,8 @@ class Projector(nn.Module):
         kind: ``"linear"``, or ``"orthogonal"``: the matrix keeps orthonormal rows or columns while
             it learns, so that the student cannot let the projector do its work.
         bias: whether the map has an offset; by default the linear one has, the orthogonal has not.
+        keep_equal: leave widths that are equal alone, without a map: for recipes that are to fit
+            models of equal and of unequal widths.
 
     Raises:
         OptionError: an unknown kind, one width without the other.
@@ -53,6 +55,7 @@ class Projector(nn.Module):
         teacher_width: Width | None = None,
         kind: Literal["linear", "orthogonal"] = "linear",
         bias: bool | None = None,
+        keep_equal: bool = False,
     ) -> None:
         super().__init__()
         if kind not in ("linear", "orthogonal"):
@@ -63,14 +66,21 @@ class Projector(nn.Module):
                 f"from an example; got {student_width} and {teacher_width}"
             )
         self.kind, self.bias = kind, kind == "linear" if bias is None else bias
+        self.keep_equal = keep_equal
         self.linear: nn.Linear | _OrthogonalLinear | None = None
+        self._is_settled = False
         if student_width is not None and teacher_width is not None:
             self._make(student_width, teacher_width, None)
 
     @property
     def is_built(self) -> bool:
-        """Whether its parameters exist."""
-        return self.linear is not None
+        """Whether its parameters exist, or are known not to be needed."""
+        return self.linear is not None or self._is_settled
+
+    @property
+    def works_unbuilt(self) -> bool:
+        """Whether equal widths need no example."""
+        return self.keep_equal
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
         """Make the parameters for an example's widths, on its device, unless they exist."""
@@ -80,6 +90,10 @@ class Projector(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Pair:
         """The student's tensor in the teacher's width; the teacher's as it is."""
+        equal = student.shape[-1] == teacher.shape[-1]
+        if self.linear is None and self.keep_equal and equal:
+            check_tensors("projector", student, teacher)
+            return student, teacher
         if self.linear is None:
             raise ShapeError(
                 "projector has no widths yet: give it student_width and teacher_width, or build it "
@@ -98,6 +112,9 @@ class Projector(nn.Module):
         return projected.to(student.dtype), teacher
 
     def _make(self, student: int, teacher: int, device: torch.device | None) -> None:
+        if self.keep_equal and student == teacher:
+            self._is_settled = True
+            return
         kind = _OrthogonalLinear if self.kind == "orthogonal" else nn.Linear
         self.linear = kind(student, teacher, bias=self.bias, device=device)
 

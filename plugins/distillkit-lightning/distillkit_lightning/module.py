@@ -189,9 +189,8 @@ class DistillationModule(lightning.LightningModule):
         return self._make_optimizer([p for p in self.parameters() if p.requires_grad])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with a student of its own and the same teacher, which never learns."""
-        teacher = self.distiller.teacher
-        if teacher is not None:
+        """A copy with a student of its own and the same teachers, which never learn."""
+        for teacher in self.distiller.teachers.values():
             memo[id(teacher)] = teacher
         made = type(self).__new__(type(self))
         memo[id(self)] = made

@@ -72,6 +72,10 @@ class Described:
         return self._whole.tables
 
     @property
+    def predicts(self) -> str | None:
+        return self._whole.predicts
+
+    @property
     def streams(self) -> Mapping[str, str]:
         return self._whole.streams
 

@@ -15,12 +15,13 @@ def distillation_section(distiller: dk.Distiller) -> str:
     """
     terms = distiller.objective.each()
     rows = [f"| {term.name} | {_on(term)} | {_weight(term)} |" for term in terms]
-    teacher = "none" if distiller.teacher is None else _name_of(distiller.teacher)
+    names = [_name_of(teacher) for teacher in distiller.teachers.values()]
+    several = "teachers" if len(names) > 1 else "teacher"
     return "\n".join(
         [
             "## Distillation",
             "",
-            f"Distilled with distillkit from the teacher {teacher}.",
+            f"Distilled with distillkit from the {several} {', '.join(names) or 'none'}.",
             "",
             "| term | signals | weight |",
             "|---|---|---|",

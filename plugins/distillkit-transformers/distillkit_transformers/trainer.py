@@ -200,15 +200,16 @@ class DistillationMixin(_Trainer):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             names = [*(self._signature_columns or ()), *self._columns_of_distiller()]
-            own = [f"{side}_{name}" for side in ("student", "teacher") for name in names]
+            sides = ["student", "teacher", *(f"teacher_{name}" for name in self.distiller.teachers)]
+            own = [f"{side}_{name}" for side in sides for name in names]
             collated = getattr(self.data_collator, "columns", ())
             kept = dict.fromkeys([*names, *own, "teacher_labels", *collated])
             self._signature_columns = list(kept)  # type: ignore[assignment]
 
     def _columns_of_distiller(self) -> list[str]:
         found = sorted(self.distiller.entries)
-        teacher: Any = self.distiller.teacher
-        if teacher is not None:
+        for model in self.distiller.teachers.values():
+            teacher: Any = model
             if hasattr(teacher, "get_base_model"):  # PEFT's forward names nothing
                 teacher = teacher.get_base_model()
             taken = inspect.signature(teacher.forward).parameters

@@ -1,6 +1,14 @@
 """Every reference is wrong, which listing cannot see."""
 
-from distillkit import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec, hookimpl
+from distillkit import (
+    AdapterSpec,
+    AlignerSpec,
+    LossSpec,
+    OperationSpec,
+    RecipeSpec,
+    WeightingSpec,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -29,3 +37,8 @@ def distillkit_recipes():
 @hookimpl
 def distillkit_operations():
     return [OperationSpec("unresolved_operation", target="math:sqr", read="math:sqrt")]
+
+
+@hookimpl
+def distillkit_weightings():
+    return [WeightingSpec("unresolved_weighting", factory="math:pie")]

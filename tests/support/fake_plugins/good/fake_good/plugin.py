@@ -1,6 +1,14 @@
 """What Fake_Good provides; a good plugin module imports specs and nothing else."""
 
-from distillkit import AdapterSpec, AlignerSpec, LossSpec, OperationSpec, RecipeSpec, hookimpl
+from distillkit import (
+    AdapterSpec,
+    AlignerSpec,
+    LossSpec,
+    OperationSpec,
+    RecipeSpec,
+    WeightingSpec,
+    hookimpl,
+)
 
 DISTILLKIT_API = 1
 
@@ -50,4 +58,11 @@ def distillkit_operations():
             read="fake_good.parts:read_fused_attention",
             summary="A kernel of its own.",
         )
+    ]
+
+
+@hookimpl
+def distillkit_weightings():
+    return [
+        WeightingSpec("good_halved", factory="fake_good.parts:Halved", summary="Half of the large.")
     ]

@@ -1,0 +1,1 @@
+"""Weights that settle themselves: factors of the terms' own weights, found while training."""

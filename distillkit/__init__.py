@@ -121,16 +121,18 @@ __all__ = sorted([*_HOMES, *_MODULES])
 __version__: str  # read from the distribution's metadata when it is asked for
 
 
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    if name == "__version__":
-        from ._version import installed_version
+if not TYPE_CHECKING:  # a checker would take any name for one of these
 
-        return installed_version()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name in _HOMES:
+            return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        if name == "__version__":
+            from ._version import installed_version
+
+            return installed_version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -46,6 +46,26 @@ def test_the_check_can_fail():
     assert "torch" in loaded_by("import distillkit; distillkit.losses")
 
 
+def test_what_the_kit_needs_and_lacks_is_said_with_the_extra():
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "import distillkit\n"
+        "try:\n    distillkit.testing.check_loss\n"
+        "except ModuleNotFoundError as error:\n    print(error.name, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = 'hypothesis distillkit.testing.check_loss needs hypothesis: pip install "distillkit['
+    assert done.stdout.startswith(expected), done.stdout
+
+
+def test_a_notebook_shows_the_table_that_print_shows():
+    table = dk.BackboneCheck("A<B>", "C", (dk.OfferedSignal("logits", shape="(1, 2)"),))
+    shown = table._repr_html_()
+    assert shown.startswith("<pre")
+    assert "A&lt;B&gt; by C" in shown
+    assert "(1, 2)" in shown
+
+
 def test_every_public_name_resolves_and_is_no_module():
     modules = {name for name in dk.__all__ if isinstance(getattr(dk, name), ModuleType)}
     assert modules == {"errors", "losses", "testing"}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._attention import Attention
+from .._notebook import preformatted
 from ..errors import DistillKitError
 from .adapter import Adapter
 from .signals import Signals
@@ -55,6 +56,8 @@ class BackboneCheck:
     def passed(self) -> bool:
         """Whether every signal that is offered can be had."""
         return not any(one.problem for one in self.signals)
+
+    _repr_html_ = preformatted  # in a notebook
 
     def __str__(self) -> str:
         rows = [("signal", "layers", "shape", "counts")]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention, widen
+from .._notebook import preformatted
 from ._read.reading import Reading
 from .diagnosis import check_not_stale, unseen
 from .record import Record
@@ -85,6 +86,8 @@ class AttentionTable(Sequence[FoundAttention]):
             named = {f"stream_{i}": pattern for i, pattern in enumerate(patterns)}
         inner = ", ".join(f'{name} = "{pattern}"' for name, pattern in named.items())
         return f"streams = {{ {inner} }}"
+
+    _repr_html_ = preformatted  # in a notebook
 
     def __str__(self) -> str:
         if not self._rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._attention import Attention
 from .._backbone.signals import Signals
+from .._notebook import preformatted
 from ..errors import DistillKitError, ShapeError
 from .comparison import Comparison
 from .differences import differences, has_pairs
@@ -60,6 +61,8 @@ class Check:
     def passed(self) -> bool:
         """Whether training on such batches would start."""
         return not self.problems and not any(one.problems for one in self.terms)
+
+    _repr_html_ = preformatted  # in a notebook
 
     def __str__(self) -> str:
         rows = [("term", "student", "teacher", "align", "counts", "value")]

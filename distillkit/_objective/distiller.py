@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -245,6 +245,9 @@ class Distiller(nn.Module):
             # the student's modules gather parameters, or are waited for, by way of its outputs
             loss = attach_to_outputs(loss, output)
         return Distilled(loss, result.parts, result.weights, student_signals, taught, result.counts)
+
+    if TYPE_CHECKING:  # a module's call is Any to a checker
+        __call__ = forward
 
     def _items(
         self, batch: SideOfBatch, output: Any, task: Tensor | None, normalizer: Normalizer | None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -128,6 +128,21 @@ class Recipe(Table):
     guide: RecipeGuide = RecipeGuide()
     weighting: str | dict[str, Any] = "static"
     terms: tuple[TermRecipe, ...]
+
+    if TYPE_CHECKING:  # what pydantic takes: a term may be a table
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            terms: Sequence[TermRecipe | Mapping[str, Any]],
+            summary: str = "",
+            reference: str = "",
+            equation: str = "",
+            omits: str = "",
+            guide: RecipeGuide | Mapping[str, str] = ...,
+            weighting: str | Mapping[str, Any] = "static",
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _has_terms(self) -> Recipe:

@@ -78,10 +78,21 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            try:
+                return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+            except ModuleNotFoundError as error:
+                if error.name not in ("hypothesis", "pytest"):
+                    raise
+                raise ModuleNotFoundError(
+                    f"distillkit.testing.{name} needs {error.name}: "
+                    'pip install "distillkit[testing]"',
+                    name=error.name,
+                ) from None
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -110,7 +110,7 @@ def a_call_teaches_the_student(case: DistillerCase) -> str:
     result = distiller.train()(batch)
     if not bool(torch.isfinite(result.loss)):
         raise UnmetError(f"the loss is {result.loss.item()}")
-    result.loss.backward()
+    result.loss.backward()  # type: ignore[no-untyped-call]
     taught = [n for n, p in distiller.student.named_parameters() if _is_some(p.grad)]
     if not taught:
         raise UnmetError("no parameter of the student gets a gradient")
@@ -194,7 +194,7 @@ def inference_mode_works(case: DistillerCase) -> str:
     with torch.inference_mode():
         first = distiller(batch)
     result = distiller(batch)
-    result.loss.backward()
+    result.loss.backward()  # type: ignore[no-untyped-call]
     _same(first, result, "a call after one in inference mode")
     distiller, batch = case.make()
     expected = distiller(batch)
@@ -204,7 +204,7 @@ def inference_mode_works(case: DistillerCase) -> str:
     _same(expected, inside, "inference mode")
     if known is not None:
         result = distiller(batch, teacher_signals=known)
-        result.loss.backward()
+        result.loss.backward()  # type: ignore[no-untyped-call]
         _same(expected, result, "a target from inference mode")
     return "first, later, and as a target"
 
@@ -213,14 +213,14 @@ def parts_add_up(case: DistillerCase) -> str:
     """With their normalizer, unequal parts of the batch add up to the whole."""
     distiller, batch, parts = _make_in_parts(case)
     whole = distiller(batch)
-    whole.loss.backward()
+    whole.loss.backward()  # type: ignore[no-untyped-call]
     wanted = _gradients(distiller)
     distiller.zero_grad()
     normalizer = distiller.normalizer(parts)
     total = torch.zeros(())
     for part in parts:
         loss = distiller(part, normalizer=normalizer).loss
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     _close(whole.loss.detach(), total, "the sum over the parts")
     _close(wanted, _gradients(distiller), "the gradient of the parts")
@@ -363,7 +363,7 @@ def _stop_inside(
 
 def _take_step(distiller: Distiller, batch: Mapping[str, Any]) -> None:
     """One step of plain gradient descent."""
-    distiller(batch).loss.backward()
+    distiller(batch).loss.backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in distiller.parameters():
             if parameter.grad is not None:

@@ -79,7 +79,7 @@ def test_the_table_for_editors_is_the_table_that_runs():
     import inspect
 
     tree = ast.parse(inspect.getsource(dk))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     listed = {alias.asname: node.module for node in block.body for alias in node.names}
     assert set(listed) == set(dk.__all__)
     assert {n: m for n, m in listed.items() if m} == dk._HOMES

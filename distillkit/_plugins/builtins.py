@@ -12,6 +12,10 @@ _RECIPES = {
     "dide": "DiDE: soft labels and cross-modal attention of the last layer.",
     "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
     "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
+    "on_policy": "On-policy distillation: a divergence on what the student wrote itself.",
+    "vlm_attention": "CompoDistill: answers, and where words look, in the middle layers.",
+    "vlm_kd": "LLaVA-KD: answers, visual tokens' predictions and their relations.",
+    "vlm_response": "A larger decoder's answers: cross-entropy, and KL on the response.",
     "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
 }
 

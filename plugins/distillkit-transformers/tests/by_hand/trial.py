@@ -24,6 +24,7 @@ class Trial:
         rate: the learning rate of the 20 steps.
         flat: terms that need not fall: at their minimum from the start, or with a floor that
             `by_hand` names.
+        close: how near the two are in float64; larger where a model computes in float32 inside.
     """
 
     pair: Callable[[], tuple[nn.Module, nn.Module, Batch]]
@@ -32,3 +33,4 @@ class Trial:
     options: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 3e-3
     flat: frozenset[str] = frozenset()
+    close: float = 1e-9

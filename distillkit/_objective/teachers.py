@@ -58,8 +58,6 @@ class Teachers:
     def __init__(
         self, given: OneOrSeveral, adapter: AdapterOfEach, objective: Objective, student: nn.Module
     ) -> None:
-        if isinstance(given, nn.ModuleDict):
-            given = dict(given.items())
         self._several = isinstance(given, Mapping)
         each: Mapping[str, Given] = given if isinstance(given, Mapping) else {ONLY: given}
         self.names = tuple(each)

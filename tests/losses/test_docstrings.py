@@ -10,7 +10,7 @@ import pytest
 from distillkit import LossSpec, errors, load_recipe, losses, register
 from distillkit._plugins.catalogue import bibliography
 from distillkit._plugins.registry import provided
-from distillkit._plugins.specs import RecipeSpec, resolve
+from distillkit._plugins.specs import RecipeSpec, WeightingSpec, resolve
 
 SPECS = {name: by["distillkit"] for name, by in provided(LossSpec).items() if "distillkit" in by}
 every_loss = pytest.mark.parametrize("name", SPECS)
@@ -71,7 +71,9 @@ def test_every_source_is_in_the_bibliography(name):
 
 def test_everything_in_the_bibliography_is_used():
     recipes = [load_recipe(name).reference for name in provided(RecipeSpec)]
-    assert set(bibliography()) == {spec.reference for spec in SPECS.values()} | set(recipes)
+    weightings = [spec.reference for by in provided(WeightingSpec).values() for spec in by.values()]
+    used = {spec.reference for spec in SPECS.values()} | {*recipes, *weightings}
+    assert set(bibliography()) == used - {""}
 
 
 def test_several_losses_are_cited_once_each():

@@ -259,7 +259,7 @@ def test_every_public_name_of_the_kit_is_there():
     with pytest.raises(AttributeError, match="no attribute 'check_los'"):
         testing.check_los  # noqa: B018
     tree = ast.parse(inspect.getsource(testing))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     listed = {alias.asname: node.module for node in block.body for alias in node.names}
     assert listed == testing._HOMES
 

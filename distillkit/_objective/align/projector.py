@@ -90,10 +90,10 @@ class Projector(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Pair:
         """The student's tensor in the teacher's width; the teacher's as it is."""
-        equal = student.shape[-1] == teacher.shape[-1]
-        if self.linear is None and self.keep_equal and equal:
+        if self.linear is None and self.keep_equal:
             check_tensors("projector", student, teacher)
-            return student, teacher
+            if student.shape[-1] == teacher.shape[-1]:
+                return student, teacher
         if self.linear is None:
             raise ShapeError(
                 "projector has no widths yet: give it student_width and teacher_width, or build it "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import distillkit as dk
 from distillkit._plugins.registry import provided
 
-from .by_hand import TRIALS
+from .by_hand.trials import TRIALS
 
 STEPS = 20
 

@@ -21,7 +21,7 @@ from ..comparison import (
     Wanted,
 )
 from . import slopes, values
-from .geometry import Geometry, Pass, block_of, choose
+from .geometry import Geometry, Pass, block_of, candidates
 from .launch import Launch
 
 NO_SECOND_DERIVATIVE = (
@@ -91,18 +91,25 @@ def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:
 
 
 def value_launches(
-    pair: Pair, value: Tensor, statistics: Tensor, geometry: Geometry | None = None
+    pair: Pair,
+    value: Tensor,
+    statistics: Tensor,
+    tile: Geometry | None = None,
+    *,
+    hip: bool | None = None,
 ) -> Iterator[Launch]:
-    """The launches of the forward."""
+    """The launches of the forward; ``hip`` for AMD, None for the GPU that torch was built for."""
     if not value.numel() or not pair.student.key.shape[2]:
         return
-    call = _Call(pair)
-    tile = geometry or choose("values", *call.size)
+    call = _Call(pair, torch.version.hip is not None if hip is None else hip)
+    tile = tile or call.choose("values")
+    blocks = call.row_blocks(tile)
     yield Launch(
         values.compute_values,
-        call.programs(tile.rows),
+        blocks * call.heads,
         {
-            **call.arguments(tile.rows),
+            **call.arguments(),
+            "row_blocks": blocks,
             "value": value,
             "statistics": statistics,
             "KEEP_THE_SAME": keep_the_same(pair),
@@ -119,13 +126,15 @@ def slope_launches(
     statistics: Tensor,
     weights: Tensor,
     found: Sides[Gradients],
-    geometry: Geometry | None = None,
+    tile: Geometry | None = None,
+    *,
+    hip: bool | None = None,
 ) -> Iterator[Launch]:
     """The launches of the backward, one for each gradient that there is a tensor for."""
     if not weights.numel() or not pair.student.key.shape[2]:
         return
-    call = _Call(pair)
-    rows, keys = pair.student.query.shape[2], pair.student.key.shape[2]
+    call = _Call(pair, torch.version.hip is not None if hip is None else hip)
+    keys = pair.student.key.shape[2]
     for of_teacher, gradients in enumerate(found):
         side = pair.sides[of_teacher]
         common = {
@@ -142,29 +151,26 @@ def slope_launches(
         for step, gradient in targets:
             if gradient is None:
                 continue
-            tile = geometry or choose(step, *call.size)
-            shared = {"gradient": gradient, "ROWS": tile.rows, "KEYS": tile.keys, **common}
+            size = tile or call.choose(step)
+            given = {**call.arguments(), **common, "gradient": gradient}
+            given |= {"ROWS": size.rows, "KEYS": size.keys}
             if step == "queries":
-                arguments = call.arguments(tile.rows)
-                yield Launch(
-                    slopes.sum_over_keys, call.programs(tile.rows), {**arguments, **shared}, tile
-                )
+                blocks = call.row_blocks(size)
+                given |= {"row_blocks": blocks}
+                yield Launch(slopes.sum_over_keys, blocks * call.heads, given, size)
             else:
-                arguments = call.arguments(tile.rows)
-                del arguments["row_blocks"]
-                blocks = -(-keys // tile.keys)
-                b, g = side.key.shape[:2]
-                more = {"M": keys, "size": weights.numel(), "key_blocks": blocks}
-                yield Launch(
-                    slopes.sum_over_rows, blocks * b * g, {**arguments, **shared, **more}, tile
-                )
+                blocks = -(-keys // size.keys)
+                given |= {"M": keys, "size": weights.numel(), "key_blocks": blocks}
+                key_heads = side.key.shape[:2].numel()
+                yield Launch(slopes.sum_over_rows, blocks * key_heads, given, size)
 
 
 class _Call:
     """What all kernels of one comparison are called with."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, hip: bool) -> None:
         self._pair = pair
+        self._hip = hip
         device = pair.student.query.device
         counted = counted_rows(pair)
         used = Sides(*(keys_in_use(side, counted) for side in pair.sides))
@@ -180,17 +186,22 @@ class _Call:
         widths = [block_of(side.query.shape[-1]) for side in pair.sides]
         self._blocks = Sides(*widths)
         each = max(x.query.dtype.itemsize for x in self._sides)
-        self.size = max(widths), each
+        self._size = max(widths), each
+        self.heads = shape[:2].numel()
         # TF32 alone would cost half of a float32's digits; three products of it keep them
-        is_cuda = torch.version.hip is None
-        self.precision = "tf32x3" if is_cuda and each == 4 else "ieee"
-        self.half_precision = "tf32" if is_cuda else "ieee"
+        self.precision = "ieee" if hip or each < 4 else "tf32x3"
+        self.half_precision = "ieee" if hip else "tf32"
 
-    def programs(self, rows: int) -> int:
-        b, h, n, _ = self._pair.student.query.shape
-        return b * h * -(-n // rows)
+    def choose(self, step: Pass) -> Geometry:
+        """The tile of a kernel."""
+        return candidates(step, *self._size, hip=self._hip)[0]
 
-    def arguments(self, rows: int) -> dict[str, Any]:
+    def row_blocks(self, tile: Geometry) -> int:
+        """How many tiles the rows of a head make."""
+        return -(-self._pair.student.query.shape[2] // tile.rows)
+
+    def arguments(self) -> dict[str, Any]:
+        """What every kernel takes."""
         pair = self._pair
         _, h, n, _ = pair.student.query.shape
         student, teacher = pair.sides
@@ -201,7 +212,6 @@ class _Call:
             "spans": self._spans,
             "H": h,
             "N": n,
-            "row_blocks": -(-n // rows),
             "beta": pair.kind.beta,
             "KIND": KINDS[pair.kind.name],
             "STUDENT_WIDTH": student.query.shape[-1],
@@ -297,8 +307,8 @@ def _kernel_side(side: Side, used: Tensor | None) -> KernelSide:
     if used is not None:
         used = used.contiguous()
         used_strides = used.expand(b, h, k).stride()
-    mask = side.mask if side.mask is not None and side.mask.shape[2] > 1 else None
-    bias = side.bias
+    mask = _along_keys(side.mask if side.mask is not None and side.mask.shape[2] > 1 else None, k)
+    bias = _along_keys(side.bias, k)
     log2_e = math.log2(math.e)
     return KernelSide(
         query, query.stride()[:3], key, key.stride()[:3],
@@ -318,6 +328,13 @@ def _addressable(x: Tensor) -> Tensor:
     if x.stride(-1) != 1 or x.shape[2] * x.stride(2) >= FAR:
         return x.contiguous()
     return x
+
+
+def _along_keys(x: Tensor | None, keys: int) -> Tensor | None:
+    """A map whose neighbouring keys are neighbours in memory."""
+    if x is None or (x.stride(3) == 1 and x.shape[3] == keys):
+        return x
+    return x.expand(*x.shape[:3], keys).contiguous()
 
 
 def _map_strides(x: Tensor | None, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -30,55 +30,85 @@ def block_of(width: int) -> int:
     return max(NARROWEST, 1 << (width - 1).bit_length())
 
 
-def candidates(step: Pass, width: int, bytes_each: int) -> list[Geometry]:
+def candidates(step: Pass, width: int, bytes_each: int, *, hip: bool) -> list[Geometry]:
     """The geometries to choose from, the default first.
 
     Args:
         step: the kernel.
         width: the wider of both sides' blocks.
         bytes_each: of the wider dtype of both sides.
+        hip: for AMD, whose multiprocessors have less shared memory.
     """
-    return _TABLE[step, bytes_each > 2][width]
+    if step == "values":
+        table = _HIP_VALUES if hip else _VALUES
+    else:
+        table = _HIP_SLOPES if hip else _SLOPES
+    return table[bytes_each > 2][width]
 
 
-def choose(step: Pass, width: int, bytes_each: int) -> Geometry:
-    """The geometry of a launch."""
-    return candidates(step, width, bytes_each)[0]
-
-
-_HALF_VALUES = {
-    16: [Geometry(128, 64, 4, 2), Geometry(64, 64, 4, 2)],
-    32: [Geometry(128, 64, 4, 2), Geometry(64, 64, 4, 2)],
-    64: [Geometry(128, 64, 8, 2), Geometry(64, 64, 4, 2)],
-    128: [Geometry(64, 64, 4, 2), Geometry(128, 32, 8, 2)],
-    256: [Geometry(64, 32, 4, 2), Geometry(64, 32, 8, 1)],
-}
-_HALF_SLOPES = {
-    16: [Geometry(64, 64, 4, 2)],
-    32: [Geometry(64, 64, 4, 2)],
-    64: [Geometry(64, 64, 4, 2), Geometry(128, 32, 8, 2)],
-    128: [Geometry(64, 64, 8, 1), Geometry(64, 32, 4, 1)],
-    256: [Geometry(32, 32, 4, 1), Geometry(64, 32, 8, 1)],
-}
-_FULL_VALUES = {
-    16: [Geometry(64, 64, 4, 1)],
-    32: [Geometry(64, 64, 4, 1)],
-    64: [Geometry(64, 32, 4, 1)],
-    128: [Geometry(32, 32, 4, 1)],
-    256: [Geometry(32, 16, 4, 1)],
-}
-_FULL_SLOPES = {
-    16: [Geometry(64, 32, 4, 1)],
-    32: [Geometry(64, 32, 4, 1)],
-    64: [Geometry(32, 32, 4, 1)],
-    128: [Geometry(32, 32, 8, 1)],
-    256: [Geometry(16, 16, 4, 1)],
-}
-_TABLE = {
-    ("values", False): _HALF_VALUES,
-    ("queries", False): _HALF_SLOPES,
-    ("keys", False): _HALF_SLOPES,
-    ("values", True): _FULL_VALUES,
-    ("queries", True): _FULL_SLOPES,
-    ("keys", True): _FULL_SLOPES,
-}
+# by the width of a head; half precision, then float32, whose products take three of TF32
+_VALUES = (
+    {
+        16: [Geometry(64, 64, 4, 2), Geometry(128, 64, 8, 2)],
+        32: [Geometry(64, 64, 4, 2), Geometry(128, 64, 8, 2)],
+        64: [Geometry(128, 64, 8, 2), Geometry(64, 64, 4, 2)],
+        128: [Geometry(64, 64, 8, 2), Geometry(128, 32, 8, 2)],
+        256: [Geometry(64, 32, 8, 1), Geometry(64, 32, 8, 2)],
+    },
+    {
+        16: [Geometry(64, 64, 8, 1)],
+        32: [Geometry(64, 64, 8, 1)],
+        64: [Geometry(64, 32, 8, 1)],
+        128: [Geometry(32, 16, 4, 1)],
+        256: [Geometry(16, 32, 8, 1)],
+    },
+)
+_SLOPES = (
+    {
+        16: [Geometry(64, 64, 4, 2)],
+        32: [Geometry(64, 64, 4, 2)],
+        64: [Geometry(64, 64, 8, 2), Geometry(64, 32, 4, 2)],
+        128: [Geometry(64, 64, 8, 1), Geometry(64, 32, 8, 1)],
+        256: [Geometry(32, 32, 8, 1)],
+    },
+    {
+        16: [Geometry(64, 32, 8, 1)],
+        32: [Geometry(64, 32, 8, 1)],
+        64: [Geometry(32, 32, 8, 1)],
+        128: [Geometry(16, 32, 8, 1)],
+        256: [Geometry(16, 16, 8, 1)],
+    },
+)
+# AMD's warps are twice as wide, and its shared memory is 64 KiB
+_HIP_VALUES = (
+    {
+        16: [Geometry(64, 64, 4, 1)],
+        32: [Geometry(64, 64, 4, 1)],
+        64: [Geometry(64, 64, 4, 1)],
+        128: [Geometry(64, 32, 4, 1)],
+        256: [Geometry(32, 32, 4, 1)],
+    },
+    {
+        16: [Geometry(64, 32, 4, 1)],
+        32: [Geometry(64, 32, 4, 1)],
+        64: [Geometry(64, 32, 4, 1)],
+        128: [Geometry(32, 32, 4, 1)],
+        256: [Geometry(32, 16, 4, 1)],
+    },
+)
+_HIP_SLOPES = (
+    {
+        16: [Geometry(64, 32, 4, 1)],
+        32: [Geometry(64, 32, 4, 1)],
+        64: [Geometry(64, 32, 4, 1)],
+        128: [Geometry(32, 32, 4, 1)],
+        256: [Geometry(32, 16, 4, 1)],
+    },
+    {
+        16: [Geometry(32, 32, 4, 1)],
+        32: [Geometry(32, 32, 4, 1)],
+        64: [Geometry(32, 32, 4, 1)],
+        128: [Geometry(32, 16, 4, 1)],
+        256: [Geometry(16, 16, 4, 1)],
+    },
+)

@@ -65,6 +65,14 @@ def keys_in_use(side, b, h, columns):
 
 
 @triton.jit
+def load_map(start, stride, rows, first, columns, seen, N):
+    """A tile of a map of rows x keys; within the tile 32 bits address it."""
+    inside = (rows < N)[:, None] & seen[None, :]
+    tile = start + first.to(tl.int64) * stride
+    return tl.load(tile + (rows - first)[:, None] * stride + columns[None, :], mask=inside, other=0)
+
+
+@triton.jit
 def score_tile(
     query,
     key,
@@ -72,6 +80,7 @@ def score_tile(
     b,
     h,
     rows,
+    first,
     columns,
     seen,
     N,
@@ -79,26 +88,20 @@ def score_tile(
     BIAS_OF_KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The scores of rows x keys, and which of them count."""
+    """The scores of rows, from the ``first`` on, x keys, and which of them count."""
     x = product(query, tl.trans(key), PRECISION) * side.factor
     keep = seen[None, :]
     if CAUSAL:
         keep = keep & (columns[None, :] <= rows[:, None])
     if side.mask is not None:
-        inside = (rows < N)[:, None] & seen[None, :]
-        strides = side.mask_strides
-        start = side.mask + b * strides[0] + h * strides[1]
-        places = rows.to(tl.int64)[:, None] * strides[2] + columns[None, :] * strides[3]
-        keep = keep & (tl.load(start + places, mask=inside, other=0) != 0)
+        start = side.mask + b * side.mask_strides[0] + h * side.mask_strides[1]
+        keep = keep & (load_map(start, side.mask_strides[2], rows, first, columns, seen, N) != 0)
     if side.bias is not None:
-        strides = side.bias_strides
-        start = side.bias + b * strides[0] + h * strides[1]
+        start = side.bias + b * side.bias_strides[0] + h * side.bias_strides[1]
         if BIAS_OF_KEYS:
-            added = tl.load(start + columns * strides[3], mask=seen, other=0.0)[None, :]
+            added = tl.load(start + columns, mask=seen, other=0.0)[None, :]
         else:
-            inside = (rows < N)[:, None] & seen[None, :]
-            places = rows.to(tl.int64)[:, None] * strides[2] + columns[None, :] * strides[3]
-            added = tl.load(start + places, mask=inside, other=0.0)
+            added = load_map(start, side.bias_strides[2], rows, first, columns, seen, N)
         added = added.to(tl.float32)
         keep = keep & (added > side.floor)
         softened = added * side.soften

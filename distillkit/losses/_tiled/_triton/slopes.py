@@ -97,14 +97,15 @@ def sum_over_keys(
     head = (program // row_blocks).to(tl.int64)
     b, h = head // H, head % H
     size = tl.num_programs(0).to(tl.int64) // row_blocks * N
-    rows = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
+    first_row = (program % row_blocks) * ROWS
+    rows = first_row + tl.arange(0, ROWS)
     counted = counted_rows(rows_mask, b, h, rows, N)
     row, live, weight = load_rows(statistics, upstream, head, rows, N, size, OF_TEACHER)
 
     first = 0
     last = tl.maximum(student.keys, teacher.keys)
     if STUDENT_CAUSAL and TEACHER_CAUSAL:
-        last = tl.minimum(last, (program % row_blocks + 1) * ROWS)
+        last = tl.minimum(last, first_row + ROWS)
     if spans is not None:
         first = tl.load(spans + head * 4 + 2) // KEYS * KEYS
         last = tl.minimum(last, tl.load(spans + head * 4 + 3))
@@ -128,7 +129,7 @@ def sum_over_keys(
             STUDENT_WIDTH, STUDENT_BLOCK,
         )  # fmt: skip
         s, _ = score_tile(
-            query, key, student, b, h, rows, columns, seen_s, N,
+            query, key, student, b, h, rows, first_row, columns, seen_s, N,
             STUDENT_CAUSAL, STUDENT_BIAS_OF_KEYS, PRECISION,
         )  # fmt: skip
         seen_t = keys_in_use(teacher, b, h, columns)
@@ -137,7 +138,7 @@ def sum_over_keys(
             TEACHER_WIDTH, TEACHER_BLOCK,
         )  # fmt: skip
         t, _ = score_tile(
-            teacher_query, teacher_key, teacher, b, h, rows, columns, seen_t, N,
+            teacher_query, teacher_key, teacher, b, h, rows, first_row, columns, seen_t, N,
             TEACHER_CAUSAL, TEACHER_BIAS_OF_KEYS, PRECISION,
         )  # fmt: skip
         slope = slope_tile(s, t, row, beta, KIND, OF_TEACHER)
@@ -223,8 +224,8 @@ def sum_over_rows(
             teacher.key, teacher.key_strides, b, h // teacher.sharing, columns, seen_t,
             TEACHER_WIDTH, TEACHER_BLOCK,
         )  # fmt: skip
-        for start in range(first, last, ROWS):
-            rows = start + tl.arange(0, ROWS)
+        for first_row in range(first, last, ROWS):
+            rows = first_row + tl.arange(0, ROWS)
             counted = counted_rows(rows_mask, b, h, rows, N)
             row, live, weight = load_rows(statistics, upstream, head, rows, N, size, OF_TEACHER)
             query = load_vectors(
@@ -232,7 +233,7 @@ def sum_over_rows(
                 STUDENT_WIDTH, STUDENT_BLOCK,
             )  # fmt: skip
             s, _ = score_tile(
-                query, key, student, b, h, rows, columns, seen_s, N,
+                query, key, student, b, h, rows, first_row, columns, seen_s, N,
                 STUDENT_CAUSAL, STUDENT_BIAS_OF_KEYS, PRECISION,
             )  # fmt: skip
             teacher_query = load_vectors(
@@ -240,7 +241,7 @@ def sum_over_rows(
                 TEACHER_WIDTH, TEACHER_BLOCK,
             )  # fmt: skip
             t, _ = score_tile(
-                teacher_query, teacher_key, teacher, b, h, rows, columns, seen_t, N,
+                teacher_query, teacher_key, teacher, b, h, rows, first_row, columns, seen_t, N,
                 TEACHER_CAUSAL, TEACHER_BIAS_OF_KEYS, PRECISION,
             )  # fmt: skip
             slope = slope_tile(s, t, row, beta, KIND, OF_TEACHER) * weight[:, None]

@@ -53,13 +53,14 @@ def compute_values(
     program = tl.program_id(0)
     head = (program // row_blocks).to(tl.int64)
     b, h = head // H, head % H
-    rows = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
+    first_row = (program % row_blocks) * ROWS
+    rows = first_row + tl.arange(0, ROWS)
     counted = counted_rows(rows_mask, b, h, rows, N)
 
     first = 0
     last = tl.maximum(student.keys, teacher.keys)
     if STUDENT_CAUSAL and TEACHER_CAUSAL:
-        last = tl.minimum(last, (program % row_blocks + 1) * ROWS)
+        last = tl.minimum(last, first_row + ROWS)
     if spans is not None:
         first = tl.load(spans + head * 4 + 2) // KEYS * KEYS
         last = tl.minimum(last, tl.load(spans + head * 4 + 3))
@@ -87,7 +88,7 @@ def compute_values(
             STUDENT_WIDTH, STUDENT_BLOCK,
         )  # fmt: skip
         s, keep_s = score_tile(
-            query, key, student, b, h, rows, columns, seen_s, N,
+            query, key, student, b, h, rows, first_row, columns, seen_s, N,
             STUDENT_CAUSAL, STUDENT_BIAS_OF_KEYS, PRECISION,
         )  # fmt: skip
         seen_t = keys_in_use(teacher, b, h, columns)
@@ -96,7 +97,7 @@ def compute_values(
             TEACHER_WIDTH, TEACHER_BLOCK,
         )  # fmt: skip
         t, keep_t = score_tile(
-            teacher_query, key, teacher, b, h, rows, columns, seen_t, N,
+            teacher_query, key, teacher, b, h, rows, first_row, columns, seen_t, N,
             TEACHER_CAUSAL, TEACHER_BIAS_OF_KEYS, PRECISION,
         )  # fmt: skip
 
@@ -143,7 +144,7 @@ def compute_values(
                 STUDENT_WIDTH, STUDENT_BLOCK,
             )  # fmt: skip
             s, keep_s = score_tile(
-                query, key, student, b, h, rows, columns, seen_s, N,
+                query, key, student, b, h, rows, first_row, columns, seen_s, N,
                 STUDENT_CAUSAL, STUDENT_BIAS_OF_KEYS, PRECISION,
             )  # fmt: skip
             seen_t = keys_in_use(teacher, b, h, columns)
@@ -152,7 +153,7 @@ def compute_values(
                 TEACHER_WIDTH, TEACHER_BLOCK,
             )  # fmt: skip
             t, keep_t = score_tile(
-                teacher_query, key, teacher, b, h, rows, columns, seen_t, N,
+                teacher_query, key, teacher, b, h, rows, first_row, columns, seen_t, N,
                 TEACHER_CAUSAL, TEACHER_BIAS_OF_KEYS, PRECISION,
             )  # fmt: skip
             s = s - high_s[:, None]

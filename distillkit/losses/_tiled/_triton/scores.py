@@ -68,7 +68,7 @@ def keys_in_use(side, b, h, columns):
 def load_map(start, stride, rows, first, columns, seen, N):
     """A tile of a map of rows x keys; within the tile 32 bits address it."""
     inside = (rows < N)[:, None] & seen[None, :]
-    tile = start + first.to(tl.int64) * stride
+    tile = start + tl.cast(first, tl.int64) * stride
     return tl.load(tile + (rows - first)[:, None] * stride + columns[None, :], mask=inside, other=0)
 
 

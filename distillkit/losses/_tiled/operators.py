@@ -159,12 +159,11 @@ def _unpack(packed: Sequence[Any]) -> tuple[Pair, Wanted, Settings]:
 def loop_for(query: Tensor, engine: Engine) -> Loop:
     """The loop over tiles: attentions have axes of examples and heads, logits have not."""
     if engine == "triton":
-        from ._triton import attention as fused  # triton is optional
+        from ._triton import attention as fused_attention  # triton is optional
+        from ._triton import logits as fused_logits
 
-        return fused
-    if query.ndim == 4:
-        return attention
-    return logits
+        return fused_attention if query.ndim == 4 else fused_logits
+    return attention if query.ndim == 4 else logits
 
 
 # flat tensors: what torch does by itself for a mapped operator knows no lists of them

@@ -179,7 +179,7 @@ class _Call:
         self._sides = Sides(*(_kernel_side(*one) for one in zip(pair.sides, used, strict=True)))
         self._rows = None
         if counted is not None:
-            self._rows = _as_bytes(counted), counted.expand(shape).stride()
+            self._rows = as_bytes(counted), counted.expand(shape).stride()
         self._spans = None
         if counted is not None or any(x is not None for x in used):
             self._spans = spans(shape, keys, counted, used, device)
@@ -312,8 +312,8 @@ def _kernel_side(side: Side, used: Tensor | None) -> KernelSide:
     log2_e = math.log2(math.e)
     return KernelSide(
         query, query.stride()[:3], key, key.stride()[:3],
-        _as_bytes(used), used_strides,
-        _as_bytes(mask), _map_strides(mask, (b, h, n, k)),
+        as_bytes(used), used_strides,
+        as_bytes(mask), _map_strides(mask, (b, h, n, k)),
         bias, _map_strides(bias, (b, h, n, k)),
         side.factor * log2_e,
         0.0 if bias is None else torch.finfo(bias.dtype).min / 2,
@@ -341,7 +341,8 @@ def _map_strides(x: Tensor | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (0, 0, 0, 0) if x is None else x.expand(shape).stride()
 
 
-def _as_bytes(x: Tensor | None) -> Tensor | None:
+def as_bytes(x: Tensor | None) -> Tensor | None:
+    """A mask as the kernels read it."""
     return None if x is None else x.view(torch.uint8)
 
 

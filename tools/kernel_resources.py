@@ -27,6 +27,7 @@ WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float32")
 # plain, and all that a call can have at once
 FORMS = ("plain", "everything")
+CLASSES = 32_000
 
 
 class Work(NamedTuple):
@@ -50,6 +51,8 @@ def works(targets: list[str]) -> Iterator[Work]:
         found = candidates(step, width, 2 if dtype == "bfloat16" else 4, hip=is_hip(target))
         for number in range(len(found)):
             yield Work(target, step, width, dtype, form, number)
+    for target, form in itertools.product(targets, FORMS):
+        yield Work(target, "logits", CLASSES, "float32", form, 0)  # always sums of float32
 
 
 def is_hip(target: str) -> bool:
@@ -86,6 +89,8 @@ def resources(work: Work) -> dict[str, Any]:
 
 def launch(work: Work) -> Any:
     """The launch, with tensors in place of those of a GPU: only their types are compiled."""
+    if work.step == "logits":
+        return launch_of_logits(everything=work.form == "everything")
     import torch
 
     from distillkit.losses._tiled._triton import attention
@@ -121,6 +126,19 @@ def launch(work: Work) -> Any:
         found = Sides(gradients, Leaves(None, None, None))
         made = attention.slope_launches(pair, statistics, value, found, tile, hip=hip)
     return next(iter(made))
+
+
+def launch_of_logits(*, everything: bool) -> Any:
+    """The launch for a chunk of logits."""
+    import torch
+
+    from distillkit.losses._tiled._triton import logits
+    from distillkit.losses._tiled.comparison import Kind, Sides
+
+    chunk = Sides(*(torch.empty(2, CLASSES) for _ in range(2)))
+    keeps = Sides(*(torch.ones(CLASSES, dtype=torch.bool) if everything else None for _ in range(2)))
+    kind = Kind("jsd" if everything else "kl")
+    return logits.launch_for(kind, chunk, keeps, Sides(student=True, teacher=everything))
 
 
 def of_cubin(cubin: bytes) -> dict[str, int]:

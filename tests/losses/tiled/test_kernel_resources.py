@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 SHARED = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10, "hip:gfx942": 64 << 10}
 # every tile in half precision for three generations; what is alike in them is compiled for one
 WORK = {
-    "cuda:80": ["bfloat16 plain", "float32 plain 0"],
+    "cuda:80": ["bfloat16 plain", "float32 plain"],
     "cuda:90": ["bfloat16 plain 0"],
     "cuda:100": ["bfloat16 plain 0"],
     "hip:gfx942": ["bfloat16 plain 0"],
@@ -35,7 +35,8 @@ def test_every_tile_fits_the_machine(target, only, tmp_path):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert {(x["step"], x["width"]) for x in found} == {
+    heads = [x for x in found if x["step"] != "logits"]
+    assert {(x["step"], x["width"]) for x in heads} == {
         (step, width) for step in ("values", "queries", "keys") for width in (16, 32, 64, 128, 256)
     }
     for one in found:

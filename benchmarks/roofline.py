@@ -180,9 +180,19 @@ def tables() -> dict[str, str]:
             for case in CASES
             for machine in MACHINES
         ]
-        header = ["shape", "GPU", "forward", "backward", "bound by", "of naive's forward", "of naive's backward"]
+        header = [
+            "shape",
+            "GPU",
+            "forward",
+            "backward",
+            "bound by",
+            "of naive's forward",
+            "of naive's backward",
+        ]
         title = str(dtype).removeprefix("torch.")
-        found[f"{title}, least microseconds, and the part of naive's least time"] = table(header, rows)
+        found[f"{title}, least microseconds, and the part of naive's least time"] = table(
+            header, rows
+        )
     rows = []
     for case in CASES:
         shape = Shape(*case.shape)
@@ -194,8 +204,15 @@ def tables() -> dict[str, str]:
             *(f"{x.memory / scores:.2f}" for x in counts.values()), f"{size / scores:.0f}",
         ])  # fmt: skip
     steps = ("values", "queries", "keys")
-    header = ["shape", *(f"{x}, operations" for x in steps), *(f"{x}, bytes" for x in steps), "naive, bytes"]
-    found["bfloat16, operations of products and bytes of memory for each score"] = table(header, rows)
+    header = [
+        "shape",
+        *(f"{x}, operations" for x in steps),
+        *(f"{x}, bytes" for x in steps),
+        "naive, bytes",
+    ]
+    found["bfloat16, operations of products and bytes of memory for each score"] = table(
+        header, rows
+    )
     return found
 
 

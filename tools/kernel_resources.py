@@ -67,9 +67,7 @@ def resources(work: Work) -> dict[str, Any]:
     from triton.runtime.jit import create_function_from_signature
 
     backend_name, _, arch = work.target.partition(":")
-    target = (
-        GPUTarget("hip", arch, 64) if is_hip(work.target) else GPUTarget("cuda", int(arch), 32)
-    )
+    target = GPUTarget("hip", arch, 64) if is_hip(work.target) else GPUTarget("cuda", int(arch), 32)
     one = launch(work)
     backend = make_backend(target)
     kernel = one.kernel
@@ -81,10 +79,17 @@ def resources(work: Work) -> dict[str, Any]:
     )
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = compile_kernel(source, target=target, options=options.__dict__)
-    found = of_cubin(compiled.asm["cubin"]) if backend_name == "cuda" else of_amdgcn(
-        compiled.asm["amdgcn"]
+    found = (
+        of_cubin(compiled.asm["cubin"])
+        if backend_name == "cuda"
+        else of_amdgcn(compiled.asm["amdgcn"])
     )
-    return {**work._asdict(), "tile": list(one.geometry), "shared": compiled.metadata.shared, **found}
+    return {
+        **work._asdict(),
+        "tile": list(one.geometry),
+        "shared": compiled.metadata.shared,
+        **found,
+    }
 
 
 def launch(work: Work) -> Any:
@@ -136,7 +141,9 @@ def launch_of_logits(*, everything: bool) -> Any:
     from distillkit.losses._tiled.comparison import Kind, Sides
 
     chunk = Sides(*(torch.empty(2, CLASSES) for _ in range(2)))
-    keeps = Sides(*(torch.ones(CLASSES, dtype=torch.bool) if everything else None for _ in range(2)))
+    keeps = Sides(
+        *(torch.ones(CLASSES, dtype=torch.bool) if everything else None for _ in range(2))
+    )
     kind = Kind("jsd" if everything else "kl")
     return logits.launch_for(kind, chunk, keeps, Sides(student=True, teacher=everything))
 

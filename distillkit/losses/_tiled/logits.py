@@ -49,9 +49,7 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-CompareChunk = Callable[
-    [Kind, Sides[Tensor], Sides[Tensor | None], Sides[bool]], Compared
-]
+CompareChunk = Callable[[Kind, Sides[Tensor], Sides[Tensor | None], Sides[bool]], Compared]
 """What compares a chunk of logits at once: kind, logits (n, v), classes kept, sides wanted."""
 
 

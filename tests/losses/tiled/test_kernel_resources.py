@@ -24,7 +24,9 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize(("target", "only"), [(t, only) for t, all_ in WORK.items() for only in all_])
+@pytest.mark.parametrize(
+    ("target", "only"), [(t, only) for t, all_ in WORK.items() for only in all_]
+)
 def test_every_tile_fits_the_machine(target, only, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}

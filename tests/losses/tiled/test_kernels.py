@@ -16,7 +16,7 @@ from distillkit import Attention, errors, losses
 
 pytest.importorskip("triton", reason="the kernels need triton (pip install triton)")
 
-from distillkit.losses._tiled._triton import attention, geometry, support
+from distillkit.losses._tiled._triton import attention, support
 from distillkit.losses._tiled._triton.geometry import Geometry
 
 pytestmark = [
@@ -41,7 +41,7 @@ def small_tiles():
 
 
 @st.composite
-def cases(draw):
+def cases(draw):  # noqa: C901 (a case for each kind of mask)
     b, unit, q, k = (draw(st.integers(*x)) for x in [(1, 2), (1, 2), (1, 20), (1, 36)])
     repeats = draw(st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2])))
     h = math.lcm(*repeats) * (unit if max(repeats) == 1 else 1)
@@ -72,19 +72,29 @@ def cases(draw):
         if kind == "full":
             return {"mask": boolean(b, 1, q, k)}
         if kind == "additive":
-            keep = boolean(b, 1, 1, k)
-            return {"bias": torch.zeros(keep.shape, dtype=dtype).masked_fill(~keep, lowest)}
+            return {
+                "bias": torch.zeros(b, 1, 1, k, dtype=dtype).masked_fill(
+                    ~boolean(b, 1, 1, k), lowest
+                )
+            }
         if kind == "bias":
             return {"bias": normal(1, h, q, k, dtype=dtype)}
         if kind == "both":
             bias = normal(1, 1, k, q, dtype=dtype).mT  # neighbouring keys are no neighbours
-            return {"bias": bias.masked_fill(~boolean(1, 1, q, k), lowest), "mask": boolean(b, 1, 1, k)}
+            return {
+                "bias": bias.masked_fill(~boolean(1, 1, q, k), lowest),
+                "mask": boolean(b, 1, 1, k),
+            }
         return {"causal": True} if kind == "causal" else {}
 
     student = masks(dtypes[0])
     teacher = student if draw(st.booleans()) else masks(dtypes[1])
     rows = draw(st.sampled_from(["none", "all heads", "by head"]))
-    counted = {"none": {}, "all heads": {"rows": boolean(b, q)}, "by head": {"rows": boolean(b, h, q)}}
+    counted = {
+        "none": {},
+        "all heads": {"rows": boolean(b, q)},
+        "by head": {"rows": boolean(b, h, q)},
+    }
     leaves = [
         normal(b, heads, n, width, dtype=dtype)
         for width, dtype, repeat in zip(widths, dtypes, repeats, strict=True)
@@ -103,7 +113,9 @@ def in_float64(options):
 
 
 def value_and_gradients(function, leaves, student, teacher, asked, **options):
-    leaves = [x.detach().clone().requires_grad_(some) for x, some in zip(leaves, asked, strict=True)]
+    leaves = [
+        x.detach().clone().requires_grad_(some) for x, some in zip(leaves, asked, strict=True)
+    ]
     sides = Attention(*leaves[:2], **student), Attention(*leaves[2:], **teacher)
     value = function(*sides, **options)
     weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).view(value.shape)
@@ -143,7 +155,9 @@ def test_the_kernels_agree_with_float64(function, case, temperature, asked):
 def small(*, width=8, dtype=torch.float32):
     """Leaves of grouped heads, the student's asking for a gradient, and a mask with holes."""
     shapes = [(2, 2, 5, width), (2, 1, 18, width), (2, 2, 5, 4), (2, 2, 18, 4)]
-    leaves = [torch.randn(shape, dtype=dtype, requires_grad=i < 2) for i, shape in enumerate(shapes)]
+    leaves = [
+        torch.randn(shape, dtype=dtype, requires_grad=i < 2) for i, shape in enumerate(shapes)
+    ]
     mask = torch.rand(2, 1, 1, 18) < 0.7
     mask[:, :, :, 3] = True
     return leaves, {"mask": mask}
@@ -343,7 +357,9 @@ class TestWhatTheKernelsCannotDo:
             losses.attention_kl(*sides, method="triton", **options)
 
     def test_double_precision(self):
-        self.refused("sum in float32 and a tensor here is float64", *self.attentions(dtype=torch.float64))
+        self.refused(
+            "sum in float32 and a tensor here is float64", *self.attentions(dtype=torch.float64)
+        )
 
     def test_wide_heads(self):
         self.refused("width 1 to 256 and one is 300 wide", *self.attentions(width=300))

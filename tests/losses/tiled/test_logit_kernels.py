@@ -52,7 +52,9 @@ def test_the_kernel_agrees_with_float64(pair, case, asked, tokens, look):
             patch.setattr(logits_in_tiles, "MOST_TOKENS", tokens)
             patch.setattr(fused, "CLASSES", 16)
             value = compute(function, leaves, {**options, **more})
-            total = torch.where(value.isfinite(), value * torch.arange(1.0, 1 + len(value)), 0).sum()
+            total = torch.where(
+                value.isfinite(), value * torch.arange(1.0, 1 + len(value)), 0
+            ).sum()
             wanted = [x for x in leaves if x is not None and x.requires_grad]
             gradients = torch.autograd.grad(total, wanted) if total.requires_grad else ()
         results.append((value, *gradients))
@@ -96,5 +98,7 @@ def test_a_compiled_caller_has_no_graph_break():
 def test_what_the_kernel_cannot_do():
     with pytest.raises(errors.OptionError, match='method="triton".*float64'):
         through(losses.linear_kl_divergence, small(), {"method": "triton"})
-    with pytest.raises(errors.OptionError, match='method is one of "auto", "blocked", .*; got .fast'):
+    with pytest.raises(
+        errors.OptionError, match='method is one of "auto", "blocked", .*; got .fast'
+    ):
         through(losses.linear_kl_divergence, small(), {"method": "fast"})

@@ -51,7 +51,9 @@ def counted(monkeypatch):
     count("create_dot", lambda a, b, *_: ("operations", 2 * a.data.size * b.data.shape[1]))
     count("create_exp2", lambda x: ("powers", x.data.size))
     count("create_masked_load", lambda at, mask, *_: ("read", int(mask.data.sum()) * size(at)))
-    count("create_masked_store", lambda at, x, mask, *_: ("written", int(mask.data.sum()) * size(at)))
+    count(
+        "create_masked_store", lambda at, x, mask, *_: ("written", int(mask.data.sum()) * size(at))
+    )
     return found
 
 
@@ -99,4 +101,6 @@ def test_the_textbook_is_counted_by_its_operations(roofline):
 def test_the_documents_show_what_the_model_says(roofline):
     text = (ROOT / "docs" / "performance.md").read_text()
     for one in roofline.tables().values():
-        assert one in text, "python benchmarks/roofline.py --json build/roofline.json; python -m tools.performance_tables build/roofline.json"
+        assert one in text, (
+            "python benchmarks/roofline.py --json build/roofline.json; python -m tools.performance_tables build/roofline.json"
+        )

@@ -1,4 +1,4 @@
-"""Divergences of two attentions as launches of kernels: the loop that the operators run on a GPU."""
+"""Divergences of two attentions as launches of kernels: what the operators run on a GPU."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def backward(
     return found
 
 
-def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:
+def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:  # noqa: ARG001
     """Nothing is guessed on a GPU, where looking at the weights would wait for the device."""
     raise AssertionError("the kernels guess no gradients")
 
@@ -101,7 +101,7 @@ def value_launches(
     """The launches of the forward; ``hip`` for AMD, None for the GPU that torch was built for."""
     if not value.numel() or not pair.student.key.shape[2]:
         return
-    call = _Call(pair, torch.version.hip is not None if hip is None else hip)
+    call = _Call(pair, hip=torch.version.hip is not None if hip is None else hip)
     tile = tile or call.choose("values")
     blocks = call.row_blocks(tile)
     yield Launch(
@@ -133,7 +133,7 @@ def slope_launches(
     """The launches of the backward, one for each gradient that there is a tensor for."""
     if not weights.numel() or not pair.student.key.shape[2]:
         return
-    call = _Call(pair, torch.version.hip is not None if hip is None else hip)
+    call = _Call(pair, hip=torch.version.hip is not None if hip is None else hip)
     keys = pair.student.key.shape[2]
     for of_teacher, gradients in enumerate(found):
         side = pair.sides[of_teacher]
@@ -168,7 +168,7 @@ def slope_launches(
 class _Call:
     """What all kernels of one comparison are called with."""
 
-    def __init__(self, pair: Pair, hip: bool) -> None:
+    def __init__(self, pair: Pair, *, hip: bool) -> None:
         self._pair = pair
         self._hip = hip
         device = pair.student.query.device

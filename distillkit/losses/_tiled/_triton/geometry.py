@@ -2,8 +2,8 @@
 
 They come from a table and not from trials at run time. A trial would take a different tile from one
 process to the next, and with it another order of sums; and every entry of a table can be compiled,
-and its registers counted, where there is no GPU. ``benchmarks/attention_kl.py --device cuda --tiles``
-measures the candidates.
+and its registers counted, where there is no GPU. ``benchmarks/kernel_tiles.py`` measures
+the candidates.
 """
 
 from __future__ import annotations

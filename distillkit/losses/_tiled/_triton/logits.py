@@ -1,4 +1,4 @@
-"""Divergences of logits, chunk by chunk, where one kernel turns a chunk's logits into its slopes."""
+"""Divergences of logits, where one kernel turns a chunk of them into its slopes."""
 
 from __future__ import annotations
 
@@ -72,4 +72,3 @@ def launch_for(
         "BLOCK": block,
     }
     return Launch(rows.compare_rows, n, arguments, Geometry(1, block, WARPS, 1))
-

@@ -1,5 +1,4 @@
 """Value and slopes of rows of logits that are there: each read twice and written once."""
-# ruff: noqa: ANN001, ANN201, N803, PLR0913, D103
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """One side's scores of a tile, in base 2, as every kernel computes them."""
-# ruff: noqa: ANN001, ANN201, N803, PLR0913, D103
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """The gradients of queries and keys: slopes of the scores, computed again and summed at once."""
-# ruff: noqa: ANN001, ANN201, N803, PLR0913, D103
 
 from __future__ import annotations
 

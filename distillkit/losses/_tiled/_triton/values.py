@@ -1,5 +1,4 @@
 """The value of each row, and what its slopes are computed from again."""
-# ruff: noqa: ANN001, ANN201, N803, PLR0913, D103, C901
 
 from __future__ import annotations
 

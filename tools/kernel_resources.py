@@ -1,6 +1,7 @@
 """Compile the kernels for GPUs that are not here, and read what they need from the binary.
 
-    python -m tools.kernel_resources cuda:90 --only values --json build/resources.json
+    python -m tools.kernel_resources --only plain --json build/kernel_resources.json
+    python -m tools.performance_tables build/kernel_resources.json
 
 Every tile that a launch may take is compiled by the compiler and the assembler of triton's wheel.
 Nothing is run.
@@ -194,7 +195,37 @@ def main() -> None:
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        content = {
+            "machine": "no machine: compiled, by triton " + triton_version(),
+            "benchmark": "kernel_resources",
+            "device": "cpu",
+            "tables": tables(found),
+            "cases": found,
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def tables(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Registers, bytes spilled and KiB of shared memory of every tile, by target."""
+    chosen = {}
+    for one in found:
+        key = one["step"], one["dtype"], one["width"], "x".join(map(str, one["tile"])), one["form"]
+        text = f"{one['registers']}, {one['spilled']}, {one['shared'] / 1024:.0f}"
+        chosen.setdefault(key, {})[one["target"]] = text
+    targets = list(dict.fromkeys(one["target"] for one in found))
+    header = ["kernel", "dtype", "width", "tile", *targets]
+    lines = [header, ["---"] * len(header)]
+    for (step, dtype, width, tile, form), by_target in chosen.items():
+        name = step if form == "plain" else f"{step}, {form}"
+        lines.append([name, dtype, str(width), tile, *(by_target.get(x, "") for x in targets)])
+    title = "Registers of a thread, what did not fit into them, KiB of shared memory"
+    return {title: "\n".join("| " + " | ".join(line) + " |" for line in lines)}
+
+
+def triton_version() -> str:
+    from importlib.metadata import version
+
+    return version("triton")
 
 
 def describe(work: Work) -> str:

@@ -36,7 +36,7 @@ def test_every_tile_fits_the_machine(target, only, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((tmp_path / "found.json").read_text())["cases"]
     heads = [x for x in found if x["step"] != "logits"]
     assert {(x["step"], x["width"]) for x in heads} == {
         (step, width) for step in ("values", "queries", "keys") for width in (16, 32, 64, 128, 256)

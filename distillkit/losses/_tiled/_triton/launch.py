@@ -42,5 +42,5 @@ class Launch(NamedTuple):
     def run(self, on: Tensor) -> None:
         """Start the programs on the device of a tensor."""
         if self.programs:
-            with torch.cuda.device_of(on):
+            with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
                 self.kernel[(self.programs,)](**self.arguments, **self.options)

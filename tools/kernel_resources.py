@@ -26,8 +26,8 @@ TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 STEPS = ("values", "queries", "keys")
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float32")
-# plain, and all that a call can have at once
-FORMS = ("plain", "everything")
+# no mask, all that a call can have at once, and one of everything (a size of 1 becomes a constant)
+FORMS = ("plain", "everything", "single")
 CLASSES = 32_000
 
 
@@ -104,7 +104,8 @@ def launch(work: Work) -> Any:
     from distillkit.losses._tiled.comparison import Kind, Leaves, Pair, Side, Sides
 
     dtype = getattr(torch, work.dtype)
-    b, h, g, q, k, d = 2, 4, 2, 48, 80, work.width
+    b, h, g, q, k = (1,) * 5 if work.form == "single" else (2, 4, 2, 48, 80)
+    d = work.width
     everything = work.form == "everything"
 
     def side() -> Side:
@@ -115,7 +116,7 @@ def launch(work: Work) -> Any:
         mask = torch.ones(b, 1, q, k, dtype=torch.bool)
         return Side(query, key, torch.zeros(1, h, q, k, dtype=dtype), mask, 1.0, causal=True)
 
-    rows = torch.ones(b, 1, q, dtype=torch.bool) if everything else None
+    rows = None if work.form == "plain" else torch.ones(b, 1, q, dtype=torch.bool)
     pair = Pair(side(), side(), rows, Kind("jsd" if everything else "kl"))
     hip = is_hip(work.target)
     tile = candidates(work.step, work.width, dtype.itemsize, hip=hip)[work.number]

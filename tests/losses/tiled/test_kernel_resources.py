@@ -24,19 +24,31 @@ WORK = {
 }
 
 
+def compiled(target, only, folder):
+    """What ``tools.kernel_resources`` found."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable, "-m", "tools.kernel_resources", target, "--only", only,
+        "--json", str(folder / "found.json"), "--processes", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("only", ["64 bfloat16 everything 0", "16 bfloat16 single 0"])
+def test_masks_and_sizes_of_one_compile(only, tmp_path):
+    found = compiled("cuda:80", only, tmp_path)
+    assert {x["step"] for x in found} == {"values", "queries", "keys"}
+    assert all(x["shared"] <= SHARED["cuda:80"] and x["spilled"] <= 256 for x in found), found
+
+
 @pytest.mark.parametrize(
     ("target", "only"), [(t, only) for t, all_ in WORK.items() for only in all_]
 )
 def test_every_tile_fits_the_machine(target, only, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable, "-m", "tools.kernel_resources", target, "--only", only,
-        "--json", str(tmp_path / "found.json"), "--processes", "1",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["cases"]
+    found = compiled(target, only, tmp_path)
     heads = [x for x in found if x["step"] != "logits"]
     assert {(x["step"], x["width"]) for x in heads} == {
         (step, width) for step in ("values", "queries", "keys") for width in (16, 32, 64, 128, 256)

@@ -213,6 +213,46 @@ def test_what_is_dropped_may_hold_anything(kind):
         assert not leaf.grad[:, :, ~kept].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_row_at_infinity_has_no_gradient(dtype):
+    """The student drops a key, as a model of its dtype writes it, that the teacher uses."""
+    leaves = [
+        torch.randn(1, 1, n, 4, dtype=dtype, requires_grad=i < 2)
+        for i, n in enumerate((2, 3, 2, 3))
+    ]
+    bias = torch.zeros(2, 3, dtype=dtype)
+    bias[1, 2] = torch.finfo(dtype).min
+    student, teacher = Attention(*leaves[:2], bias=bias), Attention(*leaves[2:])
+    value = losses.attention_kl(student, teacher, method="triton")
+    value.sum().backward()
+    assert value.isinf().tolist() == [[[False, True]]]
+    assert leaves[0].grad[0, 0, 0].any()
+    assert not leaves[0].grad[0, 0, 1].any()
+    assert leaves[1].grad.isfinite().all()
+    reverse = losses.attention_reverse_kl(teacher.detach(), student, method="triton")
+    assert reverse.isinf().tolist() == [[[False, True]]]
+
+
+def test_a_side_without_a_key():
+    """What is left of a mixture is the other side's half; no other divergence counts such a row."""
+    leaves = [torch.randn(1, 1, n, 4, requires_grad=True) for n in (2, 3, 2, 3)]
+    nothing = torch.tensor([[True], [False]]).expand(2, 3)
+    whole, empty = Attention(*leaves[2:]), Attention(*leaves[:2], mask=nothing)
+    for function, options in (
+        (losses.attention_kl, {}),
+        (losses.attention_reverse_kl, {}),
+        (losses.attention_jsd, {"beta": 0.3}),
+    ):
+        for student, teacher in ((empty, whole), (whole, empty)):
+            found = []
+            for method in ("triton", "dense"):
+                value = function(student, teacher, method=method, **options)
+                finite = torch.where(value.isfinite(), value, 0).sum()
+                found.append((value, *torch.autograd.grad(finite, leaves)))
+            for one, other in zip(*found, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_that_diverged_is_seen():
     leaves, options = small()
     with torch.no_grad():

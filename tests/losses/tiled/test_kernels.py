@@ -354,6 +354,24 @@ def test_torch_func():
     torch.testing.assert_close(gradients[1], torch.func.grad(total)(2 * query))
 
 
+def test_a_batch_of_backwards():
+    leaves, options = small()
+    value = loss_of(options)(*leaves).sum((1, 2))
+    batched = torch.autograd.grad(
+        value, leaves[0], torch.eye(2), is_grads_batched=True, retain_graph=True
+    )[0]
+    each = [torch.autograd.grad(x, leaves[0], retain_graph=True)[0] for x in value]
+    torch.testing.assert_close(batched, torch.stack(each))
+
+
+def test_inference_mode():
+    leaves, options = small()
+    with torch.inference_mode():
+        inferred = loss_of(options)(*leaves)
+    assert not inferred.requires_grad
+    assert torch.equal(inferred, loss_of(options)(*leaves))
+
+
 @pytest.mark.parametrize(("b", "q", "k"), [(0, 3, 4), (1, 0, 4), (1, 3, 0)])
 def test_nothing_to_compare(b, q, k):
     leaves = [torch.randn(b, 2, n, 4, requires_grad=True) for n in (q, k, q, k)]

@@ -194,4 +194,5 @@ def compute_values(
 @triton.jit
 def log_mixture(q, p, beta):
     """The logarithm, in base 2, of a mixture of two probabilities; finite where both vanish."""
-    return tl.log2(tl.maximum(beta * p + (1 - beta) * q, 1e-38))
+    # a constant below the normal numbers of float32 would be a float64
+    return tl.log2(tl.maximum(beta * p + (1 - beta) * q, 1.2e-38))

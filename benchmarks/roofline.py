@@ -238,7 +238,7 @@ def main() -> None:
         print(f"\n{title}\n\n{one}")
     if options.json:
         content = {
-            "machine": "no machine: counted, and divided by data sheets",
+            "machine": "no machine; counted, and divided by what data sheets promise",
             "benchmark": "roofline",
             "device": "cpu",
             "tables": found,

@@ -197,7 +197,7 @@ def main() -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "machine": "no machine: compiled, by triton " + triton_version(),
+            "machine": "no machine; compiled by triton " + triton_version(),
             "benchmark": "kernel_resources",
             "device": "cpu",
             "tables": tables(found),

@@ -41,7 +41,7 @@ def compiled(target, only, folder):
 def test_masks_and_sizes_of_one_compile(only, tmp_path):
     found = compiled("cuda:80", only, tmp_path)
     assert {x["step"] for x in found} == {"values", "queries", "keys"}
-    assert all(x["shared"] <= SHARED["cuda:80"] and x["spilled"] <= 256 for x in found), found
+    assert all(x["shared"] <= SHARED["cuda:80"] and x["spilled"] <= 512 for x in found), found
 
 
 @pytest.mark.parametrize(

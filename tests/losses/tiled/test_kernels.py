@@ -253,6 +253,24 @@ def test_a_side_without_a_key():
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_causal_keys_behind_the_last_row_may_hold_anything():
+    rows = torch.tensor([True, True, False, False])
+    leaves = [torch.randn(1, 1, n, 3) for n in (4, 20, 4, 20)]
+    for i in range(4):
+        leaves[i][:, :, 2:] = math.nan
+        leaves[i].requires_grad_()
+    options = {"causal": True, "rows": rows[None]}
+    student, teacher = (Attention(*x, **options) for x in (leaves[:2], leaves[2:]))
+    value = losses.attention_kl(student, teacher, method="triton")
+    value.sum().backward()
+    assert value[0, 0, 1] > 0  # the first row has one key, and so the value 0
+    assert value.isfinite().all()
+    for leaf in leaves:
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad[:, :, :2].any()
+        assert not leaf.grad[:, :, 2:].any()
+
+
 def test_a_model_that_diverged_is_seen():
     leaves, options = small()
     with torch.no_grad():

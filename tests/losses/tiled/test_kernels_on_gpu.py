@@ -11,10 +11,8 @@ pytest.importorskip("triton", reason="the kernels need triton (pip install trito
 
 from distillkit.losses._tiled._triton import support
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or support.IS_INTERPRETED,
-    reason="needs a GPU, and TRITON_INTERPRET=0: make test-gpu",
-)
+if not torch.cuda.is_available() or support.IS_INTERPRETED:
+    pytest.skip("needs a GPU, and TRITON_INTERPRET=0: make test-gpu", allow_module_level=True)
 
 FUNCTIONS = [losses.attention_kl, losses.attention_reverse_kl, losses.attention_jsd]
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

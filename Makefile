@@ -7,11 +7,12 @@ PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
+.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make test    run every test, doctest and code block of the docs"
+	@echo "make test-gpu  the tests of the kernels on a GPU, in an environment that has torch for it: GPU_PYTHON=..."
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (own environment)"
 	@echo "make test-newest  the tests with the newest versions (own environment)"
@@ -32,6 +33,11 @@ reproduce: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# constraints.txt pins no torch for a GPU: which one fits is known to the machine that has it
+GPU_PYTHON ?= $(RUN)
+test-gpu:
+	TRITON_INTERPRET=0 $(GPU_PYTHON) -m pytest tests/losses/tiled/test_kernels_on_gpu.py
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -1,9 +1,11 @@
 """Attention distillation: the textbook version, a well-written one, compiled, and ours.
 
     python benchmarks/attention_kl.py --json attention_kl.json
+    python benchmarks/attention_kl.py --device cuda --json attention_kl-cuda.json
 
 Every implementation takes queries and keys and returns the mean over the rows that count, of which
-the backward is part of the step. One value for each row is reduced by ``masked_mean``.
+the backward is part of the step. One value for each row is reduced by ``masked_mean``. On a GPU
+"ours, triton" is the kernels, and a table says how much of the machine they use.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ CASES = [
     Case("ViT-B/16 at 384, 40x577", (8, 12, 40, 577, 64), "queries", 31, (0.56, None), 0.42),
     Case("self, 577x577", (4, 12, 577, 577, 64), "", 9, (0.33, 0.80), 0.05),
     Case("self, 4096x4096, 4 heads", (1, 4, 4096, 4096, 128), "", 5, (0.30, 1.15), 0.02),
+]
+
+# what fills a GPU
+ON_GPU = [
+    Case("self, 4096x4096, batch 4, 16 heads", (4, 16, 4096, 4096, 64), "", 21, (0.05, None), 0.02),
+    Case("self, 16384x16384, 4 heads", (1, 4, 16384, 16384, 128), "", 11, (0.05, None), 0.02),
 ]
 
 
@@ -135,9 +143,13 @@ def main() -> None:
         "ours, recompute": lambda x: ours(x, "recompute"),
         "ours, row weights": weighted,
     }
+    cases = CASES
+    if options.device == "cuda":
+        implementations["ours, triton"] = lambda x: ours(x, "triton")
+        cases = CASES + ON_GPU
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for case in CASES:
+        for case in cases:
             name = f"{case.name}, {'fp32' if dtype == torch.float32 else 'bf16'}"
             if options.only in name:
                 figures[name] = measured(case, dtype, implementations, options)
@@ -181,12 +193,24 @@ def measured(case: Case, dtype: torch.dtype, implementations: dict, options) -> 
     for name, one in found.items():
         one["ns_per_score"] = 1e9 * one["cpu"] / scores
         one["to_products"] = one["cpu"] / found["products"]["cpu"]
-        if exact is not None and name in ("naive", "good", "ours"):
+        one |= rates(case, dtype, one["wall"])
+        if exact is not None and name in ("naive", "good", "ours", "ours, triton"):
             got = gradients(implementations[name], x)
             one["gradient_error"] = max(
                 float((a.double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)
             )
     return found
+
+
+def rates(case: Case, dtype: torch.dtype, seconds: float) -> dict[str, float]:
+    """Operations of the eight products that the kernels need, and bytes that they must move."""
+    from roofline import Shape, kernel_counts, tiles_for
+
+    shape = Shape(*case.shape)
+    counts = kernel_counts(shape, dtype.itemsize, tiles_for(shape, dtype.itemsize)).values()
+    operations = 16 * shape.b * shape.h * shape.n * shape.m * shape.d
+    moved = sum(x.memory for x in counts)
+    return {"tflops": operations / seconds / 1e12, "gbs": moved / seconds / 1e9}
 
 
 def gradients(function, x: Inputs) -> tuple[Tensor, ...]:
@@ -227,19 +251,36 @@ def tables(figures: dict, kept: dict) -> dict[str, str]:
         found[f"{title}, nanoseconds per score (products: the four matrix products alone)"] = table(
             ["shape", *all_columns], rows
         )
+        exact = [c for c in ("naive", "good", "ours", "ours, triton") if c in all_columns]
         rows = [
             [
                 n.rpartition(",")[0],
-                *(
-                    f"{figures[n][c].get('gradient_error', float('nan')):.1e}"
-                    for c in ("naive", "good", "ours")
-                ),
+                *(f"{figures[n][c].get('gradient_error', float('nan')):.1e}" for c in exact),
             ]
             for n in names
         ]
         found[f"{title}, relative error of the gradient against float64"] = table(
-            ["shape", "naive", "good", "ours"], rows
+            ["shape", *exact], rows
         )
+    fused = [name for name in figures if "ours, triton" in figures[name]]
+    if fused:
+        rows = []
+        for name in fused:
+            one, naive_one = figures[name]["ours, triton"], figures[name]["naive"]
+            rows.append([
+                name, f"{1e3 * one['wall']:.3f}", f"{one['wall_ratio']:.3f}", f"{one['tflops']:.1f}",
+                f"{one['gbs']:.0f}", f"{one['peak'] / 2**20:.1f}", f"{naive_one['peak'] / 2**20:.1f}",
+            ])  # fmt: skip
+        header = [
+            "shape",
+            "ms",
+            "of naive's time",
+            "TFLOP/s",
+            "GB/s",
+            "peak, MiB",
+            "naive's peak, MiB",
+        ]
+        found["the kernels, forward and backward"] = table(header, rows)
     targets = []
     for case in CASES:
         name = f"{case.name}, fp32"

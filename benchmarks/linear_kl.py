@@ -40,6 +40,8 @@ CASES = [
     Case("512 tokens, 256k", 512, 256_000, (384, 768), 3),
 ]
 
+ON_GPU = [Case("8192 tokens, 128k", 8192, 128_256, (2048, 4096), 11)]
+
 
 class Inputs(NamedTuple):
     hidden: Tensor
@@ -78,6 +80,22 @@ def good(x: Inputs) -> Tensor:
 
 def ours(x: Inputs) -> Tensor:
     return losses.masked_mean(losses.linear_kl_divergence(*x, temperature=TEMPERATURE))
+
+
+def ours_triton(x: Inputs) -> Tensor:
+    values = losses.linear_kl_divergence(*x, temperature=TEMPERATURE, method="triton")
+    return losses.masked_mean(values)
+
+
+def rates(case: Case, seconds: float) -> dict[str, float]:
+    """Operations of the six products, and bytes of the projections, the gradient and the logits.
+
+    A chunk's logits are written once, read twice and replaced by their slopes, which are read twice.
+    """
+    d, e = case.widths
+    operations = 2 * case.tokens * case.classes * (4 * d + 2 * e)  # logits twice, two gradients
+    moved = 4 * case.classes * (4 * d + 2 * e) + 4 * case.tokens * case.classes * 14
+    return {"tflops": operations / seconds / 1e12, "gbs": moved / seconds / 1e9}
 
 
 def ours_weighted(x: Inputs) -> Tensor:
@@ -140,8 +158,12 @@ def main() -> None:
         "ours, JSD": ours_jsd,
         **peers(),
     }
+    cases = CASES
+    if options.device == "cuda":
+        implementations["ours, triton"] = ours_triton
+        cases = CASES + ON_GPU
     figures = {}
-    for case in CASES:
+    for case in cases:
         if options.only not in case.name:
             continue
         x = inputs(case, options.device)
@@ -158,6 +180,7 @@ def main() -> None:
         own = 4 * (x.weight.numel() + x.hidden.numel())  # the gradients themselves
         for one in found.values():
             one["above_gradients"] = (one["peak"] - own) / (found["naive"]["peak"] - own)
+            one |= rates(case, one["wall"])
         figures[case.name] = found
     kept = in_kept_pages(options)
     report(
@@ -178,6 +201,17 @@ def tables(figures: dict, kept: dict) -> dict[str, str]:
     ):
         rows = [[n, *(f"{one[c][key]:.3f}" for c in columns)] for n, one in figures.items()]
         found[f"float32, {title}"] = table(["work", *columns], rows)
+    fused = [name for name in figures if "ours, triton" in figures[name]]
+    if fused:
+        rows = []
+        for name in fused:
+            one = figures[name]["ours, triton"]
+            rows.append([
+                name, f"{1e3 * one['wall']:.2f}", f"{one['wall_ratio']:.3f}", f"{one['tflops']:.1f}",
+                f"{one['gbs']:.0f}", f"{one['peak'] / 2**20:.0f}",
+            ])  # fmt: skip
+        header = ["work", "ms", "of naive's time", "TFLOP/s", "GB/s", "peak, MiB"]
+        found["float32, with the kernel, forward and backward"] = table(header, rows)
     if kept:
         rows = [[n, *(f"{one[c]['cpu_ratio']:.3f}" for c in columns)] for n, one in kept.items()]
         found["float32, time (CPU) as a part of naive's, allocator keeps its pages"] = table(

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENTS = (DOCS / "performance.md", DOCS / "explanation" / "signal-cache.md")
+DOCUMENTS = (
+    DOCS / "performance.md",
+    DOCS / "explanation" / "signal-cache.md",
+    DOCS / "explanation" / "kernels.md",
+)
 
 
 def marks(measured: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from ..errors import OptionError
 from ._divergence import Beta, Temperature, check_beta, log_softmax
 from ._feature import unit
 from ._signature import check_positive, checked_attentions, refuse_learned
+from ._tiled._triton.support import why_not_attention
 from ._tiled.autograd import compare_in_tiles
-from ._tiled.comparison import ForBackward, Kind, Pair, Side
+from ._tiled.comparison import Engine, ForBackward, Kind, Pair, Side, Sides
 from ._tiled.divergences import divergence, mean_over_heads
 from ._tiled.tiling import can_sync
 
@@ -28,7 +29,8 @@ __all__ = [
 ]
 
 Heads = Literal["mean"] | None
-Method = Literal["auto", "dense", "saved", "recompute"]
+Method = Literal["auto", "dense", "blocked", "saved", "recompute", "triton"]
+METHODS = get_args(Method)
 
 # measured: below, a handful of large operations beats many small ones
 DENSE_SCORES = 50_000
@@ -62,10 +64,13 @@ def attention_kl(
         method: the way to compute; all give the same value and gradient. ``"dense"`` holds both
             maps of queries x keys and can be differentiated twice; ``"saved"`` holds the map of
             the gradient between forward and backward; ``"recompute"`` holds none and computes the
-            scores twice. ``"auto"`` chooses by size, and on a CPU computes the gradients for equal
-            row weights along with the value, again only if the weights turn out to differ. It
-            takes the dense way for what the others cannot do: scores replayed from a model,
-            and a bias that asks for a gradient.
+            scores twice. ``"blocked"`` takes the better of these two for the size, and on a CPU
+            computes the gradients for equal row weights along with the value, again only if the
+            weights turn out to differ. ``"auto"`` is ``"blocked"``, or ``"dense"`` for a small map
+            and for what the others cannot do: scores replayed from a model, and a bias that asks
+            for a gradient. ``"triton"`` computes in kernels for a GPU, which no other method
+            chooses: they sum in float32, take heads of width 256 at most, and know no
+            ``heads="mean"``.
 
     Returns:
         One value >= 0 for each row, in float32 at least. A row that does not count (see
@@ -271,10 +276,14 @@ def _divergence(
         log_q, log_p = _compared(student, teacher, temperature, heads)
         value = divergence(kind, log_q, log_p)  # 0 where neither side counts anything
     else:
-        keep: dict[str, ForBackward] = {"saved": "maps", "guess": "guess", "recompute": ""}
-        one, other = (_side(x, float(temperature)) for x in (student, teacher))
+        keep: dict[str, ForBackward] = {"saved": "maps", "guess": "guess"}
+        sides = Sides(*(_side(x, float(temperature)) for x in (student, teacher)))
+        if way == "triton":
+            _check_kernels(loss, sides, heads)
         rows = both_rows(student.rows, teacher.rows)
-        value = compare_in_tiles(Pair(one, other, rows, kind, mean=heads == "mean"), keep[way])
+        pair = Pair(*sides, rows, kind, mean=heads == "mean")
+        engine: Engine = "triton" if way == "triton" else ""
+        value = compare_in_tiles(pair, keep.get(way, ""), engine)
     return temperature**2 * value
 
 
@@ -289,10 +298,9 @@ def _method_for(loss: str, temperature: float, method: str) -> str:
 
 def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
     """The way to compute: as asked, or as the sizes say."""
-    if method not in ("auto", "dense", "saved", "recompute"):
-        raise OptionError(
-            f'{loss}: method is "auto", "dense", "saved" or "recompute"; got {method!r}'
-        )
+    if method not in METHODS:
+        known = ", ".join(f'"{x}"' for x in METHODS)
+        raise OptionError(f"{loss}: method is one of {known}; got {method!r}")
     if method == "dense":
         return method
     for side in (student, teacher):
@@ -304,15 +312,25 @@ def _way(loss: str, student: Attention, teacher: Attention, method: str) -> str:
                 f"{loss}: method={method!r} computes scores from queries and keys, block by "
                 f'block, but {reason}; "auto" takes the dense way'
             )
-    if method != "auto":
+    if method not in ("auto", "blocked"):
         return method
     b, h, q, k = student.shape
     scores = b * max(h, teacher.shape[1]) * q * k
-    if scores <= DENSE_SCORES:
+    if scores <= DENSE_SCORES and method == "auto":
         return "dense"
     if can_sync(student.query.device) and not _requires_grad(teacher):
         return "guess"
     return "saved" if 4 * scores <= SAVED_BYTES else "recompute"
+
+
+def _check_kernels(loss: str, sides: Sides[Side], heads: Heads) -> None:
+    """Refuse what the kernels cannot compute."""
+    reason = why_not_attention(sides, mean=heads == "mean")
+    if reason:
+        raise OptionError(
+            f'{loss}: method="triton" cannot be, because {reason}; "auto" computes the same with '
+            "the operations of torch"
+        )
 
 
 def _requires_grad(attention: Attention) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from .._attention import widen
 from .._transfer import trackable
-from ..errors import ShapeError
+from ..errors import OptionError, ShapeError
 from ._divergence import Beta, Temperature, check_beta, one_class
 from ._signature import check_positive, refuse_learned
+from ._tiled._triton.support import why_not
 from ._tiled.autograd import compare_in_tiles
-from ._tiled.comparison import Kind, Pair, Side
+from ._tiled.comparison import Engine, Kind, Pair, Side
 
 __all__ = ["linear_jensen_shannon_divergence", "linear_kl_divergence"]
+
+Method = Literal["auto", "blocked", "triton"]
+METHODS = get_args(Method)
 
 Softcap = Annotated[float, Field(gt=0)] | None
 
@@ -34,6 +38,7 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
     temperature: Temperature = 1.0,
     where: Tensor | None = None,
     mask: Tensor | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Forward KL of softened logits through the output projections, a few tokens at a time.
 
@@ -59,6 +64,10 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
         where: boolean ``(v,)``: the classes that exist (no padding of the vocabulary).
         mask: boolean, the leading axes of the hidden states: the tokens that count. The others
             have value 0 and cost nothing.
+        method: the way to compute; all give the same value and gradient. ``"blocked"`` has torch
+            compute a chunk of tokens at a time. ``"triton"`` has one kernel of a GPU turn a
+            chunk's logits into its values and slopes, which takes no float64. ``"auto"`` is
+            ``"blocked"`` until the kernel has been measured.
 
     Returns:
         One value >= 0 for each token, in float32 at least. Gradients reach hidden states, weights
@@ -67,7 +76,8 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
 
     Raises:
         ShapeError: sizes that do not fit, with both printed; one class.
-        OptionError: a temperature or soft cap that is not positive.
+        OptionError: a temperature or soft cap that is not positive, an unknown method or one that
+            these tensors do not allow.
 
     Examples:
         >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0986, 0.0]])
@@ -85,7 +95,8 @@ def linear_kl_divergence(  # noqa: PLR0913 (two models' heads; everything after 
         "teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, temperature
     )
     name = "linear_kl_divergence"
-    return _divergence(name, Kind("kl"), student, teacher, where, mask)
+    engine = _engine(name, method, [student, teacher])
+    return _divergence(name, Kind("kl"), student, teacher, where, mask, engine)
 
 
 def linear_jensen_shannon_divergence(  # noqa: PLR0913
@@ -102,6 +113,7 @@ def linear_jensen_shannon_divergence(  # noqa: PLR0913
     temperature: Temperature = 1.0,
     where: Tensor | None = None,
     mask: Tensor | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence through the output projections.
 
@@ -126,6 +138,7 @@ def linear_jensen_shannon_divergence(  # noqa: PLR0913
         temperature: T > 0.
         where: boolean ``(v,)``: the classes that exist.
         mask: boolean: the tokens that count.
+        method: the way to compute.
 
     Returns:
         One value in [0, T^2 log 2] (at beta 0.5) for each token.
@@ -145,7 +158,24 @@ def linear_jensen_shannon_divergence(  # noqa: PLR0913
         "teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, temperature
     )
     name = "linear_jensen_shannon_divergence"
-    return _divergence(name, Kind("jsd", beta), student, teacher, where, mask)
+    engine = _engine(name, method, [student, teacher])
+    return _divergence(name, Kind("jsd", beta), student, teacher, where, mask, engine)
+
+
+def _engine(loss: str, method: str, sides: list[Side]) -> Engine:
+    """What computes, as asked."""
+    if method not in METHODS:
+        known = ", ".join(f'"{x}"' for x in METHODS)
+        raise OptionError(f"{loss}: method is one of {known}; got {method!r}")
+    if method != "triton":
+        return ""
+    reason = why_not([x for side in sides for x in side.leaves if x is not None])
+    if reason:
+        raise OptionError(
+            f'{loss}: method="triton" cannot be, because {reason}; "auto" computes the same with '
+            "the operations of torch"
+        )
+    return "triton"
 
 
 def _side(
@@ -180,6 +210,7 @@ def _divergence(
     teacher: Side,
     where: Tensor | None,
     mask: Tensor | None,
+    engine: Engine,
 ) -> Tensor:
     """A divergence through two heads, once they are over the same tokens and classes."""
     check_positive("temperature", student.temperature)
@@ -204,14 +235,14 @@ def _divergence(
     if student.key.ndim == 2:
         rows = None if mask is None else mask.reshape(-1)
         pair = Pair(_with_tokens(student), _with_tokens(teacher), rows, kind, keys=where)
-        return student.temperature**2 * compare_in_tiles(pair, "guess").view(lead)
+        return student.temperature**2 * compare_in_tiles(pair, "guess", engine).view(lead)
     # projections of their own: group by group
     masks = None if mask is None else mask.flatten(0, -2)
     groups = []
     for i in range(lead[:-1].numel()):
         group_mask = None if masks is None else masks[i]
         group = _of_group(student, i), _of_group(teacher, i)
-        groups.append(_divergence(loss, kind, *group, where, group_mask))
+        groups.append(_divergence(loss, kind, *group, where, group_mask, engine))
     if groups:
         return torch.stack(groups).view(lead)
     # without a group there is no value; the gradient, of nothing, is there all the same

@@ -40,10 +40,15 @@ def projections() -> Projections:
     return Projections()
 
 
-if __name__ == "__main__":
+def share_the_examples(method: str, folder: str) -> None:
+    """This process's half of the examples, and the gradients of all."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     model = nn.parallel.DistributedDataParallel(projections())
-    found = gradients(model, slice(2 * rank, 2 * rank + 2), "auto")
-    save_and_leave(found, sys.argv[1], rank)
+    found = gradients(model, slice(2 * rank, 2 * rank + 2), method)
+    save_and_leave(found, folder, rank)
+
+
+if __name__ == "__main__":
+    share_the_examples("auto", sys.argv[1])

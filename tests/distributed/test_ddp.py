@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from distillkit.losses._tiled._triton import support
 from tests.distributed import attend_blockwise, gather_pairs, train_ddp, unequal_ranks
 from tests.distributed.two_processes import run_in_two_processes
 from tests.support import tiny
@@ -32,6 +34,17 @@ def test_gathered_examples_give_the_loss_and_gradient_of_the_joined_batch(tmp_pa
 def test_a_blockwise_attention_loss_trains_under_ddp_as_the_dense_one_alone(tmp_path):
     alone = attend_blockwise.gradients(attend_blockwise.projections(), slice(None), "dense")
     for found in run_in_two_processes("attend_blockwise", tmp_path):
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not (support.IS_INSTALLED and support.IS_INTERPRETED),
+    reason="the kernels need triton, and TRITON_INTERPRET=1 where there is no GPU",
+)
+def test_an_attention_loss_in_kernels_trains_under_ddp_as_the_dense_one_alone(tmp_path):
+    alone = attend_blockwise.gradients(attend_blockwise.projections(), slice(None), "dense")
+    for found in run_in_two_processes("attend_in_kernels", tmp_path):
         for one, other in zip(found, alone, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

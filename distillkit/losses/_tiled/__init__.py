@@ -13,4 +13,5 @@ Read it in this order:
 - ``scores``: one side's scores of a tile. ``gradients``: the sums that the slopes go into.
 - ``attention`` and ``logits``: the two loops over tiles.
 - ``operators`` and ``autograd``: the loops as one differentiable function, in every mode of torch.
+- ``_triton``: the same numbers from kernels for a GPU, where a call asks for them.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from . import tiling
-from .comparison import ForBackward, Pair, Wanted
+from .comparison import Engine, ForBackward, Pair, Wanted
 from .operators import (
     LEAVES,
     TENSORS,
@@ -36,20 +36,21 @@ from .operators import (
 WITHOUT_GRADIENT = (None,) * (TENSORS - LEAVES + 1)  # the settings are the last
 
 
-def compare_in_tiles(pair: Pair, keep: ForBackward) -> Tensor:
+def compare_in_tiles(pair: Pair, keep: ForBackward, engine: Engine = "") -> Tensor:
     """The divergence of every row, not multiplied by the squared temperature.
 
     Args:
         pair: what is compared.
         keep: what the backward should find. ``"guess"`` becomes nothing where it cannot be: for a
             teacher that trains, on an accelerator, under a compiler or a transform.
+        engine: what computes.
     """
     tensors = pack_tensors(pair)
     grad = torch.is_grad_enabled()
     wanted = [grad and x is not None and x.requires_grad for x in tensors[:LEAVES]]
     if not _may_keep(keep, by_side(wanted), pair.student.query.device):
         keep = ""
-    settings = pack_settings(pair, wanted, keep)
+    settings = pack_settings(pair, wanted, keep, engine)
     value: Tensor = _Divergence.apply(*_without_aliases(tensors), settings)[0]  # type: ignore[no-untyped-call]
     return value
 
@@ -135,9 +136,8 @@ class _Divergence(torch.autograd.Function):
         settings = settings._replace(keep="")
         elements = _elements(tensors, in_dims, info.batch_size)
         found = [_Divergence.apply(*element, settings) for element in elements]  # type: ignore[no-untyped-call]
-        value = _stack([one[0] for one in found], info.batch_size)
-        rest = found[0][1:]
-        return (value, *rest), (0, *[None] * len(rest))
+        made = [_stack(x, info.batch_size) for x in zip(*found, strict=True)]
+        return tuple(made), (0,) * len(made)
 
 
 class _Gradient(torch.autograd.Function):
@@ -158,8 +158,8 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004 (torch calls it)
-        _, _, _, query, *_ = inputs
-        ctx.message = loop_for(query).NO_SECOND_DERIVATIVE
+        _, _, _, query, *_, settings = inputs
+        ctx.message = loop_for(query, settings.engine).NO_SECOND_DERIVATIVE
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

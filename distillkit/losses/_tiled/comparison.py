@@ -15,6 +15,12 @@ ForBackward = Literal["", "maps", "guess"]
 """What a forward keeps for the backward: nothing, the slopes of the scores, or gradients that are
 right if the reduction weighs all rows alike."""
 
+Engine = Literal["", "triton"]
+"""What computes the tiles: the operations of torch, or kernels for a GPU."""
+
+STATISTICS = 6
+"""How many numbers for each row the kernels leave to their backward."""
+
 
 class Kind(NamedTuple):
     """Which divergence: KL(teacher || student), its reverse, or the Jensen-Shannon divergence."""

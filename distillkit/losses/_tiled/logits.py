@@ -7,7 +7,7 @@ chunk is a tile with whole rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .comparison import (
     ForBackward,
     Forward,
     Gradients,
+    Kind,
     Leaves,
     Pair,
     Side,
@@ -48,13 +49,19 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-def forward(pair: Pair, wanted: Wanted, keep: ForBackward) -> Forward:
+CompareChunk = Callable[[Kind, Sides[Tensor], Sides[Tensor | None], Sides[bool]], Compared]
+"""What compares a chunk of logits at once: kind, logits (n, v), classes kept, sides wanted."""
+
+
+def forward(
+    pair: Pair, wanted: Wanted, keep: ForBackward, compare: CompareChunk | None = None
+) -> Forward:
     """Every token's value, and for ``keep="guess"`` the gradients for a weight of 1 in each.
 
-    Maps of tokens x classes are never kept.
+    Maps of tokens x classes are never kept. ``compare`` is used instead of torch's operations.
     """
     asked = wanted if keep == "guess" else Sides(NONE_WANTED, NONE_WANTED)
-    chunks = _Chunks(pair, asked)
+    chunks = _Chunks(pair, asked, compare=compare)
     value = chunks.run(None)
     maps = Sides(value.new_empty(0), value.new_empty(0))
     return Forward(value, maps, chunks.projections.student.gradients)
@@ -66,12 +73,13 @@ def backward(
     wanted: Wanted,
     maps: Sides[Tensor] | None = None,  # noqa: ARG001 (the signature of every loop)
     into: Gradients | None = None,
+    compare: CompareChunk | None = None,
 ) -> Sides[Gradients]:
     """The gradients to both sides; None where unwanted.
 
     The student's are written ``into`` tensors of the computation's dtype, where they are given.
     """
-    chunks = _Chunks(pair, wanted, into)
+    chunks = _Chunks(pair, wanted, into, compare)
     chunks.run(upstream)
     student, teacher = chunks.projections
     if into is not None:
@@ -104,8 +112,15 @@ def scale_guess(upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]:
 class _Chunks:
     """Both projections, the chunks of tokens, and the buffers that every chunk is computed in."""
 
-    def __init__(self, pair: Pair, wanted: Wanted, into: Gradients | None = None) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        wanted: Wanted,
+        into: Gradients | None = None,
+        compare: CompareChunk | None = None,
+    ) -> None:
         self._pair = pair
+        self._compare_at_once = compare
         self._wanted = Sides(*map(any, wanted))
         self._device = pair.student.query.device
         self._dtype = pair.dtype
@@ -124,7 +139,7 @@ class _Chunks:
         self._count = span_length(self._tokens, n) if self._width else 0
         self._step = _chunk_size(self._count)
         fits = can_compare_in_place(pair.kind, keep_the_same=student is teacher)
-        self._in_place = fits and not self._wanted.teacher
+        self._in_place = compare is None and fits and not self._wanted.teacher
         buffers = buffers_for(pair.kind) if self._in_place else 2
         self._buffers = [self._buffer() for _ in range(buffers)]
         # the derivative of a soft cap is a function of its tanh, which stays until then
@@ -202,7 +217,9 @@ class _Chunks:
         logits = Sides(*buffers[:2])
         for projection, own, cap, out in zip(self.projections, hidden, capped, logits, strict=True):
             projection.write_logits(own, out, cap, drop=self._in_place)
-        if self._in_place:
+        if self._compare_at_once is not None:
+            compared = self._compare_at_once(self._pair.kind, logits, self._keeps, self._wanted)
+        elif self._in_place:
             lacking = lacking_rows(Sides(*(None if x is None else x[None] for x in self._keeps)))
             wanted = any(self._wanted)
             compared = compare_in_place(self._pair.kind, buffers, lacking, slopes=wanted)

@@ -16,6 +16,8 @@ from torch import Tensor
 from . import attention, logits
 from .comparison import (
     NONE_WANTED,
+    STATISTICS,
+    Engine,
     ForBackward,
     Forward,
     Gradients,
@@ -75,6 +77,7 @@ class Settings(NamedTuple):
         wanted: for each leaf of :class:`Tensors`, whether its gradient is asked for.
         kind: the divergence.
         keep: what the forward keeps for the backward.
+        engine: what computes.
     """
 
     numbers: Sequence[float]
@@ -82,6 +85,7 @@ class Settings(NamedTuple):
     wanted: Sequence[bool]
     kind: Any
     keep: Any
+    engine: Any
 
 
 class Loop(Protocol):
@@ -110,7 +114,9 @@ def pack_tensors(pair: Pair) -> Tensors:
     return Tensors(*student.leaves, *teacher.leaves, *masks, pair.rows, pair.keys)
 
 
-def pack_settings(pair: Pair, wanted: Sequence[bool], keep: ForBackward) -> Settings:
+def pack_settings(
+    pair: Pair, wanted: Sequence[bool], keep: ForBackward, engine: Engine
+) -> Settings:
     """Everything else of a comparison, as the operators take it."""
     student, teacher = pair.sides
     numbers = Numbers(
@@ -122,7 +128,7 @@ def pack_settings(pair: Pair, wanted: Sequence[bool], keep: ForBackward) -> Sett
         teacher_softcap=teacher.softcap,
     )
     flags = Flags(student.causal, teacher.causal, pair.mean)
-    return Settings(tuple(numbers), tuple(flags), tuple(wanted), pair.kind.name, keep)
+    return Settings(tuple(numbers), tuple(flags), tuple(wanted), pair.kind.name, keep, engine)
 
 
 def by_side(leaves: Sequence[Any]) -> Sides[Leaves[Any]]:
@@ -150,11 +156,14 @@ def _unpack(packed: Sequence[Any]) -> tuple[Pair, Wanted, Settings]:
     return pair, by_side(given.wanted), given
 
 
-def loop_for(query: Tensor) -> Loop:
+def loop_for(query: Tensor, engine: Engine) -> Loop:
     """The loop over tiles: attentions have axes of examples and heads, logits have not."""
-    if query.ndim == 4:
-        return attention
-    return logits
+    if engine == "triton":
+        from ._triton import attention as fused_attention  # triton is optional
+        from ._triton import logits as fused_logits
+
+        return fused_attention if query.ndim == 4 else fused_logits
+    return attention if query.ndim == 4 else logits
 
 
 # flat tensors: what torch does by itself for a mapped operator knows no lists of them
@@ -162,7 +171,7 @@ _PACKED = (
     "Tensor student_query, Tensor student_key, Tensor? student_bias, "
     "Tensor teacher_query, Tensor teacher_key, Tensor? teacher_bias, "
     "Tensor? student_mask, Tensor? teacher_mask, Tensor? rows, Tensor? keys, "
-    "float[] numbers, bool[] flags, bool[] wanted, str kind, str keep"
+    "float[] numbers, bool[] flags, bool[] wanted, str kind, str keep, str engine"
 )
 _SIX = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 
@@ -174,7 +183,8 @@ def run_forward(*packed: Any) -> tuple[Tensor, ...]:
     """The value, both maps, and the guessed gradients of the student's leaves."""
     pair, wanted, settings = _unpack(packed)
     with _full_precision(pair.student.query):
-        made = loop_for(pair.student.query).forward(pair, wanted, settings.keep)
+        loop = loop_for(pair.student.query, settings.engine)
+        made = loop.forward(pair, wanted, settings.keep)
     return (made.value, *made.maps, *_or_empty(made.guess, made.value))
 
 
@@ -182,6 +192,9 @@ def run_forward(*packed: Any) -> tuple[Tensor, ...]:
 def _(*packed: Any) -> tuple[Tensor, ...]:
     pair, wanted, settings = _unpack(packed)
     value = pair.student.query.new_empty(pair.value_shape, dtype=pair.dtype)
+    if settings.engine == "triton" and value.ndim == 3:
+        maps = [value.new_empty(STATISTICS * value.numel()), value.new_empty(0)]
+        return (value, *maps, *_or_empty([None] * len(pair.student.leaves), value))
     maps = []
     for side, asked in zip(pair.sides, wanted, strict=True):
         kept = settings.keep == "maps" and any(asked)
@@ -201,10 +214,11 @@ def run_backward(
     upstream: Tensor, student_map: Tensor, teacher_map: Tensor, *packed: Any
 ) -> tuple[Tensor, ...]:
     """The gradients of all leaves."""
-    pair, wanted, _ = _unpack(packed)
+    pair, wanted, settings = _unpack(packed)
     maps = Sides(student_map, teacher_map)
     with _full_precision(upstream):
-        found = loop_for(pair.student.query).backward(upstream, pair, wanted, maps)
+        loop = loop_for(pair.student.query, settings.engine)
+        found = loop.backward(upstream, pair, wanted, maps)
     return _or_empty([*found.student, *found.teacher], upstream)
 
 
@@ -229,10 +243,10 @@ def settle_guess(upstream: Tensor, query: Tensor, key: Tensor, bias: Tensor, *pa
     They are right for a weight of 1 in every row. What can be scaled is scaled. If row weights
     differ, the rest of the guess is discarded and computed again.
     """
-    pair, wanted, _ = _unpack(packed)
+    pair, wanted, settings = _unpack(packed)
     guess = zip((query, key, bias), wanted.student, strict=True)
     held = Leaves(*(x if asked else None for x, asked in guess))
-    loop = loop_for(pair.student.query)
+    loop = loop_for(pair.student.query, settings.engine)
     with _full_precision(upstream):
         wrong = loop.scale_guess(upstream, pair, held)
         if any(wrong):

@@ -15,7 +15,7 @@ from distillkit import Attention, errors, losses
 from distillkit.losses import _attention
 from distillkit.losses._tiled import tiling
 
-WAYS = ["saved", "recompute", "guess"]
+WAYS = ["saved", "recompute", "guess", "blocked"]
 FUNCTIONS = [losses.attention_kl, losses.attention_reverse_kl, losses.attention_jsd]
 
 
@@ -458,5 +458,5 @@ class TestTheChoice:
             losses.attention_kl(teacher, replayed, method="saved")
 
     def test_an_unknown_method(self):
-        with pytest.raises(errors.OptionError, match='method is "auto", .*; got .fast'):
+        with pytest.raises(errors.OptionError, match='method is one of "auto", .*; got .fast'):
             losses.attention_kl(*self.sides(2), method="fast")

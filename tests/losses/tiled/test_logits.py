@@ -27,8 +27,8 @@ def logits(hidden, weight, bias, softcap):
 
 
 @st.composite
-def heads(draw, dtype=torch.float64):
-    n, v, d = draw(st.integers(0, 6)), draw(st.integers(2, 7)), draw(st.integers(1, 3))
+def heads(draw, dtype=torch.float64, classes=7):
+    n, v, d = draw(st.integers(0, 6)), draw(st.integers(2, classes)), draw(st.integers(1, 3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
 
     def normal(*shape):

@@ -36,6 +36,7 @@ class Adapter(Protocol):
       ``logits.response``; without it, labels and input show it.
     - ``examples(batch)``: signal -> how many examples it will have, where that is not the number of
       the batch's own: two images for each text, several texts for each image.
+    - ``match``: 0 or 1: which class of logits ``(p, 2)`` is the match of a pair, for ``scores``.
     - ``through``: what it gives :func:`build_signals` under that name, for the adapter kit.
     - ``for_model(model)``: this adapter for another model of the family.
     """

@@ -33,6 +33,7 @@ class AdapterFile(Table):
     tokens: dict[str, tuple[TokenRun, ...]] = Field(default_factory=dict)
     absent: dict[str, str] = Field(default_factory=dict)
     predicts: Literal["next", "same"] | None = None
+    match: Literal[0, 1] | None = None
     through: str | None = Field(
         None, description="the modality of the joint tokens through which words see the image"
     )

@@ -21,6 +21,7 @@ from .derived import Sources, base_wanted, derived_signals
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
 from .response import LabelRule
+from .scores import CANDIDATES
 from .signals import Signals
 
 ITEMS = "num_items_in_batch"  # by which a loss of transformers divides
@@ -162,11 +163,14 @@ class Backbone:
         self, signals: Signals, layout: TokenLayout, view: SideOfBatch, wanted: Wanted | None
     ) -> Signals:
         """The signals with those that are made of them; what is wanted is listed."""
-        sources = Sources(signals, signals.absent, layout, view, self._rule)
+        match = getattr(self._adapter, "match", None)
+        sources = Sources(signals, signals.absent, layout, view, self._rule, match)
         derived = derived_signals(sources)
         listed = [name for name in wanted or () if name in derived]
         if any(name.startswith("logits.") for name in listed):
             view.labels()  # they are used, whenever the logits are computed
+        if "scores" in listed:
+            view.get(CANDIDATES)
         return signals.with_derived(
             {name: one.value for name, one in derived.items()},
             {name: one.axes for name, one in derived.items()},

@@ -41,6 +41,7 @@ class DeclarativeAdapter:
         absent: signal that this backbone cannot have -> why; asking for it says so.
         predicts: ``"next"`` or ``"same"``: whether the logits at a position are of the token after
             it or of the one at it; absent: labels and input show it.
+        match: of logits ``(p, 2)`` of a matching head, which class is the match.
         through: the modality of the joint stream's tokens through which words see the image, a
             resampler's: ``attention.text_to_image`` is composed with ``<through>_to_image``.
 
@@ -95,6 +96,11 @@ class DeclarativeAdapter:
     def through(self) -> str | None:
         """The modality of the tokens through which words see the image, as the file says."""
         return self._file.through
+
+    @property
+    def match(self) -> int | None:
+        """Which of two classes of a matching head is the match, as the file says."""
+        return self._file.match
 
     @property
     def predicts(self) -> str | None:

@@ -12,18 +12,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .._attention import Attention
 from .._attention.selection import Selection
+from ..errors import SignalError
 from .axis import TokenAxis, token_axis
 from .batch import SideOfBatch
 from .beside import TokenAxes
 from .depth import Wanted
-from .directions import block_between
+from .directions import block_between, pair_examples
 from .layers import Layers
 from .layout import StreamTokens, TokenLayout
 from .logits import stream_length
 from .response import PARTS, LabelRule, logit_places
+from .scores import CANDIDATES, cosine_scores, grouped, pair_scores
 
 ALL = "all"
 """The name of every token of a stream, among the modalities."""
@@ -46,6 +49,7 @@ class Sources:
         layout: where its tokens sit.
         batch: where labels are found.
         rule: where the logits of a label are.
+        match: of two classes of a matching head, the match.
     """
 
     signals: Mapping[str, Any]
@@ -53,6 +57,7 @@ class Sources:
     layout: TokenLayout
     batch: SideOfBatch
     rule: LabelRule
+    match: int | None = None
 
 
 def derived_signals(sources: Sources) -> dict[str, Derived]:
@@ -60,12 +65,16 @@ def derived_signals(sources: Sources) -> dict[str, Derived]:
 
     - ``logits.response``, ``logits.prompt``, ``logits.image``: the logits of a decoder at some of
       its positions;
+    - ``scores``, ``(b, k)``: ranking scores of the candidates of each example, made of what a
+      cross-encoder returns for each pair, or of the embeddings of a dual encoder;
+    - ``scores.text_to_image``, ``scores.image_to_text``: cosines of all texts and images;
     - ``hidden.<stream>.<modality>``: hidden states of one modality;
     - ``attention.<query>_to_<key>``: of any two modalities of the joint stream, renormalised over
       the keys; ``all`` is every token;
     - ``attention_mass.<query>_to_<key>``: the share of each row's probability on those keys.
     """
     found = dict(_of_logits(sources))
+    found.update(_of_pairs(sources))
     found.update(_of_hidden(sources))
     found.update(_of_attention(sources))
     known = (*sources.signals, *sources.absent)
@@ -136,6 +145,36 @@ def _packed_axis(places: Callable[[], tuple[Tensor, Selection, Tensor]]) -> Toke
     present = selected.present(3)
     valid = where.new_ones(len(where), selected.count) if present is None else present[:, 0, 0]
     return (TokenAxis("text", valid, positions=where, length=where.shape[1]),)
+
+
+def _of_pairs(sources: Sources) -> Iterator[tuple[str, Derived]]:
+    towers = {"embedding.text", "embedding.image"} <= set(sources.signals)
+    if towers or "logits" in sources.signals:
+        yield "scores", Derived(partial(_scores, sources), tuple)
+    if towers:
+        yield "scores.text_to_image", Derived(partial(_cosines, sources), tuple)
+        yield "scores.image_to_text", Derived(lambda: _cosines(sources).mT, tuple)
+
+
+def _scores(sources: Sources) -> Tensor:
+    candidates = sources.batch.get(CANDIDATES)
+    if "logits" in sources.signals:
+        return grouped(pair_scores(sources.signals["logits"], sources.match), candidates)
+    text, image = (
+        pair_examples(sources.signals[f"embedding.{one}"], sources.layout.pairs.get(one))
+        for one in ("text", "image")
+    )
+    if len(text) != len(image):
+        raise SignalError(
+            f"scores are of pairs, and there are {len(text)} texts and {len(image)} images: say "
+            "which belong together (`pairs` in the adapter); of all with all there are "
+            "scores.text_to_image and scores.image_to_text"
+        )
+    return grouped((normalize(text, dim=-1) * normalize(image, dim=-1)).sum(-1), candidates)
+
+
+def _cosines(sources: Sources) -> Tensor:
+    return cosine_scores(sources.signals["embedding.text"], sources.signals["embedding.image"])
 
 
 def _of_hidden(sources: Sources) -> Iterator[tuple[str, Derived]]:

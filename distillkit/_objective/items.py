@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .._backbone.backbone import ITEMS
 from .._backbone.batch import SideOfBatch
+from .._backbone.scores import CANDIDATES, examples_with_scores
 from .._capture.wrappers import accepted_arguments, unwrapped
 from ..errors import SignalError
 from .term import Term
@@ -77,7 +78,11 @@ def counts_without_models(
     lengths = {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0}
     own, counts = SideOfBatch(batch, "student"), {}
     told = getattr(adapter, "examples", None)
-    known: Mapping[str, int] = {} if told is None else told(own)
+    known: dict[str, int] = {} if told is None else dict(told(own))
+    pairs = known.get("logits", max(lengths, default=0))
+    scored = examples_with_scores(own.get(CANDIDATES), pairs)
+    if scored is not None:
+        known["scores"] = scored
     for term in terms:
         if term.is_task:
             if len(lengths) != 1:

@@ -108,7 +108,7 @@ def _sources(signal: str) -> Sequence[str]:
     if kind in ("logits", "head"):
         return ["logits"]
     if kind == "scores":
-        return ["logits", "embedding.text"]
+        return ["embedding.text"] if rest else ["logits", "embedding.text"]
     if kind == "hidden":
         return [f"hidden.{rest.partition('.')[0]}"]
     if rest in DIRECTIONS:  # a causal decoder has text_to_image alone: its adapter says which

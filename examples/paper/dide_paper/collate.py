@@ -92,11 +92,12 @@ class PaperCollator:
         return found
 
 
-def _paired(batch: Mapping[str, Tensor], candidates: int) -> dict[str, Tensor]:
+def _paired(batch: Mapping[str, Tensor], candidates: int) -> dict[str, Any]:
     """The image of every text: once for the student, once for every text for the teacher."""
     images = torch.arange(len(batch["pixel_values"]))
     index = images.repeat_interleave(candidates)
     return {
+        "candidates": candidates,
         "image_index": index,
         "teacher_pixel_values": batch["pixel_values"][index],
         "teacher_pixel_mask": batch["pixel_mask"][index],

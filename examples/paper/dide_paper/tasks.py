@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,9 @@ class Task:
         return self.name in ("retrieval", "pretraining")
 
     @property
-    def recipe(self) -> Path:
-        return RECIPES / f"dide_{self.name}.toml"
+    def recipe(self) -> str:
+        """The name of its packaged recipe."""
+        return f"dide_{self.name}"
 
 
 TASKS = {

@@ -16,7 +16,6 @@ from distillkit.errors import OptionError
 
 from .answers import split_by_image, votes_of, vqa_scores
 from .augment import Augmented, RandAugment
-from .candidates import ByCandidates
 from .collate import PaperCollator
 from .data import Captioned, Examples, captions_of, columns_of, label_order, open_data
 from .labels import names_of_model
@@ -51,13 +50,8 @@ def make_distiller(
 ) -> dk.Distiller:
     """The distiller of a task; its teacher is a model or a cache of one's signals."""
     recipe = dk.load_recipe(task.recipe if recipe is None else recipe)
-    if task.candidates == 1:
-        cached = isinstance(teacher, dk.SignalCache)
-        return dk.Distiller(student, teacher, recipe, ignore=["id"] if cached else [])
-    adapters = [ByCandidates(dk.adapter_for(one), task.candidates) for one in (student, teacher)]
-    return dk.Distiller(
-        student, teacher, recipe, student_adapter=adapters[0], teacher_adapter=adapters[1]
-    )
+    cached = isinstance(teacher, dk.SignalCache)
+    return dk.Distiller(student, teacher, recipe, ignore=["id"] if cached else [])
 
 
 def examples_of(

@@ -91,6 +91,7 @@ def blip(model: nn.Module) -> Family:
         streams,
         _words_over_patches(part(model, "vision_model"), streams["text_to_image"]),
         logits="itm_score" if hasattr(model, "itm_head") else "logits",
+        match=1 if hasattr(model, "itm_head") else None,
         absent=absent,
         hidden={"text": layers_of(streams["text_to_image"]), "image": layers_of(patches)},
     )
@@ -133,6 +134,7 @@ def blip_2(model: nn.Module) -> Family:
         streams,
         lay,
         logits="logits_per_image" if reads_text else "logits",
+        match=1 if reads_text else None,
         embedding={"text": "text_embeds", "image": "image_embeds"} if reads_text else {},
         absent={
             "attention.text_to_image": why,

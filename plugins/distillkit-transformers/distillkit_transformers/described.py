@@ -72,6 +72,10 @@ class Described:
         return self._whole.tables
 
     @property
+    def match(self) -> int | None:
+        return self._whole.match
+
+    @property
     def predicts(self) -> str | None:
         return self._whole.predicts
 

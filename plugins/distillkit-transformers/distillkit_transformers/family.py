@@ -29,6 +29,7 @@ class Family:
         absent: signals that the family cannot have -> why.
         hidden: stream -> pattern of the modules that return its hidden states.
         returns: methods whose return value ``lay`` needs.
+        match: of logits ``(p, 2)`` of a matching head, which class is the match.
         count: ``count(batch)``: signal -> how many examples it will have, where they are not those
             of the batch.
     """
@@ -41,6 +42,7 @@ class Family:
     absent: Mapping[str, str] = field(default_factory=dict)
     hidden: Mapping[str, str] = field(default_factory=dict)
     returns: tuple[str, ...] = ()
+    match: int | None = None
     count: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
 
     @property

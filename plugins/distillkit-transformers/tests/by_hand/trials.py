@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clip, decoders, dide
+from . import clip, decoders, dide, vilt
 from .trial import Trial
 
-TRIALS: dict[str, Trial] = {**clip.TRIALS, **decoders.TRIALS, **dide.TRIALS}
+TRIALS: dict[str, Trial] = {**clip.TRIALS, **decoders.TRIALS, **dide.TRIALS, **vilt.TRIALS}

@@ -182,6 +182,8 @@ def _of_hidden(sources: Sources) -> Iterator[tuple[str, Derived]]:
         stream = name.partition(".")[2]
         if not name.startswith("hidden.") or stream not in sources.layout:
             continue
+        if len(sources.layout[stream]) == 1:
+            continue  # they are that modality's already
         for modality in sources.layout[stream]:
             value = partial(_hidden_of, sources, str(name), stream, modality)
             axis = partial(_axes, sources.layout[stream], (modality,))

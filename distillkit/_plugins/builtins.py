@@ -9,6 +9,7 @@ from .specs import AlignerSpec, LossSpec, OperationSpec, RecipeSpec, WeightingSp
 _RECIPES = {
     "clip_affinity": "TinyCLIP: a small dual encoder matches images and texts as a large one.",
     "clip_kd": "CLIP-KD: embeddings, contrast with the teacher's, matching over the batch.",
+    "cross_encoder_retrieval": "CPRD: a dual encoder ranks candidates as a cross-encoder does.",
     "dide": "DiDE: soft labels and cross-modal attention of the last layer.",
     "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
     "dide_nlvr2": "DiDE on NLVR2: a statement about two images.",
@@ -17,6 +18,7 @@ _RECIPES = {
     "dide_ve": "DiDE on visual entailment, as the official code counts.",
     "dide_vqa": "DiDE on VQA, as the official code counts: every answer for itself.",
     "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
+    "efficient_vlm": "EfficientVLM: answers, hidden states and attention of spaced layers.",
     "on_policy": "On-policy distillation: a divergence on what the student wrote itself.",
     "vlm_attention": "CompoDistill: answers, and where words look, in the middle layers.",
     "vlm_kd": "LLaVA-KD: answers, visual tokens' predictions and their relations.",

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from . import clip, decoders, dide, vilt
+from . import clip, decoders, dide, fusion, vilt
 from .trial import Trial
 
-TRIALS: dict[str, Trial] = {**clip.TRIALS, **decoders.TRIALS, **dide.TRIALS, **vilt.TRIALS}
+TRIALS: dict[str, Trial] = {
+    **clip.TRIALS,
+    **decoders.TRIALS,
+    **dide.TRIALS,
+    **fusion.TRIALS,
+    **vilt.TRIALS,
+}

@@ -13,6 +13,10 @@ _RECIPES = {
     "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
     "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
     "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
+    "on_policy": "GKD: the teacher corrects what a decoder itself has written.",
+    "vlm_attention": "CompoDistill: a decoder's answer, and where its image's tokens look.",
+    "vlm_kd": "LLaVA-KD: a decoder's answer, logits at the image, relations within the image.",
+    "vlm_response": "The baseline of decoders: cross-entropy and KL of the response.",
 }
 
 

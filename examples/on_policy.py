@@ -2,9 +2,9 @@
 
     python examples/on_policy.py
 
-Data and models are those of vlm_kd.py. The student first learns a little from labels; then it learns
-from its own responses alone, and needs no label. Each round generates, makes a batch of what was
-written, and takes one step with the recipe `on_policy`. No download, no GPU, about a minute.
+Data and models are those of vlm_kd.py. The student first learns a little from labels; then it
+learns from its own responses alone, and needs no label. Each round generates, makes a batch of what
+was written, and takes one step with the recipe `on_policy`. No download, no GPU, about a minute.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def written_by(model: nn.Module, prompts: vlm_kd.Batch, *, end: int, longest: in
     whole = model.generate(
         input_ids=ids, attention_mask=seen, pixel_values=prompts["pixel_values"], do_sample=True,
         top_k=0, max_new_tokens=longest, eos_token_id=end, pad_token_id=vlm_kd.PAD,
+        suppress_tokens=[vlm_kd.IMAGE],  # a written placeholder would ask for another image
     )  # fmt: skip
     model.train(training)
     written = whole[:, ids.shape[1] :]

@@ -79,7 +79,7 @@ class Results(NamedTuple):
     losses: list[float]
 
 
-def run(*, teacher_steps: int = 400, steps: int = 600, rounds: int = 200) -> Results:
+def run(*, teacher_steps: int = 300, steps: int = 300, rounds: int = 150) -> Results:
     """Teacher and student from labels, then rounds of on-policy distillation."""
     teacher = vlm_kd.train_teacher(teacher_steps)
     student = vlm_kd.train_student(teacher, None, steps=steps, seed=0)
@@ -101,9 +101,9 @@ def run(*, teacher_steps: int = 400, steps: int = 600, rounds: int = 200) -> Res
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--teacher-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=600, help="of the student, from labels")
-    parser.add_argument("--rounds", type=int, default=200, help="of its own responses")
+    parser.add_argument("--teacher-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="of the student, from labels")
+    parser.add_argument("--rounds", type=int, default=150, help="of its own responses")
     arguments = parser.parse_args()
     found = run(
         teacher_steps=arguments.teacher_steps, steps=arguments.steps, rounds=arguments.rounds

@@ -15,15 +15,15 @@ _RECIPES = {
     "dide_nlvr2": "DiDE on NLVR2: a statement about two images.",
     "dide_pretraining": "DiDE before any task: masked words and cross-modal attention.",
     "dide_retrieval": "DiDE on retrieval: scores of candidates and cross-modal attention.",
+    "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
     "dide_ve": "DiDE on visual entailment, as the official code counts.",
     "dide_vqa": "DiDE on VQA, as the official code counts: every answer for itself.",
-    "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
     "efficient_vlm": "EfficientVLM: answers, hidden states and attention of spaced layers.",
-    "on_policy": "On-policy distillation: a divergence on what the student wrote itself.",
-    "vlm_attention": "CompoDistill: answers, and where words look, in the middle layers.",
-    "vlm_kd": "LLaVA-KD: answers, visual tokens' predictions and their relations.",
-    "vlm_response": "A larger decoder's answers: cross-entropy, and KL on the response.",
     "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
+    "on_policy": "GKD: the teacher corrects what a decoder itself has written.",
+    "vlm_attention": "CompoDistill: a decoder's answer, and where its image's tokens look.",
+    "vlm_kd": "LLaVA-KD: a decoder's answer, logits at the image, relations within the image.",
+    "vlm_response": "The baseline of decoders: cross-entropy and KL of the response.",
 }
 
 

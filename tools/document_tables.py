@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from distillkit import LossSpec, testing
-from distillkit._plugins.catalogue import catalogue
+from distillkit import LossSpec, RecipeSpec, load_recipe, testing
+from distillkit._objective.recipe import TermRecipe
+from distillkit._plugins.catalogue import bibliography, catalogue
+from distillkit._plugins.recipe_card import SIDES, RecipeCard, recipe_card
+from distillkit._plugins.registry import provided
 from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
 from tests.support import families_to_inspect
 from tests.support.cache_faults import DAMAGES, EVENTS
@@ -25,11 +28,13 @@ from tests.support.planted_layouts import CAUGHT_BY, planted, verdict
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "docs/how-to/choose-a-loss.md",
+    "docs/how-to/choose-a-recipe.md",
     "docs/how-to/prove-your-loss.md",
     "docs/explanation/losses.md",
     "docs/explanation/signal-cache.md",
     "docs/reference/adapters.md",
     "docs/reference/losses.md",
+    "docs/reference/packaged-recipes.md",
 )
 
 
@@ -140,8 +145,79 @@ def guide() -> str:
     return table(["loss", "compares", "use it when", "cost", "needs"], rows)
 
 
+def recipe_guide() -> str:
+    """From what one has to a packaged recipe."""
+    rows = [
+        (card.guide["teacher"], card.guide["student"], card.guide["data"], card.guide["cost"],
+         f"[`{name}`](../reference/packaged-recipes.md#{name})")
+        for name, card in _cards()
+    ]  # fmt: skip
+    head = [
+        "the teacher is",
+        "the student is",
+        "a batch has",
+        "cost beside both forwards",
+        "recipe",
+    ]
+    return table(head, rows)
+
+
+def packaged_recipes() -> str:
+    """Every packaged recipe: its terms, its signals, who offers them, its source."""
+    return "\n\n".join(_recipe(name, card) for name, card in _cards())
+
+
+def _recipe(name: str, card: RecipeCard) -> str:
+    recipe = load_recipe(name)
+    terms = [
+        (f"`{one.label}`", _weight(one.weight), _layers(one), f"`{one.rows}`, per {one.per}")
+        for one in recipe.terms
+    ]
+    needs = [
+        (side, _code(card.needs[side]), f"{len(card.adapters[side])}: {_code(card.adapters[side])}")
+        for side in SIDES
+    ]
+    source = f"Source: {_title(card.reference)}"
+    return "\n\n".join([
+        f"### {name}", f"{recipe.summary[:1].upper()}{recipe.summary[1:]}.", f"`{card.equation}`",
+        table(["term", "weight", "layers", "rows"], terms),
+        table(["side", "needs", "adapters of this repository that offer all"], needs),
+        f"Not reproduced: {' '.join(card.omits.split())}", source,
+    ])  # fmt: skip
+
+
+def _cards() -> list[tuple[str, RecipeCard]]:
+    specs = {name: by["distillkit"] for name, by in provided(RecipeSpec).items()
+             if "distillkit" in by}  # fmt: skip
+    return [(name, recipe_card(spec)) for name, spec in specs.items()]
+
+
+def _weight(weight: object) -> str:
+    return f"{weight:g}" if isinstance(weight, float) else str(weight)
+
+
+def _layers(term: TermRecipe) -> str:
+    return "-" if term.loss == "task" else f"`{term.layers}`"
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
+def _title(key: str) -> str:
+    """The source's title, with a link."""
+    entry = bibliography()[key]
+    title = re.search(r"title\s*= \{(.*)\},", entry)
+    url = re.search(r"url\s*= \{(.*)\},", entry)
+    assert title is not None, key
+    assert url is not None, key
+    return f"[{title[1].replace('{', '').replace('}', '')}]({url[1]})"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
+    "recipe_guide": recipe_guide,
+    "packaged_recipes": packaged_recipes,
     "faults": faults,
     "layouts": layouts,
     "adapter_checks": adapter_checks,

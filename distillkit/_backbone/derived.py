@@ -6,7 +6,7 @@ They are computed when they are asked for by name, and are not listed beside the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from .depth import Wanted
 from .directions import block_between
 from .layers import Layers
 from .layout import StreamTokens, TokenLayout
-from .logits import stream_length
+from .logits import known_axes, stream_length
 from .response import PARTS, LabelRule, logit_places
 
 ALL = "all"
@@ -46,6 +46,7 @@ class Sources:
         layout: where its tokens sit.
         batch: where labels are found.
         rule: where the logits of a label are.
+        head: the output projection's input, weight, bias and soft cap, as far as they are known.
     """
 
     signals: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Sources:
     layout: TokenLayout
     batch: SideOfBatch
     rule: LabelRule
+    head: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 def derived_signals(sources: Sources) -> dict[str, Derived]:
@@ -60,12 +62,15 @@ def derived_signals(sources: Sources) -> dict[str, Derived]:
 
     - ``logits.response``, ``logits.prompt``, ``logits.image``: the logits of a decoder at some of
       its positions;
+    - ``head.input``: what goes into the output projection, and the same of its parts, as of logits;
+      ``head.weight``, ``head.bias``, ``head.softcap``: the projection itself;
     - ``hidden.<stream>.<modality>``: hidden states of one modality;
     - ``attention.<query>_to_<key>``: of any two modalities of the joint stream, renormalised over
       the keys; ``all`` is every token;
     - ``attention_mass.<query>_to_<key>``: the share of each row's probability on those keys.
     """
     found = dict(_of_logits(sources))
+    found.update(_of_head(sources))
     found.update(_of_hidden(sources))
     found.update(_of_attention(sources))
     known = (*sources.signals, *sources.absent)
@@ -107,16 +112,39 @@ def base_of(name: str) -> str | None:
 def _of_logits(sources: Sources) -> Iterator[tuple[str, Derived]]:
     if "logits" not in sources.signals:
         return
+    yield from _parts(sources, "logits", lambda: sources.signals["logits"])
+
+
+def _of_head(sources: Sources) -> Iterator[tuple[str, Derived]]:
+    for name, value in sources.head.items():
+        if name == "head.input":
+            axes = partial(_logit_axes, sources, value)
+            yield name, Derived(value, axes)
+            yield from _parts(sources, name, value)
+        else:
+            yield name, Derived(value, tuple)
+
+
+def _logit_axes(sources: Sources, value: Callable[[], Tensor]) -> TokenAxes:
+    return known_axes(value(), sources.layout)
+
+
+def _parts(
+    sources: Sources, name: str, value: Callable[[], Tensor]
+) -> Iterator[tuple[str, Derived]]:
+    """The positions of each part of logits, or of what logits are made of position by position."""
     for part in PARTS:
-        places = cache(partial(_places_of, sources, part))
-        yield f"logits.{part}", Derived(partial(_packed, places), partial(_packed_axis, places))
+        places = cache(partial(_places_of, sources, f"{name}.{part}", value))
+        yield f"{name}.{part}", Derived(partial(_packed, places), partial(_packed_axis, places))
 
 
-def _places_of(sources: Sources, part: str) -> tuple[Tensor, Selection, Tensor]:
-    """The logits, and the positions among them, boolean ``(b, n)``."""
-    logits: Tensor = sources.signals["logits"]
-    places = logit_places(part, logits, sources.layout, sources.batch, sources.rule)
-    return logits, Selection(places, places.shape[1]), places
+def _places_of(
+    sources: Sources, name: str, value: Callable[[], Tensor]
+) -> tuple[Tensor, Selection, Tensor]:
+    """The values, and the positions among them, boolean ``(b, n)``."""
+    found = value()
+    places = logit_places(name, found, sources.layout, sources.batch, sources.rule)
+    return found, Selection(places, places.shape[1]), places
 
 
 def _packed(places: Callable[[], tuple[Tensor, Selection, Tensor]]) -> Tensor:

@@ -21,7 +21,7 @@ from .derived import Sources, base_wanted, derived_signals
 from .head import PARAMETERS
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
-from .projection import SKIPPED, Projection, logits_in, only_input
+from .projection import SKIPPED, Projection, logits_in
 from .response import LabelRule
 from .signals import Signals
 

@@ -98,8 +98,9 @@ def check_linear(module: nn.Module, model: nn.Module) -> nn.Linear:
     weight = module.weight
     if not weight.is_floating_point() or weight.ndim != 2 or weight.is_meta:
         raise SignalError(
-            f"the weight of the output projection of {of} is {weight.dtype} {tuple(weight.shape)}, "
-            f"of a quantised or offloaded layer ({weight.device}); head.weight is floating point (v, d)"
+            f"the output projection of {of} has a weight {weight.dtype} {tuple(weight.shape)} "
+            f"on {weight.device}, of a quantised or offloaded layer; head.weight is floating "
+            "point (v, d), and there"
         )
     if hasattr(weight, "full_tensor"):
         raise SignalError(

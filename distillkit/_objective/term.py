@@ -197,7 +197,7 @@ class Term(nn.Module):
         if self._on_head and (self.teachers.is_ensemble or self.gather or self.aligners):
             raise RecipeError(
                 f"term {self.name!r}: `head.weight` is a model's own, not of examples: no "
-                "`ensemble` of teachers, `gather` or `align` is of it. Name one teacher for each term"
+                "`ensemble`, `gather` or `align` is of it. Name one teacher for each term"
             )
         self._normalizer = f"the normalizer of term {self.name!r}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clip, dide
+from . import clip, dide, linear
 from .trial import Trial
 
-TRIALS: dict[str, Trial] = {**clip.TRIALS, **dide.TRIALS}
+TRIALS: dict[str, Trial] = {**clip.TRIALS, **dide.TRIALS, **linear.TRIALS}

@@ -13,7 +13,7 @@ _RECIPES = {
     "dide_attention": "DiDE's attention part, both directions, also where tokens differ.",
     "dide_text_to_image": "One direction, for teachers without image-to-text attention.",
     "minilm_v2": "MiniLMv2: relations between tokens' queries, keys and values, in both towers.",
-    "vlm_response_linear": "A decoder's response, softened, from hidden states: no logits are made.",
+    "vlm_response_linear": "A decoder's response from hidden states: no logits are made.",
 }
 
 

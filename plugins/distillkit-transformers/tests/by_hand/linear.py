@@ -40,7 +40,7 @@ def narrow_and_wide() -> tuple[nn.Module, nn.Module, Batch]:
     return llava_of(32), teacher, answered()
 
 
-def response(distiller: Any, student: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:  # noqa: ARG001
+def response(distiller: Any, student: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:
     """The mean over examples of each one's mean over its response, T = 2."""
     inputs = {name: one for name, one in batch.items() if name != "labels"}
     asked = batch["labels"][:, 1:] != -100

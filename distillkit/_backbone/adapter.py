@@ -34,6 +34,8 @@ class Adapter(Protocol):
       drop columns which nobody names.
     - ``predicts``: ``"next"`` or ``"same"``: which token the logits at a position are of, for
       ``logits.response``; without it, labels and input show it.
+    - ``head``: the dotted name of the output projection, for ``head.input`` and ``head.weight``;
+      without it, or where it is None, what ``get_output_embeddings()`` of the model says.
     - ``examples(batch)``: signal -> how many examples it will have, where that is not the number of
       the batch's own: two images for each text, several texts for each image.
     - ``match``: 0 or 1: which class of logits ``(p, 2)`` is the match of a pair, for ``scores``.

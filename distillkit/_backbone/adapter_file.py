@@ -27,6 +27,7 @@ class AdapterFile(Table):
     streams: dict[str, str]
     inputs: dict[str, str] | None = None
     logits: str | None = None
+    head: str | None = None
     hidden: dict[str, str] = Field(default_factory=dict)
     embedding: dict[str, str] = Field(default_factory=dict)
     pairs: dict[str, str] = Field(default_factory=dict)

@@ -18,8 +18,10 @@ from .adapter import Adapter, adapter_for
 from .batch import SideOfBatch, checked_batch
 from .depth import LayerIndices, Wanted, positions
 from .derived import Sources, base_wanted, derived_signals
+from .head import PARAMETERS
 from .layout import TokenLayout
 from .offer import BackboneCheck, list_offers
+from .projection import SKIPPED, Projection, logits_in
 from .response import LabelRule
 from .scores import CANDIDATES
 from .signals import Signals
@@ -87,6 +89,7 @@ class Backbone:
         self._adapter = adapter_for(model, adapter)
         self._accepted = accepted_arguments(model)
         self._rule = LabelRule(getattr(self._adapter, "predicts", None))
+        self._projection = Projection(model, getattr(self._adapter, "head", None))
         patterns = [pattern.partition("#")[0] for pattern in self._adapter.streams.values()]
         self.scope = Scope(
             model, patterns, outputs=self._adapter.outputs, returns=self._adapter.returns
@@ -134,19 +137,46 @@ class Backbone:
         unused = [name for name in view if name not in used]
         return list_offers(unwrapped(self._model), self._adapter, done.signals, unused)
 
-    def trace(self, batch: Mapping[str, Any], *, wanted: Wanted | None = None) -> Run:
-        """One forward, with the record and the layout that its signals were made of."""
+    def trace(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        wanted: Wanted | None = None,
+        skip_logits: bool = False,
+    ) -> Run:
+        """One forward, with the record and the layout that its signals were made of.
+
+        Args:
+            batch: as in :meth:`run`.
+            wanted: as in :meth:`run`.
+            skip_logits: nobody needs logits or a loss of them in ``output``: where signals of the
+                output projection are wanted, and the model is not compiled, it does not run.
+        """
         if self._is_closed:
             raise CaptureError(
                 "this backbone is closed, and nothing is recorded any more; make another one, "
                 "Backbone(model, adapter)"
             )
         view = batch if isinstance(batch, SideOfBatch) else SideOfBatch(checked_batch(batch))
+        linear = self._projection.wanted(wanted)
+        skip = skip_logits and linear is not None and not self.scope.compiled()
+        ran = self._forward(view, wanted, linear, skip=skip)
+        if ran is None:
+            ran = self._forward(view, wanted, linear, skip=False)
+        assert ran is not None  # a forward that computes everything is known to itself
+        return ran
+
+    def _forward(
+        self, view: SideOfBatch, wanted: Wanted | None, linear: nn.Linear | None, *, skip: bool
+    ) -> Run | None:
+        """One forward; None: without its projection, it does not show what the logits are."""
         held = self._current(wanted)
         given: set[str] = set()
         arguments = self.arguments(view.noting(given))
-        with self.scope.recording(held.attentions, held.outputs) as recorder:
-            output = self._called(arguments)
+        with self.scope.recording(held.attentions, held.outputs, entered=linear) as recorder:
+            output, skipped = self._projection.run(
+                lambda: self._called(arguments), linear, skip=skip
+            )
         watched = recorder.chosen.classes if recorder.held is None else recorder.held
         if not recorder.ran_ever.union(recorder.ran).issuperset(watched):
             check_not_stale(recorder, self.scope.compiled())
@@ -156,18 +186,35 @@ class Backbone:
         self._check_masks(asked - given)
         view.used.update(given, asked)
         signals = self._adapter.signals(record, output, layout)
-        signals = self._with_derived(signals, layout, view, wanted)
+        head: Mapping[str, Any] = {}
+        if linear is not None:
+            logits = logits_in(signals)
+            if skipped is not None and not self._projection.is_known(linear, skipped, logits):
+                return None
+            try:
+                head = self._projection.signals(linear, recorder.entered, logits)
+            except SignalError:
+                if wanted is not None:
+                    raise
+        if skipped is not None:
+            signals = Signals(signals, absent={**signals.absent, "logits": SKIPPED})
+        signals = self._with_derived(signals, layout, view, wanted, head)
         return Run(output, signals, record, layout)
 
     def _with_derived(
-        self, signals: Signals, layout: TokenLayout, view: SideOfBatch, wanted: Wanted | None
+        self,
+        signals: Signals,
+        layout: TokenLayout,
+        view: SideOfBatch,
+        wanted: Wanted | None,
+        head: Mapping[str, Any],
     ) -> Signals:
         """The signals with those that are made of them; what is wanted is listed."""
         match = getattr(self._adapter, "match", None)
-        sources = Sources(signals, signals.absent, layout, view, self._rule, match)
+        sources = Sources(signals, signals.absent, layout, view, self._rule, match, head)
         derived = derived_signals(sources)
-        listed = [name for name in wanted or () if name in derived]
-        if any(name.startswith("logits.") for name in listed):
+        listed = [name for name in wanted or () if name in derived and name not in PARAMETERS]
+        if any(name.startswith(("logits.", "head.input.")) for name in listed):
             view.labels()  # they are used, whenever the logits are computed
         if "scores" in listed:
             view.get(CANDIDATES)

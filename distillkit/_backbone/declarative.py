@@ -34,6 +34,8 @@ class DeclarativeAdapter:
             where it takes ``**kwargs`` the entries that ``tokens`` reads of words, masks, marks and
             images.
         logits: a field of the output, or ``"module:head"``, the module that returns them.
+        head: the output projection, a linear layer by its dotted name, for ``head.input`` and
+            ``head.weight``; absent: what ``get_output_embeddings()`` of the model says.
         hidden: stream -> pattern of the modules that return its hidden states.
         embedding: modality -> a field of the output, or ``"module:..."``.
         pairs: modality -> batch entry that indexes it, where texts and images are encoded once.
@@ -106,6 +108,11 @@ class DeclarativeAdapter:
     def predicts(self) -> str | None:
         """Which token the logits at a position are of, as the file says."""
         return self._file.predicts
+
+    @property
+    def head(self) -> str | None:
+        """The name of the output projection, as the file says."""
+        return self._file.head
 
     @property
     def unmasked(self) -> frozenset[str]:

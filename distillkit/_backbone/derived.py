@@ -6,7 +6,7 @@ They are computed when they are asked for by name, and are not listed beside the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from .depth import Wanted
 from .directions import block_between, pair_examples
 from .layers import Layers
 from .layout import StreamTokens, TokenLayout
-from .logits import stream_length
+from .logits import known_axes, stream_length
 from .response import PARTS, LabelRule, logit_places
 from .scores import CANDIDATES, cosine_scores, grouped, pair_scores
 
@@ -50,6 +50,7 @@ class Sources:
         batch: where labels are found.
         rule: where the logits of a label are.
         match: of two classes of a matching head, the match.
+        head: the output projection's input, weight, bias and soft cap, as far as they are known.
     """
 
     signals: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Sources:
     batch: SideOfBatch
     rule: LabelRule
     match: int | None = None
+    head: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 def derived_signals(sources: Sources) -> dict[str, Derived]:
@@ -68,6 +70,8 @@ def derived_signals(sources: Sources) -> dict[str, Derived]:
     - ``scores``, ``(b, k)``: ranking scores of the candidates of each example, made of what a
       cross-encoder returns for each pair, or of the embeddings of a dual encoder;
     - ``scores.text_to_image``, ``scores.image_to_text``: cosines of all texts and images;
+    - ``head.input``: what goes into the output projection, and the same of its parts, as of logits;
+      ``head.weight``, ``head.bias``, ``head.softcap``: the projection itself;
     - ``hidden.<stream>.<modality>``: hidden states of one modality;
     - ``attention.<query>_to_<key>``: of any two modalities of the joint stream, renormalised over
       the keys; ``all`` is every token;
@@ -75,6 +79,7 @@ def derived_signals(sources: Sources) -> dict[str, Derived]:
     """
     found = dict(_of_logits(sources))
     found.update(_of_pairs(sources))
+    found.update(_of_head(sources))
     found.update(_of_hidden(sources))
     found.update(_of_attention(sources))
     known = (*sources.signals, *sources.absent)
@@ -116,16 +121,39 @@ def base_of(name: str) -> str | None:
 def _of_logits(sources: Sources) -> Iterator[tuple[str, Derived]]:
     if "logits" not in sources.signals:
         return
+    yield from _parts(sources, "logits", lambda: sources.signals["logits"])
+
+
+def _of_head(sources: Sources) -> Iterator[tuple[str, Derived]]:
+    for name, value in sources.head.items():
+        if name == "head.input":
+            axes = partial(_logit_axes, sources, value)
+            yield name, Derived(value, axes)
+            yield from _parts(sources, name, value)
+        else:
+            yield name, Derived(value, tuple)
+
+
+def _logit_axes(sources: Sources, value: Callable[[], Tensor]) -> TokenAxes:
+    return known_axes(value(), sources.layout)
+
+
+def _parts(
+    sources: Sources, name: str, value: Callable[[], Tensor]
+) -> Iterator[tuple[str, Derived]]:
+    """The positions of each part of logits, or of what logits are made of position by position."""
     for part in PARTS:
-        places = cache(partial(_places_of, sources, part))
-        yield f"logits.{part}", Derived(partial(_packed, places), partial(_packed_axis, places))
+        places = cache(partial(_places_of, sources, f"{name}.{part}", value))
+        yield f"{name}.{part}", Derived(partial(_packed, places), partial(_packed_axis, places))
 
 
-def _places_of(sources: Sources, part: str) -> tuple[Tensor, Selection, Tensor]:
-    """The logits, and the positions among them, boolean ``(b, n)``."""
-    logits: Tensor = sources.signals["logits"]
-    places = logit_places(part, logits, sources.layout, sources.batch, sources.rule)
-    return logits, Selection(places, places.shape[1]), places
+def _places_of(
+    sources: Sources, name: str, value: Callable[[], Tensor]
+) -> tuple[Tensor, Selection, Tensor]:
+    """The values, and the positions among them, boolean ``(b, n)``."""
+    found = value()
+    places = logit_places(name, found, sources.layout, sources.batch, sources.rule)
+    return found, Selection(places, places.shape[1]), places
 
 
 def _packed(places: Callable[[], tuple[Tensor, Selection, Tensor]]) -> Tensor:

@@ -79,9 +79,16 @@ def _unknown(why: str) -> Predicts:
 
 
 def logit_places(
-    part: str, logits: Tensor, layout: TokenLayout, batch: SideOfBatch, rule: LabelRule
+    name: str, logits: Tensor, layout: TokenLayout, batch: SideOfBatch, rule: LabelRule
 ) -> Tensor:
     """The positions of logits ``(b, n, v)`` that are of one part, boolean ``(b, n)``.
+
+    Args:
+        name: of the signal, ``"logits.response"``, or of what logits are made of in its place.
+        logits: the logits, or what they are made of.
+        layout: where tokens sit.
+        batch: where labels are found.
+        rule: where the logits of a label are.
 
     Every real position is of one part: of the ``response``, where it predicts a token that the
     labels ask for; else of the ``image`` or of the ``prompt``, by the token that stands there.
@@ -90,21 +97,22 @@ def logit_places(
         SignalError: logits of no known tokens; no labels.
         ShapeError: labels of other positions.
     """
+    part = name.rpartition(".")[2]
     axis = logits_axis(logits, layout)
     if axis is None:
         raise SignalError(
-            f"logits.{part} are logits (b, n, v) at some of a sequence's tokens, but of logits "
+            f"{name} are logits (b, n, v) at some of a sequence's tokens, but of logits "
             f"{tuple(logits.shape)} the layout knows no tokens; logits of one answer are `logits`"
         )
     real = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if axis.valid is not None:
         real = axis.valid.to(logits.device).expand(logits.shape[:2])
-    response = real & _predicting(part, logits, axis, batch, rule)
+    response = real & _predicting(name, logits, axis, batch, rule)
     if part == "response":
         return response
     image = _image_places(logits, axis, layout)
     if part == "image" and image is None:
-        raise SignalError("there are no logits.image: these logits are of words alone")
+        raise SignalError(f"there are no {name}: these logits are of words alone")
     others = real & ~response
     if image is None:
         return others
@@ -112,19 +120,19 @@ def logit_places(
 
 
 def _predicting(
-    part: str, logits: Tensor, axis: TokenAxis, batch: SideOfBatch, rule: LabelRule
+    name: str, logits: Tensor, axis: TokenAxis, batch: SideOfBatch, rule: LabelRule
 ) -> Tensor:
     """Boolean ``(b, n)``: the positions at which a label is predicted."""
     labels = batch.labels()
     if not isinstance(labels, Tensor):
         raise SignalError(
-            f"logits.{part} are told apart by the batch entry 'labels', {IGNORED} outside of the "
+            f"{name} are told apart by the batch entry 'labels', {IGNORED} outside of the "
             "response; the batch has none"
         )
     whole = labels.shape == (len(logits), axis.length)
     if labels.shape != logits.shape[:2] and not (whole and axis.positions is not None):
         raise ShapeError(
-            f"logits.{part}: the labels are {tuple(labels.shape)}, but the logits are of "
+            f"{name}: the labels are {tuple(labels.shape)}, but the logits are of "
             f"{tuple(logits.shape[:2])} positions; labels have one entry for each position, "
             f"{IGNORED} where nothing is asked for (images too)"
         )

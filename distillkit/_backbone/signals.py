@@ -15,6 +15,7 @@ from ..errors import SignalError, unknown_name
 from .axis import TokenAxis
 from .beside import Beside, Name
 from .beside import TokenAxes as TokenAxes
+from .head import PARAMETERS
 from .joining import check_same_names, concatenate, count_examples
 from .layers import Layers as Layers
 from .layers import as_layers, attempt, made_in_inference, make_portable, make_trackable, move_value
@@ -192,6 +193,7 @@ class Signals(Mapping[str, Signal]):
             lambda axis: axis.take(index),
             of_mask=lambda mask: chosen(mask, index),
             later=True,
+            of_examples=True,
         )
 
     def with_values(
@@ -305,10 +307,12 @@ class Signals(Mapping[str, Signal]):
         of_mask: Callable[[Tensor], Tensor] | None = None,
         later: bool = False,
         device: torch.device | None = None,
+        of_examples: bool = False,
     ) -> Signals:
         """Every signal through a function: now where it is computed, unless all are to be later.
 
-        ``device`` is where the function brings them; None: it leaves them where they are.
+        ``device`` is where the function brings them; None: it leaves them where they are. One
+        ``of_examples`` leaves a head's parameters as they are.
         """
 
         def through(value: Any) -> Any:
@@ -326,7 +330,11 @@ class Signals(Mapping[str, Signal]):
             name: known.map(of_mask or function, of_axis) for name, known in self._beside.items()
         }
         made = Signals._made(values, beside, self._absent)
-        made._derived = {name: partial(_through, through, self, name) for name in self._derived}
+        kept = PARAMETERS if of_examples else frozenset[str]()
+        made._derived = {
+            name: partial(_through, _same if name in kept else through, self, name)
+            for name in self._derived
+        }
         return made
 
     def _attempts(self) -> dict[str, Any]:
@@ -382,6 +390,10 @@ class _Values(ValuesView[Signal]):
 def _is_later(value: Any) -> bool:
     """Whether a value is computed when it is first asked for."""
     return callable(value) and not isinstance(value, (Tensor, Attention, Sequence))
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _through(function: Callable[[Any], Any], signals: Signals, name: str) -> Any:

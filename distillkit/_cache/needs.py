@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .._backbone.depth import LayerIndices, Wanted
+from .._backbone.head import PARAMETERS
 from .._objective.objective import Objective, wanted_layers
 from .._objective.term import Term
+from ..errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ def needs_of(objectives: Iterable[Objective]) -> Needs:
         wanted = wanted_layers(objective, 1)
         for term in objective.each():
             for name in (pair.teacher for pair in term.on):
+                if name in PARAMETERS:
+                    raise RecipeError(
+                        f"term {term.name!r} compares {name!r}, which is the teacher's own and of "
+                        "no example, so that a cache of examples cannot hold it: cache "
+                        '"logits.response" for a term on logits, or let the teacher run'
+                    )
                 one = Need(
                     wanted[name],
                     term.takes_tokens,

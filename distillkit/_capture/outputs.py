@@ -32,7 +32,7 @@ def attach_to_outputs(loss: Tensor, output: Any) -> Tensor:
         >>> output.grad
         tensor([0., 0.])
     """
-    ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+    ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad and not tensor.is_meta]
     attached: Tensor = _Attached.apply(loss, *ends) if ends else loss  # type: ignore[no-untyped-call]
     return attached
 

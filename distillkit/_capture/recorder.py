@@ -66,6 +66,7 @@ class Recorder:
         self.blind: list[str] = []  # called something that nobody can see into
         self.outputs: dict[str, list[Any]] = {}
         self.returned: dict[str, list[Any]] = {}
+        self.entered: list[Any] = []  # what the module whose input is wanted was given, per call
         self._readings: dict[int, Reading | None] = {}
 
     def start(self, examples: frozenset[int]) -> None:

@@ -148,6 +148,7 @@ class Scope:
         outputs: frozenset[str] | None = None,
         *,
         detach: bool = False,
+        entered: nn.Module | None = None,
     ) -> Iterator[Recorder]:
         """Write down what the model does in this thread, until the block ends, however it ends.
 
@@ -155,6 +156,7 @@ class Scope:
             held: the chosen modules whose attention is wanted; None: all.
             outputs: the modules whose output is wanted, of those that were named; None: all.
             detach: record without gradient.
+            entered: a module whose input is wanted: ``recorder.entered``, of every call.
 
         Raises:
             CaptureError: compiled code is being recorded by this thread already.
@@ -165,6 +167,8 @@ class Scope:
             watcher = self._take()
             try:
                 self._attach(watcher, looked_at)
+                if entered is not None:
+                    _attach_to_input(watcher, entered)
                 with self._surroundings():
                     watcher.thread = threading.get_ident()
                     watcher.recorder = recorder
@@ -280,6 +284,13 @@ class Scope:
             for handle in handles:
                 handle.remove()
         watcher.attached.clear()
+
+
+def _attach_to_input(watcher: Watcher, module: nn.Module) -> None:
+    """Put the hook on that keeps what a module is given, where it is not there yet."""
+    if (key := ("input", str(id(module)))) not in watcher.attached:
+        hooks = watcher.hooks(key, "", module)
+        watcher.attached[key] = [module.register_forward_pre_hook(hooks.keep_input)]
 
 
 class _Listening:

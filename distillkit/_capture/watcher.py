@@ -177,6 +177,11 @@ class Hooks:
         if watcher is not None and watcher.recorder is not None and not in_backward():
             watcher.recorder.keep_output(self._name, output)
 
+    def keep_input(self, running: nn.Module, given: tuple[Any, ...]) -> None:
+        watcher = self._watcher_of(running)
+        if watcher is not None and watcher.recorder is not None and given and not in_backward():
+            watcher.recorder.entered.append(given[0])
+
     def __reduce__(self) -> tuple[type[Hooks], tuple[None, str, None]]:
         return Hooks, (None, self._name, None)
 

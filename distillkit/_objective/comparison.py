@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._attention import Attention, widen
+from .._backbone.head import PARAMETERS
 from .._backbone.signals import Signals, TokenAxes
 from .._transfer import trackable
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
@@ -163,6 +164,10 @@ class Comparison:
             one, other = widened(pair.students[i]), widened(pair.teachers[i])
             if self._align is not None:
                 one, other = self._align.aligned(one, other, self.axes(i))
+            if name.student in PARAMETERS:
+                students.append(one)
+                teachers.append(other)
+                continue
             if one.shape[:1] != other.shape[:1]:  # a loss of one's own might broadcast them
                 raise ShapeError(
                     f"term {self.term!r}: {name} is of different numbers of examples: student "
@@ -199,9 +204,29 @@ class Comparison:
             SignalError: a signal, and its layer, without gradient.
         """
         for pair in self.pairs:
+            # a head and what goes into it learn together: either may be frozen
+            head = [
+                layer.requires_grad
+                for one, layer in zip(self.on, pair.students, strict=True)
+                if one.student.startswith("head.")
+            ]
             for one, layer in zip(self.on, pair.students, strict=True):
-                if not layer.requires_grad:
+                learns = any(head) if one.student.startswith("head.") else layer.requires_grad
+                if not learns:
                     raise SignalError(_no_gradient(self.term, one.student, pair.place))
+
+    def head_arguments(self) -> dict[str, Tensor | float]:
+        """The arguments of a loss of ``head.weight`` for what else is known of both heads.
+
+        A bias, and the soft cap that a model's logits end in, as ``student_bias`` and the like.
+        """
+        found: dict[str, Tensor | float] = {}
+        for side, signals in zip(("student", "teacher"), self._sides, strict=True):
+            if "head.bias" in signals:
+                found[f"{side}_bias"] = signals["head.bias"]  # type: ignore[assignment]
+            if "head.softcap" in signals:
+                found[f"{side}_softcap"] = float(signals["head.softcap"])  # type: ignore[arg-type]
+        return found
 
     def layer_lines(self) -> list[str]:
         """The layers of both sides, a line for each of the student's: ``1 of 4 with 3-5 of 12``."""

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from .._backbone.adapter import Adapter
 from .._backbone.backbone import ITEMS, Backbone
 from .._backbone.batch import SideOfBatch, checked_batch
+from .._backbone.head import can_do_without_logits
 from .._backbone.signals import Signals
 from .._capture.outputs import attach_to_outputs
 from ..errors import CaptureError, DistillKitError, RecipeError, SignalError
 from .batches import BatchChecks
 from .checks import Check, TermCheck, check_term, counted_lines, list_offers
 from .comparison import Comparison
-from .engines import check_engine, gather_for
+from .engines import check_engine, gather_for, is_sharded
 from .ensemble import TeacherSignals
 from .items import OwnLoss, TaskItems, counts_without_models
 from .normalizer import Normalizer
@@ -222,7 +223,7 @@ class Distiller(nn.Module):
         ran = self._run_teachers(batch, used, active, teacher_signals)
         taught = trackable(ran.signals) if torch.is_grad_enabled() else ran.signals
         own = SideOfBatch(batch, "student", used)
-        output, student_signals = self._student.run(own, wanted=self._wanted)
+        output, student_signals = self._run_student(own, active)
         task = self._task(output, own, active)
         looked: dict[str, Comparison] | None = None
         if self.training:
@@ -288,6 +289,16 @@ class Distiller(nn.Module):
         own = SideOfBatch(checked_batch(batch), "student")
         return self._student.run(own, wanted=self._wanted)
 
+    def _run_student(self, own: SideOfBatch, active: Mapping[str, float]) -> tuple[Any, Signals]:
+        """The student's output and signals, without logits where no active term needs them."""
+        terms = [term for term in self.objective.each() if term.name in active]
+        names = [one.student for term in terms for one in term.on]
+        skip = not any(term.is_task for term in terms) and can_do_without_logits(names)
+        # the backward of a sharded student passes by its outputs, of which logits may be the only
+        skip = skip and not any(map(is_sharded, self.student.modules()))
+        done = self._student.trace(own, wanted=self._wanted, skip_logits=skip)
+        return done.output, done.signals
+
     def student_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments that the student would be called with for a batch."""
         self._check_open()
@@ -352,7 +363,7 @@ class Distiller(nn.Module):
         own = SideOfBatch(batch, "student", set())
         active = self.objective.active(progress)
         teacher = self._run_teachers(batch, set(), active).signals
-        output, student = self._student.run(own, wanted=self._wanted)
+        output, student = self._run_student(own, active)
         task = self._task(output, own, active)
         items = None if task is None else self._task_items.count(own, output, task)
         result: Result = self.objective(

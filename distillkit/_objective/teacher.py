@@ -15,6 +15,7 @@ from .._backbone.adapter import Adapter
 from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch
 from .._backbone.depth import Wanted
+from .._backbone.head import can_do_without_logits
 from .._backbone.signals import Signals
 from ..errors import SignalError
 from .objective import Objective
@@ -106,7 +107,8 @@ class Teacher:
         if _trains(model):
             model.eval()
         with torch.no_grad():
-            return self.backbone.run(view, wanted=wanted)[1]
+            skip = wanted is not None and can_do_without_logits(wanted)
+            return self.backbone.trace(view, wanted=wanted, skip_logits=skip).signals
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Follow a student that ``to`` moves to another device; a dtype is the student's own.

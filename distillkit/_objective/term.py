@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attention import Attention
+from .._backbone.head import PARAMETERS
 from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
 from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
@@ -192,6 +193,12 @@ class Term(nn.Module):
         self._told_valid = takes_valid(self._function)
         self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
+        self._on_head = any(name in PARAMETERS for one in self.on for name in one)
+        if self._on_head and (self.teachers.is_ensemble or self.gather or self.aligners):
+            raise RecipeError(
+                f"term {self.name!r}: `head.weight` is a model's own, not of examples: no "
+                "`ensemble`, `gather` or `align` is of it. Name one teacher for each term"
+            )
         self._normalizer = f"the normalizer of term {self.name!r}"
 
     def weight_at(self, progress: float | None) -> float:
@@ -331,11 +338,13 @@ class Term(nn.Module):
         known: dict[str, Any] = {}
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
+        if self._on_head:
+            known.update(self._head_arguments(comparison))
         if self._told_valid:
             known["valid"] = self._counting.valid(students[0], step)
         try:
             values = self._function(
-                *students, *teachers, **step.arguments, **self._options_now(), **known
+                *students, *teachers, **{**step.arguments, **self._options_now(), **known}
             )
         except ShapeError as error:
             raise ShapeError(f"term {self.name!r}: {error}") from None
@@ -346,6 +355,29 @@ class Term(nn.Module):
             rows = self._counting.is_of_rows(teachers[0])
             values = self.token_weights.applied(self.name, step.weights, values, kept, rows=rows)
         return values, kept
+
+    def _head_arguments(self, comparison: Comparison) -> dict[str, Any]:
+        """Biases and soft caps of the heads, of those that the recipe does not give itself.
+
+        Raises:
+            RecipeError: a loss that takes none, or a soft cap that is not the model's.
+        """
+        assert self._function is not None
+        found: dict[str, Any] = {}
+        accepted = inspect.signature(self._function).parameters
+        for name, value in comparison.head_arguments().items():
+            given = self.options.get(name)
+            if name not in accepted or (isinstance(given, Real) and given != value):
+                said = f"{value}" if isinstance(value, float) else f"{tuple(value.shape)}"
+                raise RecipeError(
+                    f"term {self.name!r}: the model's head has {name} = {said}, and the loss "
+                    f"{self.loss_name!r} "
+                    + (f"is given {given}" if name in accepted else "takes no such argument")
+                    + ": it would compare another distribution"
+                )
+            if given is None and name not in self.inputs:
+                found[name] = value
+        return found
 
     def _options_now(self) -> dict[str, Any]:
         """The options of this step, those that learn with gradient."""

@@ -24,6 +24,7 @@ _RECIPES = {
     "vlm_attention": "CompoDistill: a decoder's answer, and where its image's tokens look.",
     "vlm_kd": "LLaVA-KD: a decoder's answer, logits at the image, relations within the image.",
     "vlm_response": "The baseline of decoders: cross-entropy and KL of the response.",
+    "vlm_response_linear": "A decoder's response from hidden states: no logits are made.",
 }
 
 

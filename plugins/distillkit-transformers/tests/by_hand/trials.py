@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clip, decoders, dide, fusion, vilt
+from . import clip, decoders, dide, fusion, linear, vilt
 from .trial import Trial
 
 TRIALS: dict[str, Trial] = {
@@ -10,5 +10,6 @@ TRIALS: dict[str, Trial] = {
     **decoders.TRIALS,
     **dide.TRIALS,
     **fusion.TRIALS,
+    **linear.TRIALS,
     **vilt.TRIALS,
 }

@@ -91,14 +91,16 @@ def skipping(module: nn.Module, width: int) -> Iterator[Skipped]:
         if not isinstance(forward, _Forward):
             forward = _Forward(module)
             object.__setattr__(module, "forward", forward)
-        forward.skipped = (*forward.skipped, skipped)
+        standing: _Forward = forward
+        standing.skipped = (*standing.skipped, skipped)
     try:
         yield skipped
     finally:
         with _LOCK:
-            forward.skipped = tuple(one for one in forward.skipped if one is not skipped)
-            if not forward.skipped and vars(module).get("forward") is forward:
-                if forward.replaced is None:
+            standing.skipped = tuple(one for one in standing.skipped if one is not skipped)
+            if not standing.skipped and vars(module).get("forward") is standing:
+                replaced = standing.replaced
+                if replaced is None:
                     object.__delattr__(module, "forward")
                 else:
-                    object.__setattr__(module, "forward", forward.replaced)
+                    object.__setattr__(module, "forward", replaced)

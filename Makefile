@@ -83,10 +83,11 @@ benchmarks: $(VENV)/.benchmarks
 	$(RUN) $(INSTALL) --no-deps liger-kernel==0.8.5
 	$(RUN) benchmarks/attention_kl.py --json build/attention_kl.json
 	$(RUN) benchmarks/linear_kl.py --json build/linear_kl.json
+	$(RUN) benchmarks/response_memory.py --json build/response_memory.json
 	$(RUN) benchmarks/distiller.py --json build/distiller.json
 	$(RUN) benchmarks/signal_cache.py --json build/signal_cache.json
 	$(RUN) benchmarks/cached_epoch.py --json build/cached_epoch.json
-	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/distiller.json build/signal_cache.json build/cached_epoch.json
+	$(RUN) -m tools.performance_tables build/attention_kl.json build/linear_kl.json build/response_memory.json build/distiller.json build/signal_cache.json build/cached_epoch.json
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

@@ -70,6 +70,7 @@ def test_measured_tables_without_a_place(text):
     [
         ("attention_kl", "performance.md"),
         ("linear_kl", "performance.md"),
+        ("response_memory", "performance.md"),
         ("distiller", "performance.md"),
         ("weightings", "performance.md"),
         ("signal_cache", "explanation/signal-cache.md"),

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from .maps import Distances, Maps
 
-LEVELS = (254, 126, 62, 30, 14)
-"""How finely numbers are told apart; 255 is NaN. The first that fits is taken."""
+LEVELS = (254, 126, 62, 30)
+"""How finely numbers are told apart; 255 is NaN. The first that fits is taken, else the last: with
+fewer, colours would show steps that no model made."""
+
+_SAMPLE = 4  # layers by which a size is foretold
 
 
 class Layer(NamedTuple):
@@ -39,20 +42,28 @@ class Coded(NamedTuple):
 
 
 def encoded(layers: Sequence[Layer], budget: int) -> Coded:
-    """The layers as finely as the budget allows, at the coarsest where it allows nothing.
+    """The layers as finely as the budget allows, as a sample of them foretells; or the coarsest.
 
     Args:
         layers: what to encode.
-        budget: how many characters all of it may take.
+        budget: how many characters all of it may take, about.
     """
-    for levels in LEVELS:
-        texts = [base64.b64encode(zlib.compress(_bytes_of(x, levels))).decode() for x in layers]
-        if sum(map(len, texts)) <= budget:
+    sample = layers[:: max(1, len(layers) // _SAMPLE)]
+    levels = LEVELS[-1]
+    for finer in LEVELS:
+        foretold = sum(len(_text_of(x, finer)) for x in sample) / max(1, len(sample))
+        if foretold * len(layers) <= budget:
+            levels = finer
             break
+    texts = [_text_of(x, levels) for x in layers]
     scales = [float(s.max()) for s in map(_scales_of_layer, layers) if s.numel()]
     largest = max(scales, default=0.0)
     half = 0.5 / levels
     return Coded(levels, texts, largest * (2 * half + half * half))
+
+
+def _text_of(layer: Layer, levels: int) -> str:
+    return base64.b64encode(zlib.compress(_bytes_of(layer, levels))).decode()
 
 
 def scales_of(probabilities: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def contents_of(
         "notes": notes,
     }
     taken = sum(len(one.source) for one in listed)
-    coded: Coded = encoded(coded_layers, PAGE_BYTES - 100_000 - taken)
+    coded: Coded = encoded(coded_layers, PAGE_BYTES - 200_000 - taken)
     facts["levels"], facts["tolerance"] = coded.levels, coded.tolerance
     return Contents(facts, coded.texts, coded.tolerance)
 

@@ -41,7 +41,9 @@ def signals(words, side, sharpness):
 
 def main():
     torch.manual_seed(0)
-    print("| words x patches | maps | page | exact to | written in | opened in |\n|---|---|---|---|---|---|")
+    print(
+        "| words x patches | maps | page | exact to | written in | opened in |\n|---|---|---|---|---|---|"
+    )
     for words, side in ((16, 7), (40, 12)):
         for sharpness, name in ((0.5, "even"), (3.0, "sharp")):
             sides = [signals(words, side, sharpness) for _ in range(2)]

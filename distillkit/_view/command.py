@@ -23,7 +23,7 @@ from ..errors import SignalError
 from .view import View, view
 
 _ARGUMENTS = ("student", "teacher", "words", "images", "denormalise", "signals", "layers")
-_SAFE = [
+_SAFE: list[Any] = [
     Attention, Keep, Layers, Products, Refusal, Replay, Scores, Signals, TokenAxis, Weights, slice,
 ]  # fmt: skip
 

@@ -161,8 +161,13 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
         raise SignalError(" ".join(notes) or f"{name} has no layers")
     if any(bool((one.maps.probabilities < 0).any()) for one in layers):
         notes.append(f"{name} has negative weights (heads that are mixed), shown as 0")
-    facts = {"name": name, "layers": listed, "notes": notes}
-    facts["kl_heads"] = 0 if theirs is None else int(layers[-1].distances.kl.shape[1])  # type: ignore[union-attr]
+    last = layers[-1].distances
+    facts: dict[str, Any] = {
+        "name": name,
+        "layers": listed,
+        "notes": notes,
+        "kl_heads": 0 if last is None else last.kl.shape[1],
+    }
     return _Shown(facts, layers, axes, (shape[0], shape[2], shape[3]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import itertools
 import json
 import zlib
 
@@ -86,7 +87,7 @@ def maps_of(page, signal, layer, side, checkpoint=0):
     n = 0 if side == "teacher" else one["kl_heads"]
     parts = np.cumsum([0, 4 * b * h, 2 * b * n * q, b * h * q * k, b * h * q, b * n * q])
     assert parts[-1] == len(raw)
-    cut = [raw[start:stop] for start, stop in zip(parts, parts[1:], strict=False)]
+    cut = [raw[start:stop] for start, stop in itertools.pairwise(parts)]
     scales = np.frombuffer(cut[0], "<f4").reshape(b, h, 1, 1)
     kl = (np.frombuffer(cut[1], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(b, n, q)
     codes = np.frombuffer(cut[2], np.uint8).reshape(b, h, q, k).astype(np.float64)

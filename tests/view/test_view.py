@@ -86,6 +86,13 @@ def test_no_number_is_farther_off_than_the_page_says(seed, levels, sharpness, sh
     assert maps.counts[:, -1].equal(attention.valid_rows().all(1))
 
 
+def test_the_mean_of_heads_counts_where_every_head_does():
+    rows = torch.tensor([[[True, True], [True, False]]])
+    maps = maps_of(dk.Attention.from_scores(torch.zeros(1, 2, 2, 4), rows=rows))
+    assert maps.counts.tolist() == [[[True, True], [True, False], [True, False]]]
+    assert maps.probabilities[0, 2].tolist() == [[0.25] * 4, [0.0] * 4]
+
+
 def test_a_model_that_diverged_is_seen():
     key = torch.randn(1, 1, 4, 3)
     query = torch.randn(1, 1, 2, 3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same table for editors and type checkers
     from . import errors as errors
     from . import losses as losses
+    from . import plot as plot
     from . import testing as testing
     from ._attention import Attention as Attention
     from ._backbone.adapter import Adapter as Adapter
@@ -62,6 +63,8 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._plugins.specs import OperationSpec as OperationSpec
     from ._plugins.specs import RecipeSpec as RecipeSpec
     from ._plugins.specs import WeightingSpec as WeightingSpec
+    from ._view.view import View as View
+    from ._view.view import view as view
 
 _HOMES = {
     "Adapter": "_backbone.adapter",
@@ -98,6 +101,7 @@ _HOMES = {
     "TokenAxis": "_backbone.axis",
     "TokenLayout": "_backbone.layout",
     "WeightingSpec": "_plugins.specs",
+    "View": "_view.view",
     "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",
@@ -113,8 +117,9 @@ _HOMES = {
     "build_signals": "_backbone.directions",
     "select_tokens": "_backbone.tokens",
     "signals_of_file": "_plugins.offers",
+    "view": "_view.view",
 }
-_MODULES = ("errors", "losses", "testing")
+_MODULES = ("errors", "losses", "plot", "testing")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

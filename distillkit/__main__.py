@@ -133,6 +133,19 @@ def _takes_a_function(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _takes_signals(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="signals.pt or package.module:function",
+        help="a file of torch.save with signals, or a dictionary of student, teacher, words and "
+        "images; or a function without arguments that returns (distiller, batch[, words[, "
+        "images]])",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="file.html", default="view.html", help="the page; view.html"
+    )
+
+
 def _takes_a_cache(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
 
@@ -339,6 +352,11 @@ COMMANDS = {
         "attentions",
         "distillkit._inspect.command:run",
         _takes_a_function,
+    ),
+    "view": Command(
+        "write an HTML page that shows where student and teacher look",
+        "distillkit._view.command:run",
+        _takes_signals,
     ),
     "cache": Command(
         "run a teacher once and keep its signals on disk",

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
 import distillkit as dk
+from distillkit import plot
 
 CELLS, CELL = 4, 8
 SIDE = CELLS * CELL
@@ -62,17 +63,13 @@ def draw(path: Path, images: Tensor, maps: Tensor, answers: Tensor) -> None:
     columns = len(images)
     figure, axes = plt.subplots(2, columns, figsize=(2.2 * columns, 4.8), layout="constrained")
     for image, attention, answer, (above, below) in zip(images, maps, answers, axes.T, strict=True):
-        pixels = image[0].numpy()
-        above.imshow(pixels, cmap="gray_r")
-        below.imshow(pixels, cmap="gray_r", alpha=0.45)
-        grid = attention.reshape(CELLS, CELLS).numpy()
-        edges = (-0.5, SIDE - 0.5, SIDE - 0.5, -0.5)
-        shown = below.imshow(grid, cmap="Reds", alpha=0.7, extent=edges, vmin=0, vmax=1)
+        above.imshow(1 - image[0], cmap="gray")
+        above.set(xticks=[], yticks=[])
+        plot.attention_over_image(
+            attention, 1 - image[0], grid=(CELLS, CELLS), largest=1, cmap="Reds", ax=below
+        )
         below.set_title(f"answers {answer}", fontsize=10)
-        for axis in (above, below):
-            axis.set_xticks([])
-            axis.set_yticks([])
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="attention of the class token")
+    figure.colorbar(below.images[-1], ax=axes, shrink=0.6, label="attention of the class token")
     figure.savefig(path, dpi=150)
 
 

@@ -68,7 +68,7 @@ def test_a_notebook_shows_the_table_that_print_shows():
 
 def test_every_public_name_resolves_and_is_no_module():
     modules = {name for name in dk.__all__ if isinstance(getattr(dk, name), ModuleType)}
-    assert modules == {"errors", "losses", "testing"}
+    assert modules == {"errors", "losses", "plot", "testing"}
     assert dir(dk) == dk.__all__
     with pytest.raises(AttributeError, match="no attribute 'capturing'"):
         dk.capturing  # noqa: B018

@@ -1,0 +1,1 @@
+"""A page that shows what is distilled: words, patches, and where both models look."""

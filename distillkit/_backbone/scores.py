@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def grouped(scores: Tensor, candidates: Any) -> Tensor:
             others are -inf.
 
     Raises:
-        SignalError: no such entry.
+        SignalError: no such entry, or one that is neither a whole number nor boolean ``(b, k)``.
         ShapeError: another number of pairs.
 
     Examples:
@@ -64,7 +65,7 @@ def grouped(scores: Tensor, candidates: Any) -> Tensor:
                 [2., -inf]])
     """
     count = len(scores)
-    if isinstance(candidates, Tensor) and candidates.dtype == torch.bool and candidates.ndim == 2:
+    if _is_mask(candidates):
         there = candidates.to(scores.device)
         if int(there.sum()) != count:
             raise ShapeError(
@@ -78,7 +79,7 @@ def grouped(scores: Tensor, candidates: Any) -> Tensor:
             f"scores are of the candidates of each example: the batch needs an entry {CANDIDATES!r}"
             ", how many each has, or boolean (b, k), True for each that there is"
         )
-    size = int(candidates)
+    size = _number(candidates)
     if size < 2 or count % size:
         raise ShapeError(
             f"{count} pairs do not make examples of {CANDIDATES} = {size} candidates each, of "
@@ -88,9 +89,34 @@ def grouped(scores: Tensor, candidates: Any) -> Tensor:
 
 
 def examples_with_scores(candidates: Any, pairs: int) -> int | None:
-    """How many examples scores of so many pairs are of; None: nobody says it."""
+    """How many examples scores of so many pairs are of; None: nobody says it.
+
+    Raises:
+        SignalError: an entry that is neither a whole number nor boolean ``(b, k)``.
+    """
     if candidates is None:
         return None
-    if isinstance(candidates, Tensor) and candidates.ndim == 2:
+    if _is_mask(candidates):
         return len(candidates)
-    return pairs // max(1, int(candidates))
+    return pairs // max(1, _number(candidates))
+
+
+def _is_mask(candidates: Any) -> bool:
+    return (
+        isinstance(candidates, Tensor) and candidates.dtype == torch.bool and candidates.ndim == 2
+    )
+
+
+def _number(candidates: Any) -> int:
+    """How many candidates each example has; 2.5 is no number of them, and neither is True."""
+    if isinstance(candidates, Tensor) and candidates.ndim == 0:
+        candidates = candidates.item()
+    if isinstance(candidates, Integral) and not isinstance(candidates, bool):
+        return int(candidates)
+    given = repr(candidates)
+    if isinstance(candidates, Tensor):
+        given = f"a tensor {tuple(candidates.shape)} of {candidates.dtype}"
+    raise SignalError(
+        f"the batch entry {CANDIDATES!r} is a whole number, how many each example has, or a "
+        f"boolean tensor (b, k), True for each that there is; got {given}"
+    )

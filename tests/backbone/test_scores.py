@@ -74,6 +74,51 @@ def test_what_groups_nothing(candidates, error, message):
         grouped(torch.arange(6.0), candidates)
 
 
+@pytest.mark.parametrize(
+    ("candidates", "given"),
+    [
+        (2.5, "2.5"),
+        (True, "True"),
+        ("three", "'three'"),
+        ([[True, True, True]] * 2, r"\[\[True"),
+        (torch.tensor(2.5), "2.5"),
+        (torch.ones(2, 3, dtype=torch.long), r"a tensor \(2, 3\) of torch.int64"),
+        (torch.ones(6, dtype=torch.bool), r"a tensor \(6,\) of torch.bool"),
+    ],
+)
+def test_candidates_are_a_whole_number_or_a_mask(candidates, given):
+    for read in (
+        lambda: grouped(torch.arange(6.0), candidates),
+        lambda: examples_with_scores(candidates, 6),
+    ):
+        with pytest.raises(
+            errors.SignalError, match=f"'candidates' is a whole number.*got {given}"
+        ):
+            read()
+
+
+def test_no_pairs_are_no_examples():
+    assert grouped(torch.zeros(0), 4).shape == (0, 4)
+    assert examples_with_scores(4, 0) == 0
+
+
+def test_a_model_that_scores_all_candidates_of_an_example_is_compared_by_its_logits():
+    torch.manual_seed(0)
+    on = {"student": "logits", "teacher": "scores"}
+    recipe = dk.Recipe(name="rank", terms=[{"loss": "kl_divergence", "on": on}])
+    student, teacher = Scorer(classes=3), Scorer()
+    distiller = dk.Distiller(student, teacher, recipe, student_adapter=CROSS, teacher_adapter=CROSS)
+    x = torch.randn(6, 4)
+    batch = {"student_x": x[::3], "teacher_x": x, "candidates": 3}
+    expected = torch.nn.functional.kl_div(
+        student(x[::3])["logits"].log_softmax(-1),
+        teacher(x)["logits"].view(2, 3).log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    torch.testing.assert_close(distiller(batch).loss, expected)
+
+
 def test_two_classes_are_the_match_less_the_other():
     logits = torch.tensor([[1.0, 4.0], [2.0, 0.0]])
     assert pair_scores(logits, 1).tolist() == [3, -2]

@@ -12,7 +12,7 @@ help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make test    run every test, doctest and code block of the docs"
-	@echo "make test-gpu  the tests of the kernels on a GPU, in an environment that has torch for it: GPU_PYTHON=..."
+	@echo "make test-gpu  the tests where there is a GPU, its kernels first: GPU_PYTHON=... is a Python whose torch knows it"
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (own environment)"
 	@echo "make test-newest  the tests with the newest versions (own environment)"
@@ -38,6 +38,7 @@ test: $(VENV)/.test
 GPU_PYTHON ?= $(RUN)
 test-gpu:
 	TRITON_INTERPRET=0 $(GPU_PYTHON) -m pytest tests/losses/tiled/test_kernels_on_gpu.py
+	$(GPU_PYTHON) -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -5,12 +5,15 @@
 
 Every implementation takes queries and keys and returns the mean over the rows that count, of which
 the backward is part of the step. One value for each row is reduced by ``masked_mean``. On a GPU
-"ours, triton" is the kernels, and a table says how much of the machine they use.
+"ours, triton" is the kernels, and a table says how much of the machine they use; "FlexAttention" is
+what can be had of a kernel that others wrote.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from measure import arguments, compare, in_kept_pages, report, table
@@ -120,6 +123,39 @@ def weighted(x: Inputs) -> Tensor:
     return (rows * torch.linspace(0.5, 1.5, rows.shape[-1], device=rows.device)).mean()
 
 
+def by_flex_attention(x: Inputs) -> Tensor:
+    """Three flash attentions instead of a map, for FlexAttention has no backward on a CPU.
+
+    With the student's keys as values, the teacher's attention gives the sum over keys of
+    ``p_j k_j``, whose product with a query is the mean score; the rest are logarithms of sums.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    kept = None if x.keys is None else x.keys[:, 0, 0]
+
+    def keep(score: Tensor, b: Tensor, _: Tensor, __: Tensor, key: Tensor) -> Tensor:
+        return torch.where(kept[b, key], score, -torch.inf)
+
+    attend = partial(
+        _compiled_flex_attention(),
+        score_mod=None if kept is None else keep,
+        return_aux=AuxRequest(lse=True),
+    )
+    of_student, teacher = attend(x.teacher_query, x.teacher_key, x.key)
+    of_teacher, _ = attend(x.teacher_query, x.teacher_key, x.teacher_key)
+    _, student = attend(x.query, x.key, x.key)
+    own, others = x.teacher_query * of_teacher, x.query * of_student
+    means = (own.float().sum(-1) - others.float().sum(-1)) * x.query.shape[-1] ** -0.5
+    return row_mean(means + student.lse - teacher.lse, x.rows)
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def products(x: Inputs) -> None:
     """The four matrix products alone: the floor of every version that computes them once."""
     with torch.no_grad():
@@ -128,6 +164,10 @@ def products(x: Inputs) -> None:
             x.teacher_query.flatten(0, 1), x.teacher_key.flatten(0, 1).mT, out=scores
         )
         scores @ x.key.flatten(0, 1), scores.mT @ x.query.flatten(0, 1)
+
+
+# whose gradient is compared with float64
+EXACT = ("naive", "good", "ours", "ours, triton", "FlexAttention")
 
 
 def main() -> None:
@@ -146,6 +186,7 @@ def main() -> None:
     cases = CASES
     if options.device == "cuda":
         implementations["ours, triton"] = lambda x: ours(x, "triton")
+        implementations["FlexAttention"] = by_flex_attention
         cases = CASES + ON_GPU
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -194,7 +235,7 @@ def measured(case: Case, dtype: torch.dtype, implementations: dict, options) -> 
         one["ns_per_score"] = 1e9 * one["cpu"] / scores
         one["to_products"] = one["cpu"] / found["products"]["cpu"]
         one |= rates(case, dtype, one["wall"])
-        if exact is not None and name in ("naive", "good", "ours", "ours, triton"):
+        if exact is not None and name in EXACT:
             got = gradients(implementations[name], x)
             one["gradient_error"] = max(
                 float((a.double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)
@@ -251,7 +292,7 @@ def tables(figures: dict, kept: dict) -> dict[str, str]:
         found[f"{title}, nanoseconds per score (products: the four matrix products alone)"] = table(
             ["shape", *all_columns], rows
         )
-        exact = [c for c in ("naive", "good", "ours", "ours, triton") if c in all_columns]
+        exact = [c for c in EXACT if c in all_columns]
         rows = [
             [
                 n.rpartition(",")[0],

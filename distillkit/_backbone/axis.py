@@ -73,7 +73,7 @@ class TokenAxis:
 
     def is_inference(self) -> bool:
         """Whether a tensor of them was made under ``torch.inference_mode()``."""
-        return any(map(is_inference, _tensors_of(self).values()))
+        return any(is_inference(x) for x in vars(self).values() if isinstance(x, Tensor))
 
     def __getstate__(self) -> dict[str, Any]:
         """The contents of a copy or a pickle: tensors without gradient."""
@@ -239,8 +239,7 @@ def _without(x: Tensor, dropped: Sequence[int]) -> Tensor:
 
 def _tensors_of(axis: TokenAxis) -> dict[str, Tensor]:
     """Field -> its tensor, of the fields that are tensors."""
-    found = {one.name: getattr(axis, one.name) for one in fields(axis)}
-    return {name: x for name, x in found.items() if isinstance(x, Tensor)}
+    return {name: x for name, x in vars(axis).items() if isinstance(x, Tensor)}
 
 
 def _examples_of(axis: TokenAxis) -> int | None:

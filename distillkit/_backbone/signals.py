@@ -112,10 +112,15 @@ class Signals(Mapping[str, Signal]):
         """The values, as :meth:`items` has them."""
         return _Values(self)
 
-    def mask(self, name: str) -> Tensor | None:
-        """The positions of a signal that count; None: all do."""
+    def mask(self, name: str, *, of_axes: bool = True) -> Tensor | None:
+        """The positions of a signal that count; None: all do.
+
+        Args:
+            name: of the signal.
+            of_axes: where no mask was given, look for one in what is known of its tokens.
+        """
         known = self._beside.get(name)
-        if known is None or known.mask is not None:
+        if known is None or known.mask is not None or not of_axes:
             return None if known is None else known.mask
         axes = known.axes()  # of what is computed late, the axis alone knows
         return axes[0].valid if len(axes) == 1 and axes[0] is not None else None

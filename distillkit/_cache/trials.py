@@ -19,7 +19,7 @@ def reads_vectors(term: Term, attention: Attention, batch: SideOfBatch) -> bool:
     An aligner cannot be, without a student: those of distillkit are content with a map, and any
     other one may ask for more.
     """
-    factories = [str(lookup(AlignerSpec, name).factory) for name in term.aligner_names]
+    factories = [str(lookup(AlignerSpec, name).factory) for name in term.aligners.names]
     if any(not factory.startswith("distillkit.") for factory in factories):
         return True
     plain = Attention.from_scores(attention.scores(), rows=attention.rows)

@@ -84,7 +84,7 @@ def check_term(
     term: Term, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None
 ) -> TermCheck:
     """A dry run of one term: shapes, what counts, what differs, its value."""
-    align = ", ".join(term.aligner_names) or "-"
+    align = ", ".join(term.aligners.names) or "-"
     try:
         comparison = term.compare(student, teacher, batch)
         sides = comparison.pairs[0]

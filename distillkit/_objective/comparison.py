@@ -135,10 +135,13 @@ class Comparison:
 
     def masks(self, index: int) -> tuple[Tensor | None, Tensor | None]:
         """The positions of one aligned signal that are real, on both sides; None: all."""
+        # an attention has its padding in its rows: its token axes, which cost time, tell nothing
+        has_axes = not isinstance(self.pairs[0].students[index], Attention)
         student, teacher = (
-            signals.mask(name) for signals, name in zip(self._sides, self.on[index], strict=True)
+            signals.mask(name, of_axes=has_axes)
+            for signals, name in zip(self._sides, self.on[index], strict=True)
         )
-        if isinstance(self.pairs[0].students[index], Attention):
+        if not has_axes:
             return student, teacher
         before, after = self.axes(index), self.aligned_axes(index)
         return _known_mask(student, before[0], after[0]), _known_mask(teacher, before[1], after[1])

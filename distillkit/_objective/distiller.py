@@ -453,9 +453,9 @@ class Distiller(nn.Module):
 
     def _build_aligners(self, example: Mapping[str, Any] | None) -> None:
         """Everything trainable exists after construction."""
-        unbuilt = [term for term in self.objective.each() if not term.is_built]
+        unbuilt = [term for term in self.objective.each() if not term.aligners.are_built]
         if example is None:
-            waiting = [term.name for term in unbuilt if term.needs_example]
+            waiting = [term.name for term in unbuilt if term.aligners.need_example]
             if waiting:
                 raise RecipeError(
                     f"term {waiting[0]!r} has an aligner whose sizes are not known: name them in "

@@ -35,7 +35,35 @@ def ranks() -> int:
     return 1 if _alone.get() else processes()
 
 
-def check_joins_examples(term: str, loss: str, signature: str) -> None:
+def check_gather(
+    term: str, loss: str, signature: str, asked: Sequence[str] = (), *, weighs: bool = False
+) -> None:
+    """Refuse to gather for a term of which other processes' examples tell nothing.
+
+    Args:
+        term: what errors call it.
+        loss: its loss's name.
+        signature: of the loss, where it is registered.
+        asked: the parameters by which the loss asks which tokens it compares.
+        weighs: whether the term weighs tokens.
+
+    Raises:
+        RecipeError: the loss, and why it has no use for other processes' examples.
+    """
+    _check_joins_examples(term, loss, signature)
+    if asked:
+        raise RecipeError(
+            f"term {term!r}: gather = true joins tensors, and {loss!r} asks which tokens they are "
+            f"({asked[0]}), which is known of this process's examples alone"
+        )
+    if weighs:
+        raise RecipeError(
+            f"term {term!r}: gather = true is of losses that compare examples, and "
+            "`token_weights` weigh the tokens of each"
+        )
+
+
+def _check_joins_examples(term: str, loss: str, signature: str) -> None:
     """Refuse to gather for a loss whose value of an example depends on that example alone.
 
     A loss may compare examples where every argument begins with one and the same of two axes, the

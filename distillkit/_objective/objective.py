@@ -119,7 +119,7 @@ class Objective(nn.Module):
         """Make what aligners train from one example's signals."""
         with torch.no_grad():
             for term in self.each():
-                if not term.is_built:
+                if not term.aligners.are_built:
                     term.build_aligners(student, teacher, batch)
 
     def compares(self, progress: float | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -44,6 +45,15 @@ def takes_valid(function: Callable[..., Tensor] | None) -> bool:
         return False
     parameters = _parameters(function)
     return VALID in parameters and _is_tensor(parameters[VALID].annotation)
+
+
+def temperature_of(
+    function: Callable[..., Tensor] | None, options: Mapping[str, Any]
+) -> float | None:
+    """The temperature at which a loss compares distributions; None: it is no number."""
+    parameter = None if function is None else _parameters(function).get("temperature")
+    given = options.get("temperature", 1.0 if parameter is None else parameter.default)
+    return float(given) if isinstance(given, Real) else None
 
 
 def checked_choice(what: str, given: Choice, known: tuple[str, ...]) -> Choice:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -14,13 +12,15 @@ from .._attention import Attention
 from .._backbone.head import PARAMETERS
 from .._backbone.signals import Signals
 from ..errors import RecipeError, ShapeError, SignalError, unknown_name
-from .align.making import AxesOfSides, asked_tokens, axes_after, make_aligner, told_tokens
+from .align.chain import Aligners
+from .align.making import asked_tokens, told_tokens
 from .averaging import Per, averaged
 from .compared import Compared, On, compared_signals, label_of
 from .comparison import Comparison, Counted, widened
 from .counting import Counting, TermInputs, entry_mask, says_labels
 from .ensemble import TeacherChoice, TeacherSignals, given_names, label_of_teachers
-from .gathering import Gathering, check_gatherable, check_joins_examples, ranks
+from .gathering import Gathering, check_gather, check_gatherable, ranks
+from .head_arguments import free_head_arguments
 from .layer_best import best_of
 from .layer_choice import LayerChoice, layer_rule
 from .learned import check_reached, current, learned_options
@@ -32,6 +32,7 @@ from .options import (
     loss_of,
     refuse_on_task,
     takes_valid,
+    temperature_of,
 )
 from .schedule import Schedule
 from .token_weights import TokenWeights
@@ -169,32 +170,24 @@ class Term(nn.Module):
         compared = [one.teacher for one in self.on]
         if self.token_weights is not None:
             compared.append(self.token_weights.signal)
-        self.teachers = TeacherChoice(self.name, teacher, ensemble, compared, self._temperature())
+        bound = {*self.inputs, *self.learned}
+        heat = None if "temperature" in bound else temperature_of(self._function, self.options)
+        self.teachers = TeacherChoice(self.name, teacher, ensemble, compared, heat)
         labels = self.teachers.ensemble.labels
         self.entries = frozenset(filter(None, [*self.inputs.values(), mask, labels]))
-        self.aligner_names = [one if isinstance(one, str) else one.get("name", "") for one in align]
-        self.aligners = nn.ModuleList(make_aligner(one) for one in align)
-        self._asked = [asked_tokens(aligner) for aligner in self.aligners]
+        self.aligners = Aligners(self.name, align)
         self._asked_by_loss = asked_tokens(self._function) if self._function is not None else ()
         self.gather = gather
         if gather:
-            check_joins_examples(self.name, self.loss_name, self.signature)
-            if self._asked_by_loss:
-                raise RecipeError(
-                    f"term {self.name!r}: gather = true joins tensors, and {self.loss_name!r} asks "
-                    f"which tokens they are ({self._asked_by_loss[0]}), which is known of this "
-                    "process's examples alone"
-                )
-            if self.token_weights is not None:
-                raise RecipeError(
-                    f"term {self.name!r}: gather = true is of losses that compare examples, and "
-                    "`token_weights` weigh the tokens of each"
-                )
+            weighs = self.token_weights is not None
+            check_gather(
+                self.name, self.loss_name, self.signature, self._asked_by_loss, weighs=weighs
+            )
         self._told_valid = takes_valid(self._function)
         self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
         self._on_head = any(name in PARAMETERS for one in self.on for name in one)
-        if self._on_head and (self.teachers.is_ensemble or self.gather or self.aligners):
+        if self._on_head and (self.teachers.is_ensemble or self.gather or len(self.aligners)):
             raise RecipeError(
                 f"term {self.name!r}: `head.weight` is a model's own, not of examples: no "
                 "`ensemble`, `gather` or `align` is of it. Name one teacher for each term"
@@ -214,16 +207,6 @@ class Term(nn.Module):
             )
         return self.weight.at(progress)
 
-    def _temperature(self) -> float | None:
-        """The temperature at which its loss compares distributions; None: it is no number here."""
-        if "temperature" in self.inputs or "temperature" in self.learned:
-            return None
-        parameter = None
-        if self._function is not None:
-            parameter = inspect.signature(self._function).parameters.get("temperature")
-        given = self.options.get("temperature", 1.0 if parameter is None else parameter.default)
-        return float(given) if isinstance(given, Real) else None
-
     def compare(
         self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
     ) -> Comparison:
@@ -238,7 +221,7 @@ class Term(nn.Module):
             SignalError: a signal that one side does not have.
             RecipeError: layers that are not there.
         """
-        align = self if self._asked else None
+        align = self.aligners if len(self.aligners) else None
         one = self.teachers.of(teacher, batch)
         return Comparison(self.name, self.on, self.layers, align, student, one)
 
@@ -339,7 +322,8 @@ class Term(nn.Module):
         if self._asked_by_loss:
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
         if self._on_head:
-            known.update(self._head_arguments(comparison))
+            said, bound = (self.name, self.loss_name), {**self.options, **self.inputs}
+            known.update(free_head_arguments(said, self._function, comparison, bound))
         if self._told_valid:
             known["valid"] = self._counting.valid(students[0], step)
         try:
@@ -355,29 +339,6 @@ class Term(nn.Module):
             rows = self._counting.is_of_rows(teachers[0])
             values = self.token_weights.applied(self.name, step.weights, values, kept, rows=rows)
         return values, kept
-
-    def _head_arguments(self, comparison: Comparison) -> dict[str, Any]:
-        """Biases and soft caps of the heads, of those that the recipe does not give itself.
-
-        Raises:
-            RecipeError: a loss that takes none, or a soft cap that is not the model's.
-        """
-        assert self._function is not None
-        found: dict[str, Any] = {}
-        accepted = inspect.signature(self._function).parameters
-        for name, value in comparison.head_arguments().items():
-            given = self.options.get(name)
-            if name not in accepted or (isinstance(given, Real) and given != value):
-                said = f"{value}" if isinstance(value, float) else f"{tuple(value.shape)}"
-                raise RecipeError(
-                    f"term {self.name!r}: the model's head has {name} = {said}, and the loss "
-                    f"{self.loss_name!r} "
-                    + (f"is given {given}" if name in accepted else "takes no such argument")
-                    + ": it would compare another distribution"
-                )
-            if given is None and name not in self.inputs:
-                found[name] = value
-        return found
 
     def _options_now(self) -> dict[str, Any]:
         """The options of this step, those that learn with gradient."""
@@ -405,25 +366,12 @@ class Term(nn.Module):
     @property
     def takes_tokens(self) -> bool:
         """Whether an aligner, or the loss, asks which tokens the entries of a signal are."""
-        return bool(self._asked_by_loss) or any(self._asked)
+        return bool(self._asked_by_loss) or self.aligners.take_tokens
 
     @property
     def has_values_of_examples(self) -> bool:
         """Whether its loss is known to return values of each example of a batch."""
         return self._counting.has_values_of_examples
-
-    @property
-    def is_built(self) -> bool:
-        """Whether every parameter of its aligners exists."""
-        return all(getattr(aligner, "is_built", True) for aligner in self.aligners)
-
-    @property
-    def needs_example(self) -> bool:
-        """Whether an aligner cannot work before it has seen both sides."""
-        return any(
-            not getattr(aligner, "is_built", True) and not getattr(aligner, "works_unbuilt", False)
-            for aligner in self.aligners
-        )
 
     def build_aligners(
         self, student: Signals, teacher: TeacherSignals, batch: Mapping[str, Any] | None = None
@@ -431,41 +379,8 @@ class Term(nn.Module):
         """Make what the aligners train from one example's signals; what exists stays."""
         comparison = self.compare(student, teacher, batch)
         pair = comparison.pairs[0]
-        for index, signal in enumerate(pair.students):
-            one, other = widened(signal), widened(pair.teachers[index])
-            axes = comparison.axes(index)
-            for i, aligner in enumerate(self.aligners):
-                build: Callable[[Any, Any], None] | None = getattr(aligner, "build", None)
-                if build is not None:
-                    build(one, other)
-                one, other = self._align(i, one, other, axes)
-                axes = axes_after(aligner, axes)
-
-    def aligned(self, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
-        """One layer of both sides, after the term's aligners."""
-        for i, aligner in enumerate(self.aligners):
-            student, teacher = self._align(i, student, teacher, axes)
-            axes = axes_after(aligner, axes)
-        return student, teacher
-
-    def aligned_axes(self, axes: AxesOfSides) -> AxesOfSides:
-        """The known facts about the tokens of both sides, after the term's aligners."""
-        for aligner in self.aligners:
-            axes = axes_after(aligner, axes)
-        return axes
-
-    def _align(self, index: int, student: Any, teacher: Any, axes: AxesOfSides) -> tuple[Any, Any]:
-        known = told_tokens(self._asked[index], axes)
-        try:
-            found = self.aligners[index](student, teacher, **known)
-        except ShapeError as error:
-            raise ShapeError(f"term {self.name!r}: {error}") from None
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise RecipeError(
-                f"term {self.name!r}: the aligner {self.aligner_names[index]!r} returned a "
-                f"{type(found).__name__}; an aligner returns both sides, (student, teacher)"
-            )
-        return found
+        for index, (one, other) in enumerate(zip(pair.students, pair.teachers, strict=True)):
+            self.aligners.build(widened(one), widened(other), comparison.axes(index))
 
     def _mask_entry(self, name: str, batch: Mapping[str, Any] | None) -> Tensor:
         """The batch entry of ``mask``; its integers are looked at until they prove to be labels."""

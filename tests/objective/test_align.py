@@ -62,18 +62,18 @@ class TestProjector:
         with pytest.raises(errors.RecipeError, match=r"term 'mse/logits'.*example=batch"):
             distiller_of(PROJECTED)
         term = dk.Term("mse", on="logits", align=["projector"])
-        assert not term.is_built
+        assert not term.aligners.are_built
         signals = dk.Signals({"logits": torch.randn(2, 3, requires_grad=True)})
         with pytest.raises(errors.ShapeError, match="no widths yet"):
             term(signals, signals)
 
     def test_equal_widths_may_be_left_alone_and_then_need_no_example(self):
         term = dk.Term("mse", on="logits", align=[{"name": "projector", "keep_equal": True}])
-        assert not term.needs_example
+        assert not term.aligners.need_example
         signals = dk.Signals({"logits": torch.randn(2, 3, requires_grad=True)})
         assert term(signals, signals).item() == 0.0
         term.build_aligners(signals, signals)
-        assert term.is_built
+        assert term.aligners.are_built
         assert not list(term.parameters())
 
     def test_unequal_widths_are_not_left_alone(self):

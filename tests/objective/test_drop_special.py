@@ -198,7 +198,7 @@ class TestErrors:
     def test_what_it_cannot_do(self, student, teacher, axes, complaint):
         term = term_of("mse")
         with pytest.raises(errors.ShapeError, match=f"term 'mse/.*{complaint}"):
-            term.aligned(student, teacher, axes)
+            term.aligners.aligned(student, teacher, axes)
 
 
 TABLES = {

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import distillkit as dk
 from distillkit import errors
-from distillkit._objective.gathering import check_joins_examples
+from distillkit._objective.gathering import check_gather
 from distillkit._plugins.registry import provided
 from distillkit._plugins.specs import LossSpec
 
@@ -32,7 +32,7 @@ def test_which_losses_compare_examples():
         if "distillkit" not in by:
             continue
         try:
-            check_joins_examples("t", name, by["distillkit"].signature)
+            check_gather("t", name, by["distillkit"].signature)
         except errors.RecipeError:
             assert name not in BETWEEN_EXAMPLES
         else:

@@ -77,7 +77,7 @@ class TestInATerm:
         teacher = dk.Attention(torch.randn(2, 3, 3, 4), torch.randn(2, 3, 3, 4))
         one, other = (dk.Signals({"attention.text": x}) for x in (student, teacher))
         term = dk.Term("attention_kl", on="attention.text", align=["head_map"])
-        assert not term.is_built
+        assert not term.aligners.are_built
         with pytest.raises(errors.ShapeError, match="no numbers of heads yet"):
             term(one, other)
         term.build_aligners(one, other)

@@ -109,16 +109,17 @@ class History:
         """The same entries, or some of them, in other places."""
         rest = args[1:]
         parts = _arranged_tensors(name, args, kwargs, result)
-        if not parts or tensors_among(rest, {}):
+        if not parts or (rest and tensors_among(rest, {})):
             return Node("given", result.shape)  # picked by positions: nothing tells
         parents = tuple([self.node(part) for part in parts])
         return Node(name, result.shape, positional(name, rest, kwargs), parents)
 
     def _inherit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
         """Of an operation entry by entry: what it was made from."""
+        shape = result.shape
         for tensor in tensors_among(args, kwargs):
-            known = self._nodes.get(tensor)
-            if known is not None and tensor.shape == result.shape:
+            # most calls, most of the time: a comparison is less than a look
+            if tensor.shape == shape and (known := self._nodes.get(tensor)) is not None:
                 self._nodes.put(result, known)
                 return
 
@@ -160,11 +161,17 @@ def tensors_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tens
     """The tensors that a call was given, those in its lists too."""
     found: list[Tensor] = []
     for a in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(a)
+        if kind in _NUMBERS:  # asked first: a tensor is a slow question
+            continue
         if isinstance(a, Tensor):
             found.append(a)
-        elif type(a) is not int and isinstance(a, (tuple, list)):
+        elif kind is tuple or kind is list or isinstance(a, (tuple, list)):
             found.extend([b for b in a if isinstance(b, Tensor)])
     return found
+
+
+_NUMBERS = frozenset({int, float, bool, type(None), str})
 
 
 def positional(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -132,9 +132,10 @@ class RunLog:
                 "a watch looks at a distiller, and this log knows none: RunLog(folder, distiller, "
                 "watch=...), or run_log.begin(distiller) before the first step"
             )
-        entry = self._entry(values, step)
+        numbers = _flat(values)
         if not self._begun or step < self._step:  # a training that starts anew, in one program
             self._write_beginning()
+        entry = self._entry(numbers, step)
         self._step = step
         self._files.append(entry)
         return self._look(step)
@@ -172,12 +173,12 @@ class RunLog:
         if files is not None:
             files.close()
 
-    def _entry(self, values: Distilled | Mapping[str, Any], step: int) -> Step:
+    def _entry(self, numbers: Mapping[str, float], step: int) -> Step:
         """The line of one step: what has a weight is a part."""
         parts: dict[str, float] = {}
         weights: dict[str, float] = {}
         others: dict[str, float] = {}
-        for name, value in _flat(values).items():
+        for name, value in numbers.items():
             if name.startswith(_WEIGHT):
                 weights[name.removeprefix(_WEIGHT)] = value
             else:
@@ -234,20 +235,16 @@ class RunLog:
             self._files.append_attention(looked.contents, step)
 
     def _write_beginning(self) -> None:
+        if self._writes:
+            resumed = True if self._files.are_open else self._files.open()
+            self._files.append(
+                Begin(
+                    time=_now(), resumed=resumed, ranks=processes(), versions=versions(),
+                    facts=self._facts,
+                )
+            )  # fmt: skip
         if not self._begun:
             self._start, self._looking, self._begun = time.perf_counter(), 0.0, True
-        if not self._writes:
-            return
-        resumed = True if self._files.are_open else self._files.open()
-        self._files.append(
-            Begin(
-                time=_now(),
-                resumed=resumed,
-                ranks=processes(),
-                versions=versions(),
-                facts=self._facts,
-            )
-        )
 
     @property
     def _writes(self) -> bool:

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     Attributes:
         seconds: of training until then, over all programs of the run, without looks.
-        line: as it was logged; of a step that was logged twice (its validation), both together.
+        line: as it was logged; of a step that was logged twice (its validation, say), together.
         begun: the number of the program that logged it.
     """
 
@@ -146,7 +146,8 @@ class _Reader:
         run = self._run
         row = Row(round(self._offset + entry.elapsed, 4), entry, len(run.begins))
         if run.rows and run.rows[-1].line.step == entry.step:
-            row = row._replace(line=_together(run.rows.pop().line, entry))
+            row = run.rows.pop()
+            row = row._replace(line=_together(row.line, entry))
         run.rows.append(row)
 
 

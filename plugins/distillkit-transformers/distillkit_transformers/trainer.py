@@ -271,8 +271,9 @@ class DistillationMixin(_Trainer):
             loss = means.pop("loss", logs["loss"])
             logs.update(means)
             self._write_log({**logs, "loss": loss}, logs)
-        elif "train_runtime" not in logs:  # an evaluation's
-            self._write_log(logs, logs)
+        elif "train_runtime" not in logs:  # an evaluation's, without how fast it was
+            own = {n: x for n, x in logs.items() if not n.endswith(("_runtime", "_per_second"))}
+            self._write_log(own, logs)
         super().log(logs, start_time)
 
     def _write_log(self, values: Mapping[str, float], logs: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .lines import Begin, Look, Step
+from .lines import Facts, Look, Step
 from .reading import Run
 
 _ENOUGH = 5  # logged steps, before a value that never changes is conspicuous
@@ -27,9 +27,8 @@ class Finding(NamedTuple):
 
 def findings(run: Run) -> list[Finding]:
     """What is conspicuous, the worst first."""
-    begin = run.begins[-1] if run.begins else None
-    problems = [*_nonfinite(run), *_checks(begin), *_still(run)]
-    notes = [*_weights(run, begin), *_readings(run), *run.notes, *_state(run)]
+    problems = [*_nonfinite(run), *_checks(run.facts), *_still(run)]
+    notes = [*_weights(run), *_readings(run), *run.notes, *_state(run)]
     return [Finding("problem", text) for text in problems] + [Finding("note", x) for x in notes]
 
 
@@ -61,12 +60,10 @@ def _plain(name: str) -> str:
     return kinds[group] + rest if group in kinds else name
 
 
-def _checks(begin: Begin | None) -> Iterator[str]:
-    if begin is None:
-        return
-    for one in begin.facts.compared:
+def _checks(facts: Facts) -> Iterator[str]:
+    for one in facts.compared:
         yield from (f"before training, {one.term}: {problem}" for problem in one.problems)
-    yield from (f"before training: {problem}" for problem in begin.facts.problems)
+    yield from (f"before training: {problem}" for problem in facts.problems)
 
 
 def _still(run: Run) -> Iterator[str]:
@@ -86,11 +83,11 @@ def _names(lines: Sequence[Step]) -> list[str]:
     return list(dict.fromkeys(name for line in lines for name in (*line.parts, *line.weights)))
 
 
-def _weights(run: Run, begin: Begin | None) -> Iterator[str]:
+def _weights(run: Run) -> Iterator[str]:
     lines = [row.line for row in run.rows if row.line.parts or row.line.weights]
     if not lines:
         return
-    terms = [] if begin is None else [term.name for term in begin.facts.terms]
+    terms = [term.name for term in run.facts.terms]
     for name in dict.fromkeys([*terms, *_names(lines)]):
         at = [line.step for line in lines if line.weights.get(name)]
         lost = any(f"weights/{name}" in line.nonfinite for line in lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._view.page import as_json, filled, page_of
 from .findings import findings
-from .lines import Begin, Facts, ModelFacts
+from .lines import Begin, ModelFacts
 from .reading import Row, Run
 
 _VIEW = "distillkit._view"
@@ -52,17 +52,16 @@ def _frame(run: Run, label: str) -> str:
 
 def _citations(runs: Iterable[Run]) -> Iterable[str]:
     for run in runs:
-        for begin in run.begins[-1:]:
-            yield from filter(None, begin.facts.citations.split("\n\n"))
+        yield from filter(None, run.facts.citations.split("\n\n"))
 
 
 def _run_facts(run: Run, label: str) -> dict[str, Any]:
-    facts = run.begins[-1].facts if run.begins else Facts()
+    facts = run.facts
     rows, notes = _thinned(run.rows)
     found = [one._asdict() for one in findings(run)]
     return {
         "label": label,
-        "summary": _summary(run, facts),
+        "summary": _summary(run),
         "findings": found + [{"kind": "note", "text": note} for note in notes],
         "terms": [one.model_dump() for one in facts.terms],
         "compared": [one.model_dump() for one in facts.compared],
@@ -124,8 +123,9 @@ def _looks(run: Run) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ summary
 
 
-def _summary(run: Run, facts: Facts) -> list[list[str]]:
+def _summary(run: Run) -> list[list[str]]:
     """Rows of heading and text, for the table of all runs."""
+    facts = run.facts
     first, last = run.rows[0], run.rows[-1]
     begin = run.begins[-1] if run.begins else None
     table = {

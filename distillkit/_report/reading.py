@@ -9,7 +9,20 @@ from typing import NamedTuple
 
 from .._view.contents import Contents
 from ..errors import LogError, did_you_mean
-from .lines import ATTENTION, FORMAT, LOG, Begin, End, Entry, Look, Numbers, Snapshot, Step, read
+from .lines import (
+    ATTENTION,
+    FORMAT,
+    LOG,
+    Begin,
+    End,
+    Entry,
+    Facts,
+    Look,
+    Numbers,
+    Snapshot,
+    Step,
+    read,
+)
 from .snapshots import joined
 
 
@@ -55,6 +68,12 @@ class Run:
     ended: float | None = None
     attention: Contents | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def facts(self) -> Facts:
+        """What the last program that knew a distiller said of it."""
+        known = [one.facts for one in self.begins if one.facts.terms]
+        return known[-1] if known else Facts()
 
 
 def read_run(folder: str | Path) -> Run:

@@ -159,17 +159,22 @@ class DistillationModule(lightning.LightningModule):
     def _log_means(self, *, on_step: bool, on_epoch: bool, sync_dist: bool = False) -> None:
         """Log the means since the last call; the progress bar shows the loss and the parts."""
         means = self._meter.means()
-        hidden = {name for name in means if name.startswith("weight/")}
-        if self._run_log is not None and means:
-            values = {**means, **_learning_rates(self.trainer.optimizers)}
-            readings = self._run_log.write(values, step=self.trainer.global_step)
-            means = {**means, **readings}
-            hidden.update(readings)
         for name, value in means.items():
             self.log(
-                f"train/{name}", value, prog_bar=name not in hidden,
+                f"train/{name}", value, prog_bar=not name.startswith("weight/"),
                 on_step=on_step, on_epoch=on_epoch, sync_dist=sync_dist,
             )  # fmt: skip
+        if self._run_log is not None and means:
+            self._write_log(self._run_log, means)
+
+    def _write_log(self, run_log: dk.RunLog, means: Mapping[str, float]) -> None:
+        """Write a line of the run's log; readings of watched examples go to the loggers, too."""
+        values = {**means, **_learning_rates(self.trainer.optimizers)}
+        step = self.trainer.global_step
+        readings = {f"train/{n}": x for n, x in run_log.write(values, step=step).items()}
+        # self.log would repeat them on every step until the next look; loggers count from 0
+        for logger in self.trainer.loggers if readings else ():
+            logger.log_metrics(readings, step=max(0, step - 1))
 
     def on_validation_epoch_end(self) -> None:
         """Write what validation found into the run's log."""

@@ -101,6 +101,11 @@ def _readings(run: Run) -> Iterator[str]:
     if not run.looks:
         return
     last = run.looks[-1].line
+    if last.own and not last.wrong:
+        yield (
+            "there is no reading with the signals of others: no watched example has a partner "
+            "whose texts are as long"
+        )
     for name, own in last.own.items():
         wrong = last.wrong.get(name)
         if own is not None and wrong is not None and own >= wrong:

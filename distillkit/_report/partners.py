@@ -20,22 +20,24 @@ class Partners(NamedTuple):
     other: list[int]
 
 
-def partners(sides: Sequence[Signals], examples: int | None) -> Partners:
+def partners(sides: Sequence[Signals]) -> Partners:
     """Each example's partner: the one before it among those whose padding is the same.
 
     Args:
         sides: the signals of all models.
-        examples: how many examples the batch has; None: it does not say.
 
     Raises:
-        OptionError: signals that are not of one example each.
+        OptionError: signals of unequally many examples, such as logits of all pairs of a batch and
+            attention of some.
     """
-    count = _count(sides)
-    if count is None or (examples is not None and examples != count):
+    counts = _counts(sides)
+    if len(counts) > 1:
         raise OptionError(
-            f"readings compare examples with each other, and the watched batch has {examples} "
-            f"examples where its signals have {count}; give the watch readings=False"
+            "readings compare examples with each other, and the signals of the watched batch have "
+            f"unequally many: {', '.join(map(str, sorted(counts)))}. Watch a batch where each "
+            "example is in all of them, or give the watch readings=False"
         )
+    count = next(iter(counts), 0)
     alike: dict[bytes, list[int]] = {}
     for i, key in enumerate(_paddings(sides, count)):
         alike.setdefault(key, []).append(i)
@@ -48,8 +50,8 @@ def partners(sides: Sequence[Signals], examples: int | None) -> Partners:
     return Partners(own, other)
 
 
-def _count(sides: Sequence[Signals]) -> int | None:
-    """How many examples all signals have; None: not equally many."""
+def _counts(sides: Sequence[Signals]) -> set[int]:
+    """How many examples the signals have; one number where they agree."""
     found: set[int] = set()
     for signals in sides:
         for name, value in signals.items():
@@ -59,7 +61,7 @@ def _count(sides: Sequence[Signals]) -> int | None:
             found.update(
                 one.shape[0] for one in layers if isinstance(one, (Attention, Tensor)) and one.shape
             )
-    return found.pop() if len(found) == 1 else None
+    return found
 
 
 def _paddings(sides: Sequence[Signals], count: int) -> list[bytes]:

@@ -139,13 +139,15 @@ class _Reader:
                 run.begins.append(entry)
                 self._fresh = True
             elif isinstance(entry, Step):
-                self._go_on_at(entry.step)
+                # an evaluation before the first step belongs to the step that was trained before
+                trained = bool(entry.weights or entry.parts) or entry.loss is not None
+                self._go_on_at(entry.step if trained or entry.nonfinite else entry.step + 1)
                 self._add(entry)
             elif isinstance(entry, Look):
                 run.looks.append(Reading(self._offset + entry.elapsed, entry))
 
     def _go_on_at(self, step: int) -> None:
-        """Leave out what an earlier program logged of steps that this one trained again."""
+        """Leave out what an earlier program logged of this step and later ones: trained again."""
         if not self._fresh:
             return
         self._fresh = False

@@ -82,11 +82,11 @@ class Watch:
         layer_rule(self.layers)
         if self.denormalise is not None and self.images is None:
             raise OptionError("denormalise= is about images=, which is not given")
-        count = _examples(self.batch)
-        if self.readings and count is not None and count < 2:
+        sizes = _sizes(self.batch)
+        if self.readings and sizes and max(sizes) < 2:
             raise OptionError(
-                f"readings compare examples with each other's maps; the batch has {count}. Give "
-                "two or more, or readings=False"
+                f"readings compare examples with each other's maps; the batch has {max(sizes)}. "
+                "Give two or more, or readings=False"
             )
 
 
@@ -129,11 +129,11 @@ def _readings(
         theirs = distiller.run_teacher(batch) if brought is None else brought
         _, ours = distiller.run_student(batch)
         sides = [ours, *([theirs] if isinstance(theirs, Signals) else theirs.values())]
-        paired = partners(sides, _examples(batch))
+        paired = partners(sides)
         if paired.own:
             own = torch.tensor(paired.own, device=device_of(distiller.student))
             other = torch.tensor(paired.other, device=own.device)
-            batch = _taken(batch, own)
+            batch = _taken(distiller, batch, own, ours)
             ours = ours.take(own)
             theirs, others = _of_teacher(theirs, own), _of_teacher(theirs, other)
         view = SideOfBatch(batch, "student")
@@ -153,12 +153,26 @@ def _of_teacher(theirs: Any, index: Tensor) -> Any:
     return {name: one.take(index) for name, one in theirs.items()}
 
 
-def _taken(batch: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    count = _examples(batch)
-    return {
-        name: x[index] if isinstance(x, Tensor) and x.ndim > 0 and len(x) == count else x
-        for name, x in batch.items()
-    }
+def _taken(
+    distiller: Distiller, batch: Mapping[str, Any], index: Tensor, ours: Signals
+) -> Mapping[str, Any]:
+    """The entries of these examples, where terms read any.
+
+    Raises:
+        OptionError: an entry that terms read is not of the examples that signals have.
+    """
+    entries = {name for term in distiller.objective.each() for name in term.entries}
+    count = next((len(x) for x in ours.values() if isinstance(x, Tensor)), None)
+    taken = dict(batch)
+    for name in entries & set(batch):
+        value = batch[name]
+        if not isinstance(value, Tensor) or (count is not None and len(value) != count):
+            raise OptionError(
+                f"a term reads the entry {name!r}, which is not of the {count} examples that the "
+                "watched batch's signals have; give the watch readings=False"
+            )
+        taken[name] = value[index]
+    return taken
 
 
 def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> Contents:
@@ -182,8 +196,8 @@ def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> 
     )
 
 
-def _examples(batch: Mapping[str, Any]) -> int | None:
-    return next((len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0), None)
+def _sizes(batch: Mapping[str, Any]) -> set[int]:
+    return {len(x) for x in batch.values() if isinstance(x, Tensor) and x.ndim > 0}
 
 
 def _on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -116,6 +116,13 @@ def test_keys_of_a_later_version_of_the_same_format_are_left_alone():
     assert read_run("run").notes == []
 
 
+def test_an_evaluation_of_a_checkpoint_belongs_to_its_step():
+    write("run", {s: {"loss": float(s)} for s in (1, 2, 3)})
+    run = write("run", {2: {"eval_loss": 7.0}, 3: {"loss": 30.0}})
+    assert [row.line.loss for row in run.rows] == [1.0, 2.0, 30.0]
+    assert run.rows[1].line.values == {"eval_loss": 7.0}
+
+
 def test_hostile_text_stays_text():
     write("run", {s: {"loss": 1.0, HOSTILE: 1.0 / s, f"weight/{HOSTILE}": 1.0} for s in (1, 2)})
     page = report_of([read_run("run")])

@@ -63,6 +63,8 @@ if TYPE_CHECKING:  # the same table for editors and type checkers
     from ._plugins.specs import OperationSpec as OperationSpec
     from ._plugins.specs import RecipeSpec as RecipeSpec
     from ._plugins.specs import WeightingSpec as WeightingSpec
+    from ._report.log import RunLog as RunLog
+    from ._report.watch import Watch as Watch
     from ._view.view import View as View
     from ._view.view import view as view
 
@@ -91,6 +93,7 @@ _HOMES = {
     "Record": "_capture.record",
     "Result": "_objective.objective",
     "Run": "_backbone.backbone",
+    "RunLog": "_report.log",
     "Schedule": "_objective.schedule",
     "SignalCache": "_cache.cache",
     "Signals": "_backbone.signals",
@@ -102,6 +105,7 @@ _HOMES = {
     "TokenLayout": "_backbone.layout",
     "WeightingSpec": "_plugins.specs",
     "View": "_view.view",
+    "Watch": "_report.watch",
     "accepted_arguments": "_capture.wrappers",
     "adapt": "_backbone.part",
     "adapter_for": "_backbone.adapter",

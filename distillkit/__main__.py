@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
         parser.error(f"there is no command {given[0]!r}; {did_you_mean(given[0], COMMANDS)}")
-    chosen = parser.parse_args(given)
+    chosen, unknown = parser.parse_known_args(given)
+    if unknown:
+        parser.error(_not_taken(parser, given[0], unknown))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginLoadWarning)  # said below, without a code line
         try:
@@ -99,6 +101,29 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         command.declare(commands.add_parser(name, help=command.help, description=command.help))
     return parser
+
+
+def _not_taken(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> str:
+    """What a command does not take, with the option that may have been meant."""
+    option = next((one for one in unknown if one.startswith("-")), None)
+    if option is None:
+        return f"{command} takes no more arguments; got {' '.join(map(repr, unknown))}"
+    known = _options(parser, command)
+    said = did_you_mean(option.partition("=")[0], known)
+    return f"{command} has no option {option.partition('=')[0]!r}; {said}"
+
+
+def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """The options of a command and of its actions."""
+    found: list[str] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, one in action.choices.items():
+                if command in ("", name):
+                    found += _options(one, "")
+        elif command == "":
+            found += [option for option in action.option_strings if option.startswith("--")]
+    return found
 
 
 def _version_line() -> str:
@@ -143,6 +168,18 @@ def _takes_signals(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-o", "--output", metavar="file.html", default="view.html", help="the page; view.html"
+    )
+
+
+def _takes_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the folder of a distillkit.RunLog; several are compared in one set of curves",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="page.html", default="report.html", help="the page; report.html"
     )
 
 
@@ -357,6 +394,11 @@ COMMANDS = {
         "write an HTML page that shows where student and teacher look",
         "distillkit._view.command:run",
         _takes_signals,
+    ),
+    "report": Command(
+        "write an HTML page about a training: its curves, what was compared, cost, warnings",
+        "distillkit._report.command:run",
+        _takes_runs,
     ),
     "cache": Command(
         "run a teacher once and keep its signals on disk",

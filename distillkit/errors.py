@@ -48,6 +48,10 @@ class CacheError(DistillKitError):
     """A signal cache that is damaged, lacks something, or is of another teacher or recipe."""
 
 
+class LogError(DistillKitError):
+    """A run log that is missing, damaged, of another version, or written by somebody else."""
+
+
 class CacheWarning(UserWarning):
     """A signal cache that may not be what it seems."""
 

@@ -71,6 +71,8 @@ class Distiller(nn.Module):
     nothing is on the models, so that they copy, pickle and run elsewhere as if nobody looked; a
     copy of the distiller watches its own models. Several threads may call one distiller.
 
+    ``distiller.recipe`` is the recipe that it was made of; None, of an :class:`Objective`.
+
     Tied weights appear once in ``state_dict()``, by their first name, as safetensors wants them.
 
     Args:
@@ -117,6 +119,7 @@ class Distiller(nn.Module):
         self.student = student
         if isinstance(recipe, (str, Path)):
             recipe = load_recipe(recipe)
+        self.recipe = recipe if isinstance(recipe, Recipe) else None
         self.objective = recipe if isinstance(recipe, Objective) else recipe.build()
         self._given_task_loss, self._student_adapter = task_loss, student_adapter
         self._wanted = wanted_layers(self.objective, 0)

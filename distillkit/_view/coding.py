@@ -41,25 +41,30 @@ class Coded(NamedTuple):
     tolerance: float
 
 
-def encoded(layers: Sequence[Layer], budget: int) -> Coded:
+def encoded(layers: Sequence[Layer], budget: int, levels: int | None = None) -> Coded:
     """The layers as finely as the budget allows, as a sample of them foretells; or the coarsest.
 
     Args:
         layers: what to encode.
         budget: how many characters all of it may take, about.
+        levels: how finely, whatever it takes.
     """
-    sample = layers[:: max(1, len(layers) // _SAMPLE)]
-    levels = LEVELS[-1]
-    for finer in LEVELS:
-        foretold = sum(len(_text_of(x, finer)) for x in sample) / max(1, len(sample))
-        if foretold * len(layers) <= budget:
-            levels = finer
-            break
+    if levels is None:
+        levels = _affordable(layers, budget)
     texts = [_text_of(x, levels) for x in layers]
     scales = [float(s.max()) for s in map(_scales_of_layer, layers) if s.numel()]
     largest = max(scales, default=0.0)
     half = 0.5 / levels
     return Coded(levels, texts, largest * (2 * half + half * half))
+
+
+def _affordable(layers: Sequence[Layer], budget: int) -> int:
+    sample = layers[:: max(1, len(layers) // _SAMPLE)]
+    for finer in LEVELS:
+        foretold = sum(len(_text_of(x, finer)) for x in sample) / max(1, len(sample))
+        if foretold * len(layers) <= budget:
+            return finer
+    return LEVELS[-1]
 
 
 def _text_of(layer: Layer, levels: int) -> str:

@@ -52,8 +52,19 @@ def contents_of(
     explained: Explained,
     images: Any,
     denormalise: Any,
+    levels: int | None = None,
 ) -> Contents:
-    """The contents of a page."""
+    """The contents of a page.
+
+    Args:
+        sources: both sides.
+        asked: names of signals; None: those between modalities, or all.
+        layers: which layers stand beside each other.
+        explained: what tokens are named and placed by.
+        images: the pictures, as :func:`view` takes them.
+        denormalise: what their pixels were normalised by.
+        levels: how finely numbers are told apart; None: as a page of a few megabytes allows.
+    """
     student = next(iter(sources.checkpoints.values()))
     names = shown_names(student, sources.teacher, asked)
     shown, notes = [], []
@@ -100,7 +111,7 @@ def contents_of(
         "notes": notes,
     }
     taken = sum(len(one.source) for one in listed)
-    coded: Coded = encoded(coded_layers, PAGE_BYTES - 200_000 - taken)
+    coded: Coded = encoded(coded_layers, PAGE_BYTES - 200_000 - taken, levels)
     facts["levels"], facts["tolerance"] = coded.levels, coded.tolerance
     return Contents(facts, coded.texts, coded.tolerance)
 

@@ -1,18 +1,7 @@
-"use strict";
-// Every text of the caller reaches the page by textContent or as an attribute's value, never as HTML.
-const $ = (id) => document.getElementById(id);
-const facts = JSON.parse($("facts").textContent);
 const state = { example: 0, signal: 0, layer: 0, head: -1, teacherHead: -1, checkpoint: 0,
   pinned: [null, null], over: [null, null] };
 const MEAN = -1;
 let drawn = null; // the decoded layer of what is shown: {teacher, student}
-
-function make(tag, facts = {}, text = null) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(facts)) element.setAttribute(name, value);
-  if (text !== null) element.textContent = text;
-  return element;
-}
 
 // ------------------------------------------------------------------------------------- numbers
 
@@ -391,10 +380,6 @@ function render() {
   const text = readout();
   if ($("readout").textContent !== text) $("readout").textContent = text;
 }
-function fill(select, names, value) {
-  select.replaceChildren(...names.map(([key, text]) => make("option", { value: key }, text)));
-  select.value = value;
-}
 const headNames = (count) => [[MEAN, "mean of all"], ...Array.from({ length: count }, (_, i) => [i, String(i + 1)])];
 let asked = 0;
 // Everything that a control changes: the pickers, the decoded layer, the tables and the pictures.
@@ -450,14 +435,7 @@ function start() {
   for (const [id, name] of [["example", "example"], ["signal", "signal"], ["layer", "layer"], ["head", "head"], ["teacher-head", "teacherHead"], ["checkpoint", "checkpoint"]])
     $(id).addEventListener(id === "checkpoint" ? "input" : "change", () => { state[name] = Number($(id).value); choose(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  const themes = ["system", "light", "dark"];
-  let theme = 0;
-  $("theme").addEventListener("click", () => {
-    theme = (theme + 1) % themes.length;
-    $("theme").textContent = "Theme: " + themes[theme];
-    if (theme === 0) delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = themes[theme];
-  });
+  switchThemes();
   window.addEventListener("resize", render);
   $("notes").append(
     make("p", {}, `Probabilities are exact to ±${facts.tolerance.toPrecision(2)}, divergences to 0.4 %. Hatched rows do not count for a loss.` +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -13,28 +14,45 @@ from .contents import Contents
 
 
 def page_of(contents: Contents) -> str:
-    """One HTML file with everything in it.
-
-    Its content security policy allows this one script by its hash, and no connection. Text of the
-    caller stands in a JSON block, in which ``<``, ``>`` and ``&`` are escaped, and reaches the page
-    as text nodes alone.
-    """
-    script, style = _read("page.js"), _read("page.css")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    """One HTML file with everything in it, as :func:`filled` makes it."""
     blocks = [
         f'<script type="text/plain" id="layer-{i}">{text}</script>'
         for i, text in enumerate(contents.texts)
     ]
-    return Template(_read("page.html")).substitute(
+    return filled(__package__, facts=as_json(contents.facts), layers="\n".join(blocks))
+
+
+def filled(package: str, others: Sequence[str] = (), **blocks: str) -> str:
+    """The ``page.html`` of a package with its style, its script and its data.
+
+    Its content security policy allows scripts by their hashes, and no connection. Text of the
+    caller stands in a JSON block, in which ``<``, ``>`` and ``&`` are escaped, and reaches the page
+    as text nodes alone.
+
+    Args:
+        package: what holds ``page.html``, ``page.css`` and ``page.js``; what all pages share stands
+            before the last two.
+        others: packages whose pages are shown in frames of this one, and may run there.
+        blocks: what else the page has a place for.
+    """
+    hashes = " ".join(f"'sha256-{_digest(_script(one))}'" for one in (package, *others))
+    return Template(_read(package, "page.html")).substitute(
         policy=(
             f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+            f"script-src {hashes}; base-uri 'none'; form-action 'none'"
         ),
-        style=style,
-        script=script,
-        facts=as_json(contents.facts),
-        layers="\n".join(blocks),
+        style=_read(__package__, "shared.css") + _read(package, "page.css"),
+        script=_script(package),
+        **blocks,
     )
+
+
+def _script(package: str) -> str:
+    return _read(__package__, "shared.js") + _read(package, "page.js")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def as_json(value: Any) -> str:
@@ -50,5 +68,5 @@ def as_json(value: Any) -> str:
     return text
 
 
-def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+def _read(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text(encoding="utf-8")

@@ -53,6 +53,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
     loader = torch.utils.data.DataLoader(make_examples(32), batch_size=4, shuffle=True)
     distiller, optimizer, loader = accelerator.prepare(distiller, optimizer, loader)
+    (folder,) = broadcast_object_list([tempfile.mkdtemp()])  # the first process names it
+    run_log = dk.RunLog(f"{folder}/run", accelerator.unwrap_model(distiller))
     meter, losses, epochs = dk.Meter(), [], 10
     for epoch in range(epochs):
         for batch in loader:
@@ -64,9 +66,11 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             meter.add(result)
-        losses.append(meter.means()["loss"])
+        means = meter.means()
+        run_log.write(means, step=(epoch + 1) * len(loader) // 2)
+        losses.append(means["loss"])
+    run_log.close()
     accelerator.print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    (folder,) = broadcast_object_list([tempfile.mkdtemp()])  # the first process names it
     accelerator.save_state(folder)
     accelerator.wait_for_everyone()
     accelerator.load_state(folder)

@@ -59,9 +59,11 @@ class Losses(lightning.Callback):
 def main() -> None:
     student, teacher = make_pair()
     adam = functools.partial(torch.optim.AdamW, lr=1e-2)
-    module = DistillationModule(student, teacher, "dide_attention", optimizer=adam)
     losses = Losses()
     with tempfile.TemporaryDirectory() as folder:
+        module = DistillationModule(
+            student, teacher, "dide_attention", optimizer=adam, run_log=f"{folder}/run"
+        )
         trainer = lightning.Trainer(
             max_epochs=10, accelerator="cpu", devices=1, callbacks=[losses], logger=False,
             log_every_n_steps=4, accumulate_grad_batches=2, gradient_clip_val=1.0,

@@ -5,6 +5,8 @@ python examples/loops/raw.py
 
 from __future__ import annotations
 
+import tempfile
+
 import torch
 import transformers as hf
 
@@ -48,6 +50,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
     loader = torch.utils.data.DataLoader(make_examples(31), batch_size=4)
     batches, steps = list(loader), 40
+    run_log = dk.RunLog(tempfile.mkdtemp(), distiller, batch=batches[0])
     meter, losses = dk.Meter(), []
     for step in range(steps):
         parts = batches[:4] if step % 2 == 0 else batches[4:]  # the last batch has 3 examples
@@ -60,7 +63,10 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(distiller.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(meter.means()["loss"])
+        means = meter.means()
+        run_log.write(means, step=step + 1)
+        losses.append(means["loss"])
+    run_log.close()
     print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     again = dk.Distiller(*make_pair(), "dide_attention")
     again.load_state_dict(distiller.state_dict())  # student and aligners, no teacher

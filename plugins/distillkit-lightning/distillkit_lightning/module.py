@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +49,8 @@ class DistillationModule(lightning.LightningModule):
             ``configure_optimizers`` may return: an optimizer, or one with its scheduler.
         metrics: ``metrics(output, batch)`` -> name -> value, logged in validation and test.
         evaluate_distillation: also run the teacher in validation and test, and log every term.
+        run_log: where what is logged is also written, for ``python -m distillkit report``; a
+            folder, or a :class:`distillkit.RunLog` of one's own, which may watch examples.
         normalizer: how much counts in one optimizer step, divided by the number of ranks: one
             number of examples, or term -> count, as a distiller's call takes it.
         student_adapter: as of :class:`distillkit.Distiller`.
@@ -76,6 +78,7 @@ class DistillationModule(lightning.LightningModule):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         metrics: Metrics | None = None,
         evaluate_distillation: bool = False,
+        run_log: dk.RunLog | str | Path | None = None,
         normalizer: float | Mapping[str, float | Tensor] | None = None,
         student_adapter: dk.Adapter | str | Path | None = None,
         teacher_adapter: dk.Adapter | str | Path | None = None,
@@ -99,6 +102,7 @@ class DistillationModule(lightning.LightningModule):
         self.distiller = distiller
         self._make_optimizer, self._metrics = optimizer, metrics
         self._with_teacher, self._normalizer = evaluate_distillation, normalizer
+        self._run_log = dk.RunLog(run_log) if isinstance(run_log, (str, Path)) else run_log
         self._meter, self._logged_step = dk.Meter(), 0
         self.register_state_dict_post_hook(drop_prefix)
         self.register_load_state_dict_pre_hook(add_prefix)
@@ -130,6 +134,8 @@ class DistillationModule(lightning.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], *_: Any) -> Tensor:
         """The loss of one batch."""
+        if self._run_log is not None:
+            self._run_log.begin(self.distiller, batch)
         parts = self.trainer.accumulate_grad_batches
         is_share = self._normalizer is not None
         result = self.distiller(batch, progress=self.progress, normalizer=self._normalizer)
@@ -151,12 +157,42 @@ class DistillationModule(lightning.LightningModule):
         self._log_means(on_step=False, on_epoch=True, sync_dist=True)
 
     def _log_means(self, *, on_step: bool, on_epoch: bool, sync_dist: bool = False) -> None:
-        """Log the means since the last call; the progress bar shows all but the weights."""
-        for name, value in self._meter.means().items():
+        """Log the means since the last call; the progress bar shows the loss and the parts."""
+        means = self._meter.means()
+        for name, value in means.items():
             self.log(
                 f"train/{name}", value, prog_bar=not name.startswith("weight/"),
                 on_step=on_step, on_epoch=on_epoch, sync_dist=sync_dist,
             )  # fmt: skip
+        if self._run_log is not None and means:
+            self._write_log(self._run_log, means)
+
+    def _write_log(self, run_log: dk.RunLog, means: Mapping[str, float]) -> None:
+        """Write a line of the run's log; readings of watched examples go to the loggers, too."""
+        values = {**means, **_learning_rates(self.trainer.optimizers)}
+        step = self.trainer.global_step
+        readings = {f"train/{n}": x for n, x in run_log.write(values, step=step).items()}
+        # self.log would repeat them on every step until the next look; loggers count from 0
+        for logger in self.trainer.loggers if readings else ():
+            logger.log_metrics(readings, step=max(0, step - 1))
+
+    def on_validation_epoch_end(self) -> None:
+        """Write what validation found into the run's log."""
+        trainer = self.trainer
+        if (
+            self._run_log is None
+            or trainer.state.fn != TrainerFn.FITTING
+            or trainer.sanity_checking
+        ):
+            return
+        found = {n: x for n, x in trainer.callback_metrics.items() if n.startswith("val/")}
+        if found:
+            self._run_log.write(found, step=trainer.global_step)
+
+    def on_fit_end(self) -> None:
+        """Say in the run's log that the training is over."""
+        if self._run_log is not None:
+            self._run_log.end()
 
     def validation_step(self, batch: Mapping[str, Any], *_: Any) -> None:
         """The student's own loss and metrics."""
@@ -196,3 +232,10 @@ class DistillationModule(lightning.LightningModule):
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return made
+
+
+def _learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
+    """The learning rate of each optimizer's first group, as Trainer calls it."""
+    rates = [one.param_groups[0]["lr"] for one in optimizers]
+    names = [f"learning_rate/{i}" for i in range(len(rates))]
+    return dict(zip(["learning_rate"] if len(rates) == 1 else names, rates, strict=True))

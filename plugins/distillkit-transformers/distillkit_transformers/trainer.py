@@ -46,6 +46,8 @@ class DistillationMixin(_Trainer):
         ignore: as of :class:`distillkit.Distiller`.
         example: as of :class:`distillkit.Distiller`.
         evaluate_distillation: also run the teacher in evaluation, and report every term.
+        run_log: where every log is also written for ``python -m distillkit report``; a folder, or a
+            :class:`distillkit.RunLog` of one's own, which may watch examples.
         args: as of Trainer.
         trainer: the other arguments of the Trainer, by keyword.
 
@@ -70,6 +72,7 @@ class DistillationMixin(_Trainer):
         ignore: Iterable[str] = (),
         example: Mapping[str, Any] | None = None,
         evaluate_distillation: bool = False,
+        run_log: dk.RunLog | str | Path | None = None,
         args: TrainingArguments | None = None,
         **trainer: Any,
     ) -> None:
@@ -90,6 +93,7 @@ class DistillationMixin(_Trainer):
             raise OptionError("a distiller brings its own student, teacher and recipe")
         self.distiller = distiller
         self._with_teacher = evaluate_distillation
+        self._run_log = dk.RunLog(run_log) if isinstance(run_log, (str, Path)) else run_log
         self._normalizer: dict[str, Tensor] | None = None
         self._parts = 1
         self._unfound: Any = None
@@ -118,9 +122,12 @@ class DistillationMixin(_Trainer):
         """As of Trainer. Afterwards ``distiller.student`` is the model again, without a wrapper."""
         self._meter = dk.Meter()
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
         finally:
             self.distiller.student = self.model  # type: ignore[assignment]
+        if self._run_log is not None:
+            self._run_log.end()
+        return output
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -158,6 +165,9 @@ class DistillationMixin(_Trainer):
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._run_log is not None:
+            with self.accelerator.autocast():  # looks at the student before it is wrapped
+                self._run_log.begin(self.distiller, inputs)
         if self.distiller.student is not model:
             self.distiller.student = model  # wrapped by now, in DDP or a compiler
         self.distiller.train()
@@ -257,9 +267,23 @@ class DistillationMixin(_Trainer):
         """As of Trainer, with every part and weight: means over the steps since the last log."""
         if "loss" in logs:
             means = self._meter.means()
-            means.pop("loss", None)
+            # Trainer's own loss is rounded, and leaves out what is not finite
+            loss = means.pop("loss", logs["loss"])
             logs.update(means)
+            self._write_log({**logs, "loss": loss}, logs)
+        elif "train_runtime" not in logs:  # an evaluation's, without how fast it was
+            own = {n: x for n, x in logs.items() if not n.endswith(("_runtime", "_per_second"))}
+            self._write_log(own, logs)
         super().log(logs, start_time)
+
+    def _write_log(self, values: Mapping[str, float], logs: dict[str, float]) -> None:
+        """Write a line of the run's log; readings of watched examples go into Trainer's too."""
+        if self._run_log is None:
+            return
+        numbers = {name: x for name, x in values.items() if isinstance(x, (int, float, Tensor))}
+        with self.accelerator.autocast():
+            self._run_log.begin(self.distiller)  # an evaluation may come before any training
+            logs.update(self._run_log.write(numbers, step=self.state.global_step))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The student's files, and beside them what the aligners have learned."""

@@ -1,0 +1,1 @@
+"""The log of a training, and the page that shows it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,10 +16,13 @@ from .coding import Coded, Layer, encoded
 from .maps import Axes, Distances, distances_of, maps_of, on_same_tokens
 from .pictures import Picture, pictures_of
 from .sources import Sources, shown_names
+from .steps import Errors
 from .tokens import Explained, Token, tokens_of
 
 PAGE_BYTES = 5_000_000
 """How large a page may become before numbers are told apart less finely."""
+
+_FRAME_BYTES, _BLOCK_BYTES = 60_000, 200  # of the page without its data; beside one layer's text
 
 
 class Contents(NamedTuple):
@@ -27,12 +31,12 @@ class Contents(NamedTuple):
     Attributes:
         facts: what JSON says.
         texts: the coded layers, which ``facts`` name by their position.
-        tolerance: no probability that the page shows is farther from the exact one.
+        errors: no probability that the page shows is farther from the exact one.
     """
 
     facts: Mapping[str, Any]
     texts: Sequence[str]
-    tolerance: float
+    errors: Errors
 
 
 class _Shown(NamedTuple):
@@ -99,10 +103,12 @@ def contents_of(
         "signals": signals,
         "notes": notes,
     }
-    taken = sum(len(one.source) for one in listed)
-    coded: Coded = encoded(coded_layers, PAGE_BYTES - 200_000 - taken)
-    facts["levels"], facts["tolerance"] = coded.levels, coded.tolerance
-    return Contents(facts, coded.texts, coded.tolerance)
+    taken = len(json.dumps(facts)) + _FRAME_BYTES + _BLOCK_BYTES * len(coded_layers)
+    coded: Coded = encoded(coded_layers, PAGE_BYTES - taken)
+    # numbers are float64 there and float32 here
+    errors = Errors(*(one * (1 + 1e-6) + 1e-7 for one in coded.errors))
+    numbers = {"levels": coded.levels, "tolerance": errors.absolute, "relative": errors.relative}
+    return Contents({**facts, **coded.facts, **numbers}, coded.texts, errors)
 
 
 def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Shown:
@@ -124,6 +130,7 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
     matched = layer_rule(choice).matched(name, depth, depth if theirs is None else len(theirs))
     axes = _axes(sources.checkpoints[labels[0]], name)
     both = (axes, axes if sources.teacher is None else _axes(sources.teacher, name))
+    strides = (_stride(axes[0]), _stride(axes[1]))
     layers: list[Layer] = []
     listed: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -148,13 +155,18 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
         if teacher is not None:
             entry["teacher"] = first + len(layers)
             entry["teacher_heads"] = teacher.shape[1]
-            layers.append(Layer(maps_of(teacher), None))
+            layers.append(Layer(maps_of(teacher), None, f"{name}, teacher", None, strides))
         entry["students"], entry["means"] = [], []
         for student, other in pairs:
             distances = None if other is None else distances_of(student, other)
+            reference: int | None = first + len(layers) - 1
+            order = "later" if entry["students"] else "first"
+            if not entry["students"] and (teacher is None or teacher.shape != student.shape):
+                reference, order = None, "alone"
             entry["students"].append(first + len(layers))
             entry["means"].append(None if distances is None else _rounded(distances))
-            layers.append(Layer(maps_of(student), distances))
+            maps = maps_of(student)
+            layers.append(Layer(maps, distances, f"{name}, {order}", reference, strides))
         entry["student_heads"] = shape[1]
         listed.append(entry)
     if shape is None:
@@ -169,6 +181,11 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
         "kl_heads": 0 if last is None else last.kl.shape[1],
     }
     return _Shown(facts, layers, axes, (shape[0], shape[2], shape[3]))
+
+
+def _stride(axis: TokenAxis) -> int:
+    """How many tokens lie from one row of patches to the next; 2: there are no rows."""
+    return max(2, axis.grid[1]) if isinstance(axis.grid, tuple) else 2
 
 
 def _layer_facts(student: int, teacher: int | None, *, same: bool) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from .contents import Contents
 
+SCRIPTS = ("values.js", "decode.js", "table.js", "panels.js", "page.js")
+"""The parts of the page's one script, in this order."""
+
 
 def page_of(contents: Contents) -> str:
     """One HTML file with everything in it.
@@ -19,7 +22,7 @@ def page_of(contents: Contents) -> str:
     caller stands in a JSON block, in which ``<``, ``>`` and ``&`` are escaped, and reaches the page
     as text nodes alone.
     """
-    script, style = _read("page.js"), _read("page.css")
+    script, style = "".join(map(_read, SCRIPTS)), _read("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     blocks = [
         f'<script type="text/plain" id="layer-{i}">{text}</script>'

@@ -27,11 +27,13 @@ class View:
     Attributes:
         html: the whole page as text.
         tolerance: no probability that it shows is farther from the exact one.
+        relative: nor farther than this part of the largest of its row, by which it is coloured.
     """
 
-    def __init__(self, page: str, tolerance: float) -> None:
+    def __init__(self, page: str, tolerance: float, relative: float) -> None:
         self.html = page
         self.tolerance = tolerance
+        self.relative = relative
 
     def save(self, path: str | Path) -> Path:
         """Write the page into a file, which any browser opens from disk."""
@@ -126,7 +128,7 @@ def view(
         images=images,
         denormalise=denormalise,
     )
-    return View(page_of(contents), contents.tolerance)
+    return View(page_of(contents), contents.errors.absolute, contents.errors.relative)
 
 
 def _has_attention_alone(given: Any) -> bool:

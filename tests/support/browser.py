@@ -46,6 +46,16 @@ class Browser:
         self.wait("return document.documentElement.dataset.ready !== undefined")
         return time.perf_counter() - start
 
+    def opening(self, path: Path) -> tuple[float, float]:
+        """Open a file from disk; the seconds until it is drawn, and the page's own processor time."""
+        command = {"cmd": "Performance.enable", "params": {"timeDomain": "threadTicks"}}
+        self.call("goog/cdp/execute", command)
+        wall = self.open(path)
+        command = {"cmd": "Performance.getMetrics", "params": {}}
+        found = self.call("goog/cdp/execute", command)["metrics"]
+        (own,) = [one["value"] for one in found if one["name"] == "ThreadTime"]
+        return wall, own
+
     def run(self, script: str, *arguments):
         return self.call("execute/sync", {"script": script, "args": list(arguments)})
 

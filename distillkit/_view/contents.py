@@ -15,7 +15,7 @@ from ..errors import ShapeError, SignalError
 from .coding import Coded, Layer, encoded
 from .maps import Axes, Distances, distances_of, maps_of, on_same_tokens
 from .pictures import Picture, pictures_of
-from .sources import Sources, shown_names
+from .sources import ALL, Sources, shown_names
 from .steps import Errors
 from .tokens import Explained, Token, tokens_of
 
@@ -51,7 +51,7 @@ class _Shown(NamedTuple):
 def contents_of(
     sources: Sources,
     *,
-    asked: Sequence[str] | None,
+    asked: Sequence[str] | str | None,
     layers: LayerChoice,
     explained: Explained,
     images: Any,
@@ -66,7 +66,7 @@ def contents_of(
         try:
             one = _shown(name, sources, layers, len(coded_layers))
         except (SignalError, ShapeError) as error:
-            if asked is not None or isinstance(error, ShapeError):
+            if asked not in (None, ALL) or isinstance(error, ShapeError):
                 raise
             notes.append(f"{name} is not shown: {error}")
             continue

@@ -21,7 +21,7 @@ function buildOverview() {
       button.style.backgroundColor = x === null ? "" : klColour(Number(x), most);
       if (x === null) button.className = "hatched";
       button.classList.toggle("now", number === state.layer && index === state.head);
-      button.addEventListener("click", () => { state.layer = number; state.head = state.teacherHead = index; choose(); });
+      button.addEventListener("click", () => { state.layer = number; state.head = state.teacherHead = index; draw(); });
       cell.append(button);
       row.append(cell);
     });
@@ -102,6 +102,7 @@ async function choose() {
   render();
   document.documentElement.dataset.ready = `${state.example}/${state.signal}/${state.layer}/${state.head}/${state.teacherHead}/${state.checkpoint}`;
 }
+const draw = () => choose().catch((error) => { $("readout").textContent = `The page cannot be read: ${error.message}`; });
 // The row that is least like the teacher's, so that a page opens on something to see.
 function firstRow() {
   let best = null, most = -1;
@@ -121,7 +122,7 @@ function start() {
   state.checkpoint = facts.checkpoints.length - 1;
   $("checkpoint").value = state.checkpoint;
   for (const [id, name] of [["example", "example"], ["signal", "signal"], ["layer", "layer"], ["head", "head"], ["teacher-head", "teacherHead"], ["checkpoint", "checkpoint"]])
-    $(id).addEventListener(id === "checkpoint" ? "input" : "change", () => { state[name] = Number($(id).value); choose(); });
+    $(id).addEventListener(id === "checkpoint" ? "input" : "change", () => { state[name] = Number($(id).value); draw(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   const themes = ["system", "light", "dark"];
   let theme = 0;
@@ -133,9 +134,10 @@ function start() {
   });
   window.addEventListener("resize", render);
   $("notes").append(
-    make("p", {}, `Probabilities are exact to ±${facts.tolerance.toPrecision(2)}, divergences to 0.4 %. Hatched rows do not count for a loss.` +
+    make("p", {}, `Probabilities are exact to ±${facts.tolerance.toPrecision(2)}, and to ±${(100 * facts.relative).toPrecision(2)} % of the largest of their row; ` +
+      "divergences to 0.4 %. Hatched rows do not count for a loss." +
       (facts.has_teacher ? " KL is in nats, of the whole row." : "")),
     ...facts.notes.map((note) => make("p", {}, note)));
-  choose().catch((error) => { $("readout").textContent = `The page cannot be read: ${error.message}`; });
+  draw();
 }
 start();

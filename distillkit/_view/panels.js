@@ -87,13 +87,14 @@ function drawPanels() {
     if (side === "image") { label.textContent = ""; continue; }
     figure.querySelector(".high").textContent = shown(most);
     figure.querySelector(".low").textContent = side === "difference" ? shown(-most) : "0";
+    figure.querySelector(".legend").style.visibility = isKl || chosen !== null ? "" : "hidden";
     const out = !isKl && chosen !== null && (end === 1 || isSelf()) && !rowCounts(side, chosen);
-    label.textContent = out ? "this row does not count" : isKl ? "" : chosen === null ? hint(end) : direction(end, chosen);
+    label.title = label.textContent = out ? "this row does not count" : isKl ? "" : chosen === null ? hint(end) : direction(end, chosen);
     figure.querySelector(".pictures").classList.toggle("hatched", out);
   }
 }
 function hint(end) {
-  return end === 1 || isSelf() ? "choose a token to see where it looks" : "choose a word to see what looks at it";
+  return end === 1 || isSelf() ? "choose a token" : "choose a word";
 }
 function direction(end, chosen) {
   const from = end === 1 || isSelf();

@@ -26,7 +26,9 @@ function buildTable() {
   const first = body.querySelector("button");
   if (first) first.tabIndex = 0;
   $("words").hidden = !first;
-  $("side").hidden = !first && !facts.has_teacher;
+  // values stand here when what looks at a patch, or what a patch looks at, is chosen
+  const end = pictureEnd(), direction = end === 1 ? "how much each word looks at it" : "which words it looks at";
+  $("words-hint").textContent = end === undefined || isSelf() ? "" : `A patch fills ${sides().map((one) => TITLES[one]).join(" and ")}: ${direction}.`;
 }
 $("tokens").addEventListener("keydown", (event) => {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];

@@ -26,7 +26,7 @@ const kindOf = (end, i) => ({ t: "token", s: "special", p: "padding" })[axisOf(e
 const now = (end) => state.over[end] ?? state.pinned[end];
 const sides = () => (facts.has_teacher ? ["teacher", "student"] : ["student"]);
 const headOf = (side) => (side === "teacher" ? state.teacherHead : state.head);
-const shown = (x) => x === null ? "–" : Number.isNaN(x) ? "NaN" : x === Infinity ? "∞" : x.toFixed(3);
+const shown = (x) => x === null ? "–" : Number.isNaN(x) ? "NaN" : x === Infinity ? "∞" : x.toFixed(3).replace(/^-(?=0\.000$)/, "");
 
 function pairValue(side, row, key) {
   if (side === "difference") return pairValue("student", row, key) - pairValue("teacher", row, key);

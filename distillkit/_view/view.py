@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .._attention import Attention
 from .._backbone.signals import Signals
 from .._objective.distiller import Distiller
@@ -54,15 +56,15 @@ class View:
 
 
 def view(
-    student: Distiller | Side | Mapping[str, Side],
-    teacher: Side | None = None,
+    student: Distiller | nn.Module | Side | Mapping[str, Side],
+    teacher: Side | str | None = None,
     /,
     *,
     batch: Mapping[str, Any] | None = None,
     words: Any = None,
     images: Any = None,
     denormalise: Any = None,
-    signals: Sequence[str] | None = None,
+    signals: Sequence[str] | str | None = None,
     layers: LayerChoice = "uniform",
 ) -> View:
     """Show where student and teacher look, example by example, as one self-contained HTML page.
@@ -73,12 +75,13 @@ def view(
     of a caption or a file name is executed.
 
     Args:
-        student: a :class:`Distiller`, whose models run once in eval mode on ``batch``, every layer
-            kept; :class:`Signals`; an :class:`Attention` or the layers of one, bottom to top; or a
+        student: a :class:`Distiller`, wrapped (DDP, FSDP2, ``torch.compile``) or not, whose models
+            run once in eval mode on ``batch``, every layer kept, on every rank alike;
+            :class:`Signals`; an :class:`Attention` or the layers of one, bottom to top; or a
             mapping from the names of checkpoints to signals, which become a slider.
-        teacher: the teacher's signals or attentions; None shows the student alone. Where its tokens
-            are others and both sides say where theirs lie, it is carried onto the student's by
-            :func:`overlap`.
+        teacher: the teacher's signals or attentions; of a distiller with several, the name of one;
+            None shows the student alone. Where its tokens are others and both sides say where
+            theirs lie, it is carried onto the student's by :func:`overlap`.
         batch: the batch that signals are of; for a distiller, the one to run.
         words: a tokenizer, for the batch's ``input_ids``; or a list of tokens for each example: all
             of them, or those without padding, or without padding and special tokens. None: numbers.
@@ -87,8 +90,8 @@ def view(
             entry of the pixel values, such as ``"pixel_values"``. None: the patches alone.
         denormalise: what pixel values were normalised by: ``(mean, std)``, or an image processor
             that has ``image_mean`` and ``image_std``.
-        signals: names of attention signals; None: those between text and image where there are any,
-            else all that both sides have.
+        signals: names of attention signals; ``"all"``: every one that both sides have, within a
+            modality too; None: those between text and image where there are any, else all.
         layers: which layers stand beside each other, as :class:`Term` takes them. ``"uniform"``:
             each of the student's with an evenly spaced one of the teacher's. A group shows its last
             layer.

@@ -302,6 +302,17 @@ class Distiller(nn.Module):
         done = self._student.trace(own, wanted=self._wanted, skip_logits=skip)
         return done.output, done.signals
 
+    def _student_to_show(self, own: SideOfBatch) -> Signals:
+        """The student's signals with every layer, not only those of the recipe."""
+        if gather_for(self, "_student_to_show"):
+            return self._student_to_show(own)
+        return self._student.signals(own)
+
+    def _teacher_to_show(self, batch: Mapping[str, Any], name: str | None) -> Signals:
+        """The signals of one teacher, with every layer of one that runs."""
+        self._check_open()
+        return self._teachers.one(name, batch, device_of(self.student))
+
     def student_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments that the student would be called with for a batch."""
         self._check_open()

@@ -13,7 +13,7 @@ from .._backbone.adapter import Adapter
 from .._backbone.batch import NamedTeacher, SideOfBatch
 from .._backbone.depth import Wanted
 from .._backbone.signals import Signals
-from ..errors import RecipeError, SignalError, unknown_name
+from ..errors import OptionError, RecipeError, SignalError, unknown_name
 from .ensemble import ALL, TeacherSignals
 from .objective import Objective, wanted_layers
 from .surroundings import check_apart
@@ -209,12 +209,43 @@ class Teachers:
                 )
         return dict(given)
 
+    def one(self, name: str | None, batch: Mapping[str, Any], device: torch.device) -> Signals:
+        """The signals of one teacher: every layer of one that runs, else what was kept or brought.
+
+        Args:
+            name: which of several; None: the only one.
+            batch: the whole batch.
+            device: where the student is.
+
+        Raises:
+            OptionError: none of several is named, or a single one is.
+            UnknownNameError: another name.
+        """
+        if self._several and name is None:
+            raise OptionError(
+                f"this distiller has the teachers {', '.join(map(repr, self.names))}; name the one "
+                f"to look at, such as {self.names[0]!r}"
+            )
+        if not self._several and name is not None:
+            raise OptionError(f"this distiller has one teacher, without a name; got {name!r}")
+        name = ONLY if name is None else name
+        if name not in self.names:
+            raise unknown_name("teacher", name, self.names)
+        if name in self._running:
+            return self._running[name].run(self._view(name, batch, set()), None)
+        found = self.run(batch, [name], used=set(), device=device).signals
+        return found if isinstance(found, Signals) else found[name]
+
+    def _view(self, name: str, batch: Mapping[str, Any], used: set[str]) -> SideOfBatch:
+        """The batch as one teacher sees it."""
+        others = tuple(one for one in self.names if one != name)
+        named = NamedTeacher(name, others) if self._several else None
+        return SideOfBatch(batch, "teacher", used, named)
+
     def _run(
         self, name: str, batch: Mapping[str, Any], used: set[str], device: torch.device
     ) -> Signals:
-        others = tuple(one for one in self.names if one != name)
-        named = NamedTeacher(name, others) if self._several else None
-        view = SideOfBatch(batch, "teacher", used, named)
+        view = self._view(name, batch, used)
         if name in self._sources:
             found = self._sources[name].run(view, self._wanted[name])
             return found.to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .._cache.locks import locked
-from .._view.contents import Contents
+from .._view.contents import Scene
 from ..errors import LogError
 from .lines import ATTENTION, FORMAT, LOCK, LOG, Entry, Snapshot, read, written
 from .snapshots import snapshot_of
@@ -63,12 +63,12 @@ class RunFiles:
             with _named(self.folder / LOG):
                 self._log.write(written(entry))
 
-    def append_attention(self, contents: Contents, step: int) -> None:
+    def append_attention(self, scene: Scene, step: int) -> None:
         """One line of the file of attention; what earlier lines hold is not repeated."""
         path = self.folder / ATTENTION
         if self._known is None:
             self._known = _keys_of(path)
-        line = written(snapshot_of(contents, step, self._known))
+        line = written(snapshot_of(scene, step, self._known))
         with _named(path), path.open("ab", buffering=0) as file:
             if not _ends_a_line(path):
                 file.write(b"\n")

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .._view.steps import Errors
+
 FORMAT = 1
 """The version of the files; a reader refuses others."""
 
@@ -136,9 +138,9 @@ class Snapshot(Line):
     Attributes:
         step: after how many steps.
         facts: the key of what does not change from step to step, as JSON.
-        texts: the keys of the coded layers.
+        texts: the keys of the layers.
         means: of each signal and layer, the mean divergences of each example and head.
-        tolerance: no probability is farther from the exact one.
+        errors: no probability is farther from the exact one.
         new: key -> text, of those that no line before has.
     """
 
@@ -148,7 +150,7 @@ class Snapshot(Line):
     facts: str
     texts: list[str]
     means: list[list[list[list[float | str | None]] | None]]
-    tolerance: float
+    errors: Errors
     new: dict[str, str]
 
 

@@ -231,8 +231,8 @@ class RunLog:
                 nonfinite={**lost, **more},
             )
         )  # fmt: skip
-        if looked.contents is not None:
-            self._files.append_attention(looked.contents, step)
+        if looked.scene is not None:
+            self._files.append_attention(looked.scene, step)
 
     def _write_beginning(self) -> None:
         if self._writes:

@@ -23,7 +23,7 @@ from .lines import (
     Step,
     read,
 )
-from .snapshots import joined
+from .snapshots import joined, key_of
 
 
 class Row(NamedTuple):
@@ -228,7 +228,7 @@ def _read_attention(run: Run, path: Path) -> None:
         if not isinstance(entry, Snapshot):
             run.notes.append(f"{path.name} holds a line {entry.kind!r}, which is left out")
             continue
-        texts.update(entry.new)
+        texts.update({key: text for key, text in entry.new.items() if key_of(text) == key})
         missing = [key for key in (entry.facts, *entry.texts) if key not in texts]
         if missing:
             run.notes.append(

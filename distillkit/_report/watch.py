@@ -17,13 +17,11 @@ from .._objective.layer_choice import LayerChoice, layer_rule
 from .._objective.objective import autocast_off
 from .._objective.surroundings import dry_run
 from .._objective.teacher import device_of
-from .._view.contents import Contents, contents_of
+from .._view.contents import Scene, scene_of
 from .._view.sources import Given, sources_of
 from .._view.tokens import Explained, given_words
 from ..errors import OptionError
 from .partners import partners
-
-_LEVELS = 126  # how finely attention is told apart: a page holds many steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +95,12 @@ class Looked:
     Attributes:
         own: term -> its value with the examples' own teacher signals.
         wrong: term -> its value with those of another example.
-        contents: where both sides look; None: it was not asked for.
+        scene: where both sides look; None: it was not asked for.
     """
 
     own: Mapping[str, float]
     wrong: Mapping[str, float]
-    contents: Contents | None
+    scene: Scene | None
 
 
 def look(distiller: Distiller, watch: Watch) -> Looked:
@@ -114,8 +112,8 @@ def look(distiller: Distiller, watch: Watch) -> Looked:
     """
     batch = _on(watch.batch, device_of(distiller.student))
     own, wrong = _readings(distiller, batch) if watch.readings else ({}, {})
-    contents = _attention(distiller, watch, batch) if watch.attention else None
-    return Looked(own, wrong, contents)
+    scene = _attention(distiller, watch, batch) if watch.attention else None
+    return Looked(own, wrong, scene)
 
 
 @torch.no_grad()
@@ -175,7 +173,7 @@ def _taken(
     return taken
 
 
-def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> Contents:
+def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> Scene:
     if len(distiller.teachers) > 1:
         raise OptionError(
             "the viewer shows one teacher, and this distiller has several: give a watch "
@@ -185,14 +183,13 @@ def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> 
     with dry_run(distiller):
         sources = sources_of(distiller, None, batch, Given(words, watch.images is not None))
     raw = not isinstance(watch.images, str) and watch.denormalise is None
-    return contents_of(
+    return scene_of(
         sources,
         asked=watch.signals,
         layers=watch.layers,
         explained=Explained(watch.words if words is None else words, sources.batch, raw),
         images=watch.images,
         denormalise=watch.denormalise,
-        levels=_LEVELS,
     )
 
 

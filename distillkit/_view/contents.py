@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +15,14 @@ from ..errors import ShapeError, SignalError
 from .coding import Coded, Layer, encoded
 from .maps import Axes, Distances, distances_of, maps_of, on_same_tokens
 from .pictures import Picture, pictures_of
-from .sources import Sources, shown_names
+from .sources import ALL, Sources, shown_names
+from .steps import EXACT, Errors
 from .tokens import Explained, Token, tokens_of
 
 PAGE_BYTES = 5_000_000
 """How large a page may become before numbers are told apart less finely."""
+
+_FRAME_BYTES, _BLOCK_BYTES = 60_000, 200  # of the page without its data; beside one layer's text
 
 
 class Contents(NamedTuple):
@@ -27,12 +31,24 @@ class Contents(NamedTuple):
     Attributes:
         facts: what JSON says.
         texts: the coded layers, which ``facts`` name by their position.
-        tolerance: no probability that the page shows is farther from the exact one.
+        errors: no probability that the page shows is farther from the exact one.
     """
 
     facts: Mapping[str, Any]
     texts: Sequence[str]
-    tolerance: float
+    errors: Errors
+
+
+class Scene(NamedTuple):
+    """What a page shows, before its maps are coded.
+
+    Attributes:
+        facts: what JSON says.
+        layers: what is coded, which ``facts`` name by their position.
+    """
+
+    facts: Mapping[str, Any]
+    layers: Sequence[Layer]
 
 
 class _Shown(NamedTuple):
@@ -44,17 +60,16 @@ class _Shown(NamedTuple):
     shape: tuple[int, int, int]  # examples, rows, keys
 
 
-def contents_of(
+def scene_of(
     sources: Sources,
     *,
-    asked: Sequence[str] | None,
+    asked: Sequence[str] | str | None,
     layers: LayerChoice,
     explained: Explained,
     images: Any,
     denormalise: Any,
-    levels: int | None = None,
-) -> Contents:
-    """The contents of a page.
+) -> Scene:
+    """What a page of both sides shows.
 
     Args:
         sources: both sides.
@@ -63,7 +78,6 @@ def contents_of(
         explained: what tokens are named and placed by.
         images: the pictures, as :func:`view` takes them.
         denormalise: what their pixels were normalised by.
-        levels: how finely numbers are told apart; None: as a page of a few megabytes allows.
     """
     student = next(iter(sources.checkpoints.values()))
     names = shown_names(student, sources.teacher, asked)
@@ -73,7 +87,7 @@ def contents_of(
         try:
             one = _shown(name, sources, layers, len(coded_layers))
         except (SignalError, ShapeError) as error:
-            if asked is not None or isinstance(error, ShapeError):
+            if asked not in (None, ALL) or isinstance(error, ShapeError):
                 raise
             notes.append(f"{name} is not shown: {error}")
             continue
@@ -110,10 +124,24 @@ def contents_of(
         "signals": signals,
         "notes": notes,
     }
-    taken = sum(len(one.source) for one in listed)
-    coded: Coded = encoded(coded_layers, PAGE_BYTES - 200_000 - taken, levels)
-    facts["levels"], facts["tolerance"] = coded.levels, coded.tolerance
-    return Contents(facts, coded.texts, coded.tolerance)
+    return Scene(facts, coded_layers)
+
+
+def contents_of(scene: Scene, off: Errors = EXACT) -> Contents:
+    """The contents of a page.
+
+    Args:
+        scene: what it shows.
+        off: how far the scene's own numbers are from the exact ones.
+    """
+    taken = len(json.dumps(scene.facts)) + _FRAME_BYTES + _BLOCK_BYTES * len(scene.layers)
+    coded: Coded = encoded(scene.layers, PAGE_BYTES - taken)
+    # numbers are float64 there and float32 here
+    errors = Errors(
+        *(one * (1 + 1e-6) + 1e-7 + before for one, before in zip(coded.errors, off, strict=True))
+    )
+    numbers = {"levels": coded.levels, "tolerance": errors.absolute, "relative": errors.relative}
+    return Contents({**scene.facts, **coded.facts, **numbers}, coded.texts, errors)
 
 
 def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Shown:
@@ -135,6 +163,7 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
     matched = layer_rule(choice).matched(name, depth, depth if theirs is None else len(theirs))
     axes = _axes(sources.checkpoints[labels[0]], name)
     both = (axes, axes if sources.teacher is None else _axes(sources.teacher, name))
+    strides = (_stride(axes[0]), _stride(axes[1]))
     layers: list[Layer] = []
     listed: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -159,13 +188,15 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
         if teacher is not None:
             entry["teacher"] = first + len(layers)
             entry["teacher_heads"] = teacher.shape[1]
-            layers.append(Layer(maps_of(teacher), None))
+            layers.append(Layer(maps_of(teacher), None, f"{name}, teacher", None, strides))
         entry["students"], entry["means"] = [], []
         for student, other in pairs:
             distances = None if other is None else distances_of(student, other)
+            before = (*layers[-1:],) if entry["students"] or teacher is not None else ()
             entry["students"].append(first + len(layers))
             entry["means"].append(None if distances is None else _rounded(distances))
-            layers.append(Layer(maps_of(student), distances))
+            own = Layer(maps_of(student), distances, strides=strides)
+            layers.append(followed(own, name, before, first + len(layers)))
         entry["student_heads"] = shape[1]
         listed.append(entry)
     if shape is None:
@@ -180,6 +211,27 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
         "kl_heads": 0 if last is None else last.kl.shape[1],
     }
     return _Shown(facts, layers, axes, (shape[0], shape[2], shape[3]))
+
+
+def followed(layer: Layer, name: str, before: Sequence[Layer], position: int) -> Layer:
+    """A student's layer, of which the one before it may foretell the maps.
+
+    Args:
+        layer: the layer.
+        name: of its signal.
+        before: the teacher's layer, or the same of an earlier checkpoint; empty: neither is there.
+        position: its own among all layers.
+    """
+    shape = layer.maps.probabilities.shape
+    if not before or before[0].maps.probabilities.shape != shape:
+        return layer._replace(family=f"{name}, alone")
+    order = "first" if before[0].distances is None else "later"
+    return layer._replace(family=f"{name}, {order}", reference=position - 1)
+
+
+def _stride(axis: TokenAxis) -> int:
+    """How many tokens lie from one row of patches to the next; 2: there are no rows."""
+    return max(2, axis.grid[1]) if isinstance(axis.grid, tuple) else 2
 
 
 def _layer_facts(student: int, teacher: int | None, *, same: bool) -> dict[str, Any]:

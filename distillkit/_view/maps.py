@@ -17,11 +17,11 @@ Axes = tuple[TokenAxis, TokenAxis]
 
 
 class Maps(NamedTuple):
-    """One side of a layer, its heads and, after them, their mean.
+    """One side of a layer; the page makes the mean of its heads.
 
     Attributes:
-        probabilities: ``(b, h + 1, q, k)`` float32; 0 where an entry does not count.
-        counts: boolean ``(b, h + 1, q)``: rows that count; for the mean, in every head.
+        probabilities: ``(b, h, q, k)`` float32; 0 where an entry does not count.
+        counts: boolean ``(b, h, q)``: rows that count.
     """
 
     probabilities: Tensor
@@ -92,13 +92,9 @@ def maps_of(attention: Attention) -> Maps:
     Examples:
         >>> maps = maps_of(Attention.from_scores(torch.zeros(1, 2, 3, 4)))
         >>> maps.probabilities.shape, maps.counts.shape
-        (torch.Size([1, 3, 3, 4]), torch.Size([1, 3, 3]))
+        (torch.Size([1, 2, 3, 4]), torch.Size([1, 2, 3]))
     """
-    each = attention.probabilities().float()
-    valid = attention.valid_rows()
-    counted = valid.all(1, keepdim=True)
-    mean = torch.where(counted[..., None], each.mean(1, keepdim=True), 0)
-    return Maps(torch.cat([each, mean], 1), torch.cat([valid, counted], 1))
+    return Maps(attention.probabilities().float(), attention.valid_rows())
 
 
 @torch.no_grad()

@@ -12,6 +12,9 @@ from typing import Any
 
 from .contents import Contents
 
+SCRIPTS = ("values.js", "decode.js", "table.js", "panels.js", "page.js")
+"""The parts of the viewer's one script, in this order."""
+
 
 def page_of(contents: Contents) -> str:
     """One HTML file with everything in it, as :func:`filled` makes it."""
@@ -48,7 +51,8 @@ def filled(package: str, others: Sequence[str] = (), **blocks: str) -> str:
 
 
 def _script(package: str) -> str:
-    return _read(__package__, "shared.js") + _read(package, "page.js")
+    parts = SCRIPTS if package == __package__ else ("page.js",)
+    return _read(__package__, "shared.js") + "".join(_read(package, part) for part in parts)
 
 
 def _digest(script: str) -> str:

@@ -7,13 +7,13 @@ from math import isqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._attention import Attention
 from .._backbone.axis import TokenAxis
-from .._backbone.backbone import Backbone
 from .._backbone.batch import SideOfBatch, checked_batch
 from .._backbone.signals import Signals
+from .._capture.wrappers import layers_of, unwrapped
 from .._objective.distiller import Distiller
 from ..errors import OptionError, ShapeError, SignalError
 
@@ -59,12 +59,16 @@ def sources_of(student: Any, teacher: Any, batch: Batch | None, given: Given) ->
         OptionError: arguments that do not go together.
         ShapeError: attentions alone whose tokens the words and images do not explain.
     """
-    if isinstance(student, Distiller):
-        if teacher is not None:
-            raise OptionError("a distiller brings its teacher: view(distiller, batch=batch)")
+    if isinstance(student, nn.Module):
+        distiller = _distiller_in(student)
+        if teacher is not None and not isinstance(teacher, str):
+            raise OptionError(
+                "a distiller brings its teacher: view(distiller, batch=batch); of several, name "
+                "one, view(distiller, name, batch=batch)"
+            )
         if batch is None:
             raise OptionError("a distiller is shown on a batch: view(distiller, batch=batch)")
-        return _of_distiller(student, batch)
+        return _of_distiller(distiller, teacher, batch)
     named = {"": student}
     if isinstance(student, Mapping) and not isinstance(student, Signals):
         named = {str(name): one for name, one in student.items()}
@@ -75,18 +79,33 @@ def sources_of(student: Any, teacher: Any, batch: Batch | None, given: Given) ->
     return Sources(checkpoints, theirs, {} if batch is None else SideOfBatch(batch, "student"))
 
 
-def _of_distiller(distiller: Distiller, batch: Batch) -> Sources:
+def _distiller_in(module: nn.Module) -> Distiller:
+    """A distiller, out of DDP, ``torch.compile`` and other wrappers."""
+    for one in layers_of(module):
+        if isinstance(one, Distiller):
+            return one
+        if type(one).__name__ == "FullyShardedDataParallel":
+            raise OptionError(
+                "FullyShardedDataParallel (FSDP1) gathers parameters only while it runs itself, so "
+                "that the viewer cannot run the distiller in it; use fully_shard (FSDP2), or load "
+                "a checkpoint into a distiller that is not wrapped"
+            )
+    raise OptionError(
+        f"{_TAKES}; got the model {type(unwrapped(module)).__name__}, whose signals are "
+        "distillkit.Backbone(model).signals(batch)"
+    )
+
+
+def _of_distiller(distiller: Distiller, teacher: str | None, batch: Batch) -> Sources:
     """One forward of each side in eval mode, every layer of it kept."""
-    view = SideOfBatch(checked_batch(batch), "student")
+    batch = checked_batch(batch)
+    view = SideOfBatch(batch, "student")
     modes = {module: module.training for module in distiller.student.modules()}
     distiller.student.eval()
     try:
         with torch.no_grad():
-            student = Backbone(distiller.student, distiller._student.adapter).signals(view)
-            if distiller._teacher is None:
-                theirs = distiller.run_teacher(batch)
-            else:
-                theirs = distiller._teacher.run(SideOfBatch(batch, "teacher"), None)
+            theirs = distiller._teacher_to_show(batch, teacher)
+            student = distiller._student_to_show(view)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -160,20 +179,26 @@ def _patches(count: int) -> TokenAxis:
     )
 
 
+ALL = "all"
+"""Every attention that both sides have."""
+
+
 def shown_names(
-    student: Signals, teacher: Signals | None, asked: Sequence[str] | None
+    student: Signals, teacher: Signals | None, asked: Sequence[str] | str | None
 ) -> Sequence[str]:
     """The attention signals to show: those asked for, or between modalities, or of one.
 
     Raises:
+        OptionError: neither a list nor "all".
         SignalError: there is none that both sides have.
     """
-    if isinstance(asked, str):
-        raise OptionError(f"signals= is a list of names, [{asked!r}]; got {asked!r}")
-    if asked is not None:
+    if isinstance(asked, str) and asked != ALL:
+        raise OptionError(f'signals= is a list of names, [{asked!r}], or "all"; got {asked!r}')
+    sides = [student] if teacher is None else [student, teacher]
+    if asked is not None and asked != ALL:
         for name in asked:
-            for side in (student, teacher):
-                if side is not None and (name not in side or not name.startswith("attention.")):
+            for side in sides:
+                if name not in side or not name.startswith("attention."):
                     side[name]  # an unknown or absent signal says why
                     raise SignalError(f"the viewer shows attention.<stream>; got {name!r}")
         if asked:
@@ -181,9 +206,14 @@ def shown_names(
     shared = [
         str(name)
         for name in student
-        if name.startswith("attention.") and (teacher is None or name in teacher)
+        if name.startswith("attention.") and all(name in side for side in sides)
     ]
-    crossing = [name for name in shared if name.partition("_to_")[2]]
+    crossing = [name for name in shared if "_to_" in name]
+    if asked == ALL and shared:
+        within = _within(crossing, sides)
+        # a joint stream is shown part by part
+        others = [x for x in shared if x not in crossing and not (within and x.endswith(".joint"))]
+        return [*crossing, *within, *others]
     if crossing or shared:
         return crossing or shared
     raise SignalError(
@@ -191,3 +221,10 @@ def shown_names(
         f"{', '.join(student) or 'no signal'}; the teacher "
         + ("is not given" if teacher is None else f"has {', '.join(teacher) or 'no signal'}")
     )
+
+
+def _within(crossing: Sequence[str], sides: Sequence[Signals]) -> list[str]:
+    """Attention within one modality that is made of a joint stream's, and not listed."""
+    ends = [end for x in crossing for end in x.removeprefix("attention.").split("_to_")]
+    names = [f"attention.{one}_to_{one}" for one in dict.fromkeys(ends)]
+    return [x for x in names if x not in crossing and all(x in side for side in sides)]

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .._attention import Attention
 from .._backbone.signals import Signals
 from .._objective.distiller import Distiller
 from .._objective.layer_choice import LayerChoice
 from ..errors import OptionError
-from .contents import contents_of
+from .contents import contents_of, scene_of
 from .page import page_of
 from .sources import Given, Side, sources_of
 from .tokens import Explained, given_words
@@ -27,11 +29,13 @@ class View:
     Attributes:
         html: the whole page as text.
         tolerance: no probability that it shows is farther from the exact one.
+        relative: nor farther than this part of the largest of its row, by which it is coloured.
     """
 
-    def __init__(self, page: str, tolerance: float) -> None:
+    def __init__(self, page: str, tolerance: float, relative: float) -> None:
         self.html = page
         self.tolerance = tolerance
+        self.relative = relative
 
     def save(self, path: str | Path) -> Path:
         """Write the page into a file, which any browser opens from disk."""
@@ -52,15 +56,15 @@ class View:
 
 
 def view(
-    student: Distiller | Side | Mapping[str, Side],
-    teacher: Side | None = None,
+    student: Distiller | nn.Module | Side | Mapping[str, Side],
+    teacher: Side | str | None = None,
     /,
     *,
     batch: Mapping[str, Any] | None = None,
     words: Any = None,
     images: Any = None,
     denormalise: Any = None,
-    signals: Sequence[str] | None = None,
+    signals: Sequence[str] | str | None = None,
     layers: LayerChoice = "uniform",
 ) -> View:
     """Show where student and teacher look, example by example, as one self-contained HTML page.
@@ -71,12 +75,13 @@ def view(
     of a caption or a file name is executed.
 
     Args:
-        student: a :class:`Distiller`, whose models run once in eval mode on ``batch``, every layer
-            kept; :class:`Signals`; an :class:`Attention` or the layers of one, bottom to top; or a
+        student: a :class:`Distiller`, wrapped (DDP, FSDP2, ``torch.compile``) or not, whose models
+            run once in eval mode on ``batch``, every layer kept, on every rank alike;
+            :class:`Signals`; an :class:`Attention` or the layers of one, bottom to top; or a
             mapping from the names of checkpoints to signals, which become a slider.
-        teacher: the teacher's signals or attentions; None shows the student alone. Where its tokens
-            are others and both sides say where theirs lie, it is carried onto the student's by
-            :func:`overlap`.
+        teacher: the teacher's signals or attentions; of a distiller with several, the name of one;
+            None shows the student alone. Where its tokens are others and both sides say where
+            theirs lie, it is carried onto the student's by :func:`overlap`.
         batch: the batch that signals are of; for a distiller, the one to run.
         words: a tokenizer, for the batch's ``input_ids``; or a list of tokens for each example: all
             of them, or those without padding, or without padding and special tokens. None: numbers.
@@ -85,8 +90,8 @@ def view(
             entry of the pixel values, such as ``"pixel_values"``. None: the patches alone.
         denormalise: what pixel values were normalised by: ``(mean, std)``, or an image processor
             that has ``image_mean`` and ``image_std``.
-        signals: names of attention signals; None: those between text and image where there are any,
-            else all that both sides have.
+        signals: names of attention signals; ``"all"``: every one that both sides have, within a
+            modality too; None: those between text and image where there are any, else all.
         layers: which layers stand beside each other, as :class:`Term` takes them. ``"uniform"``:
             each of the student's with an evenly spaced one of the teacher's. A group shows its last
             layer.
@@ -118,7 +123,7 @@ def view(
     sources = sources_of(student, teacher, batch, Given(lists, images is not None))
     raw = not isinstance(images, str) and denormalise is None
     explained = Explained(words if lists is None else lists, sources.batch, raw)
-    contents = contents_of(
+    scene = scene_of(
         sources,
         asked=signals,
         layers=layers,
@@ -126,7 +131,8 @@ def view(
         images=images,
         denormalise=denormalise,
     )
-    return View(page_of(contents), contents.tolerance)
+    contents = contents_of(scene)
+    return View(page_of(contents), contents.errors.absolute, contents.errors.relative)
 
 
 def _has_attention_alone(given: Any) -> bool:

@@ -28,6 +28,7 @@ FLAGS = [
 ]  # fmt: skip
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # by the W3C's WebDriver, section 12.1
 ENTER, ESCAPE, DOWN, RIGHT, TAB = "\ue007", "\ue00c", "\ue015", "\ue014", "\ue004"
+LEFT, UP, HOME = "\ue012", "\ue013", "\ue011"
 
 
 class Browser:
@@ -45,6 +46,16 @@ class Browser:
         self.call("url", {"url": path.resolve().as_uri()})
         self.wait("return document.documentElement.dataset.ready !== undefined")
         return time.perf_counter() - start
+
+    def opening(self, path: Path) -> tuple[float, float]:
+        """Open a file from disk; the seconds until it is drawn, and the page's own processor time."""
+        command = {"cmd": "Performance.enable", "params": {"timeDomain": "threadTicks"}}
+        self.call("goog/cdp/execute", command)
+        wall = self.open(path)
+        command = {"cmd": "Performance.getMetrics", "params": {}}
+        found = self.call("goog/cdp/execute", command)["metrics"]
+        (own,) = [one["value"] for one in found if one["name"] == "ThreadTime"]
+        return wall, own
 
     def run(self, script: str, *arguments):
         return self.call("execute/sync", {"script": script, "args": list(arguments)})
@@ -88,6 +99,11 @@ class Browser:
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.call("actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
 
+    def click(self, selector: str) -> None:
+        """Click on an element as a user does, also on an option of a list."""
+        (element,) = self.find(selector).values()
+        self.call(f"element/{element}/click")
+
     def choose(self, selector: str, value: object) -> None:
         """Set a control as a user does, and wait until the page has drawn."""
         script = "const e = document.querySelector(arguments[0]); delete document.documentElement.dataset.ready; e.value = arguments[1]; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {bubbles: true}))"
@@ -98,6 +114,12 @@ class Browser:
         """What ``prefers-color-scheme`` says."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        self.call("goog/cdp/execute", command)
+
+    def resize(self, width: int, height: int) -> None:
+        """Show the page in a screen of this size, as small as a phone's; 0: the window's own."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": sizes}
         self.call("goog/cdp/execute", command)
 
     def problems(self) -> list[str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html.parser
-import itertools
 import json
-import zlib
 
-import numpy as np
 import torch
 
 import distillkit as dk
+from tests.support import decoding
 
 WORDS = [["[CLS]", "a", "red", "three"], ["[CLS]", "two", "[padding]", "[padding]"]]
 TO_IMAGE, TO_TEXT = "attention.text_to_image", "attention.image_to_text"
@@ -75,23 +72,15 @@ def facts_of(page):
 
 
 def maps_of(page, signal, layer, side, checkpoint=0):
-    """``(b, h + 1, q, k)`` that a page holds, NaN where it says so, and the rows that count."""
-    facts = facts_of(page)
-    one = facts["signals"][signal]
-    entry = one["layers"][layer]
+    """``(b, h, q, k)`` that a page holds, NaN where it says so, and the rows that count."""
+    entry = facts_of(page)["signals"][signal]["layers"][layer]
     index = entry["teacher"] if side == "teacher" else entry["students"][checkpoint]
-    (text,) = [d for f, d in elements(page).scripts if f.get("id") == f"layer-{index}"]
-    raw = zlib.decompress(base64.b64decode(text))
-    b, h = facts["examples"], entry[f"{side}_heads"] + 1
-    q, k = (len(facts["axes"][one[end]]["labels"][0]) for end in ("rows", "keys"))
-    n = 0 if side == "teacher" else one["kl_heads"]
-    parts = np.cumsum([0, 4 * b * h, 2 * b * n * q, b * h * q * k, b * h * q, b * n * q])
-    assert parts[-1] == len(raw)
-    cut = [raw[start:stop] for start, stop in itertools.pairwise(parts)]
-    scales = np.frombuffer(cut[0], "<f4").reshape(b, h, 1, 1)
-    kl = (np.frombuffer(cut[1], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(b, n, q)
-    codes = np.frombuffer(cut[2], np.uint8).reshape(b, h, q, k).astype(np.float64)
-    numbers = np.where(codes == 255, np.nan, scales * (codes / facts["levels"]) ** 2)
-    counts = np.frombuffer(cut[3], np.uint8).reshape(b, h, q)
-    compared = np.frombuffer(cut[4], np.uint8).reshape(b, n, q)
-    return numbers, counts.astype(bool), kl, compared.astype(bool)
+    return decoding.read(facts_of(page), _blocks(page), index)
+
+
+def _blocks(page):
+    return {
+        int(facts["id"].removeprefix("layer-")): data
+        for facts, data in elements(page).scripts
+        if facts.get("id", "").startswith("layer-")
+    }

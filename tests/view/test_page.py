@@ -282,4 +282,5 @@ def test_sixteen_examples_of_twelve_layers_and_heads_open_in_a_second(window, tm
     page = dk.view(side(), side())
     assert len(page.html.encode()) < 5_000_000
     file = page.save(tmp_path / "view.html")
-    assert min(window.open(file) for _ in range(3)) < 1
+    # processor time: how long it takes by the clock depends on what else the machine does
+    assert min(window.opening(file)[1] for _ in range(3)) < 1

@@ -45,8 +45,6 @@ def main() -> None:
         distillkit_main(["report", str(run), "-o", str(page)])
         with browser(Path(folder) / "profile", SIZE) as window:
             window.open(page)
-            window.run("document.querySelector('#curves-title').scrollIntoView()")
-            window.run("window.scrollTo(0, 0)")
             window.screenshot(arguments.picture)
 
 
@@ -85,11 +83,9 @@ def log_training(folder: Path, steps: int, teacher_steps: int) -> None:
     )
     optimizer, schedule = training.optimizer_for(distiller.student, training.Budget(steps, 1e-3))
     every = training.batches(range(5000), SCENES, steps, 0)
-    some = training.compared_pairs(SCENES, steps, 0)
     with dk.RunLog(folder, distiller, watch=watch) as log:
-        for step, (index, compared) in enumerate(zip(every, some, strict=True)):
-            batch = training.comparing(training.batch_of(pairs, index), compared)
-            result = distiller(batch, progress=step / steps)
+        for step, index in enumerate(every):
+            result = distiller(training.batch_of(pairs, index), progress=step / steps)
             optimizer.zero_grad()
             result.loss.backward()
             torch.nn.utils.clip_grad_norm_(distiller.parameters(), 1.0)

@@ -94,7 +94,7 @@ def _weights(run: Run) -> Iterator[str]:
         if not at and not lost:
             yield f"{name} had the weight 0 at every logged step: it was not computed"
         elif at and at[-1] < lines[-1].step:
-            yield f"{name} has had the weight 0 since step {at[-1]}: it is not computed any more"
+            yield f"{name} has had the weight 0 after step {at[-1]}: it is not computed any more"
 
 
 def _readings(run: Run) -> Iterator[str]:

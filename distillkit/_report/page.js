@@ -401,11 +401,14 @@ function followTheme() {
     else delete inside.dataset.theme;
   }
 }
+// A frame as high as what it shows, now and when that changes.
 function fitFrame(frame) {
   const inside = frame.contentDocument;
-  if (!inside || !inside.getElementById("theme")) return;
+  if (!inside || !inside.getElementById("theme") || frame.dataset.fitted) return;
+  frame.dataset.fitted = "yes";
   inside.getElementById("theme").hidden = true; // this page's button changes both
-  frame.style.height = `${Math.min(1400, Math.max(200, inside.body.offsetHeight + 4))}px`;
+  const fit = () => { frame.style.height = `${Math.min(1400, Math.max(200, inside.body.offsetHeight + 4))}px`; };
+  new ResizeObserver(fit).observe(inside.body);
 }
 async function copy() {
   const text = $("bibtex").textContent;
@@ -434,7 +437,7 @@ function start() {
   $("copy").addEventListener("click", copy);
   switchThemes(followTheme);
   for (const frame of document.querySelectorAll("iframe")) {
-    const fit = () => { followTheme(); setTimeout(() => fitFrame(frame), 300); };
+    const fit = () => { followTheme(); fitFrame(frame); };
     frame.addEventListener("load", fit);
     if (frame.contentDocument && frame.contentDocument.readyState === "complete") fit();
   }

@@ -52,9 +52,13 @@ def main() -> None:
             disable_tqdm=True,
         )  # fmt: skip
         trainer = DistillationTrainer(
-            student, teacher, "dide_attention", args=args, train_dataset=make_examples(32),
+            student,
+            teacher,
+            "dide_attention",
+            args=args,
+            train_dataset=make_examples(32),
             run_log=f"{folder}/run",
-        )  # fmt: skip
+        )
         trainer.remove_callback(hf.PrinterCallback)
         trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -174,24 +174,34 @@ def test_a_lightning_module_with_a_log_is_copied(tmp_path):
 
 
 def test_accelerates_trackers_get_the_same_names(tmp_path):
-    tensorboard = pytest.importorskip("tensorboard")
-    del tensorboard
     from accelerate import Accelerator
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from accelerate.tracking import GeneralTracker
 
-    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory = "recorder", False
+        rows: ClassVar[list] = []
+
+        @property
+        def tracker(self):
+            return self.rows
+
+        def log(self, values, step, **_):
+            self.rows.append((step, values))
+
+    accelerator = Accelerator(cpu=True, log_with=Recorder())
     accelerator.init_trackers("tracked")
     made, meter = runs.distiller(), dk.Meter()
-    with dk.RunLog(tmp_path / "run", made) as log:
+    with dk.RunLog(tmp_path / "run", made, watch=runs.watch(attention=False)) as log:
         meter.add(made(runs.batch(), progress=0.0))
         means = meter.means()
-        log.write(means, step=1)
-        accelerator.log(means, step=1)
-    accelerator.end_training()
-    events = EventAccumulator(str(tmp_path / "tracked"))
-    events.Reload()
-    (line,) = lines(tmp_path / "run", "step")
-    names = {re.sub(r"^weight/", "", name) for name in events.Tags()["scalars"]} - {"loss"}
-    assert names == set(line["weights"])
-    for name, value in line["parts"].items():
-        assert events.Scalars(name)[0].value == pytest.approx(value, rel=1e-6)
+        readings = log.write(means, step=1)
+        accelerator.log({**means, **readings}, step=1)
+    ((step, values),) = Recorder.rows
+    (line,), (look,) = lines(tmp_path / "run", "step"), lines(tmp_path / "run", "look")
+    assert (step, values["loss"]) == (1, pytest.approx(line["loss"], rel=1e-6))
+    for prefix, group in (
+        ("", line["parts"]), ("weight/", line["weights"]), ("own/", look["own"]),
+        ("wrong/", look["wrong"]),
+    ):  # fmt: skip
+        assert {n: values[prefix + n] for n in group} == pytest.approx(group, rel=1e-6)
+    assert len(values) == 1 + 4 * 2

@@ -78,7 +78,7 @@ def test_what_went_wrong_is_a_problem():
     ]
     assert texts(run, "note") == [
         "off had the weight 0 at every logged step: it was not computed",
-        "ends has had the weight 0 since step 4: it is not computed any more",
+        "ends has had the weight 0 after step 4: it is not computed any more",
         "the log was not closed: the training goes on, or was interrupted",
     ]
 

@@ -77,7 +77,9 @@ def signals(words: int, side: int, name: str, *, full: bool) -> tuple[dk.Signals
     valid = torch.arange(words) < (torch.full_like(lengths, words) if full else lengths)
     axes = {NAME: (dk.TokenAxis("text", valid, special=(0,)), image_axis(side))}
     pairs = [MAPS[name](words, side) for _ in range(LAYERS)]
-    of_side = [[dk.Attention.from_scores(one, rows=valid) for one in x] for x in zip(*pairs, strict=True)]
+    of_side = [
+        [dk.Attention.from_scores(one, rows=valid) for one in x] for x in zip(*pairs, strict=True)
+    ]
     student, teacher = (dk.Signals({NAME: one}, axes=axes) for one in of_side)
     return student, teacher
 

@@ -105,9 +105,8 @@ def attention_signals(
         if _modalities_of(stream):
             axes[f"attention.{stream}"] = partial(_axes_of, _modalities_of(stream), layout, None)
         elif stream in layout and len(layout[stream]) == 1:  # a tower, whose tokens are of one kind
-            axes[f"attention.{stream}"] = partial(
-                _axes_of, 2 * tuple(layout[stream]), layout, stream
-            )
+            ends = 2 * tuple(layout[stream])
+            axes[f"attention.{stream}"] = partial(_axes_of, ends, layout, stream)
     joint = "joint" if "joint" in attentions else None
     if through is not None:
         offered["attention.text_to_image"] = partial(_through, through, attentions, layout)

@@ -87,7 +87,7 @@ def _term_facts(term: Term) -> TermFacts:
         on=", ".join(map(str, term.on)),
         weight=_weight(term.weight),
         layers="" if term.is_task else _text_of(term.layers.given),
-        align=", ".join(term.aligner_names),
+        align=", ".join(term.aligners.names),
     )
 
 

@@ -102,7 +102,11 @@ def key_of(text: str) -> str:
 
 def _text_of(steps: Steps, layer: Layer) -> str:
     """One layer as text: arrays of numpy, deflated."""
-    arrays = {"codes": steps.codes, "exponents": steps.exponents, "states": steps.states}
+    arrays: dict[str, Any] = {
+        "codes": steps.codes,
+        "exponents": steps.exponents,
+        "states": steps.states,
+    }
     if layer.distances is not None:
         arrays["kl"] = layer.distances.kl.numpy()
         arrays["compared"] = layer.distances.counts.numpy()

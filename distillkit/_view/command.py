@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._attention.attention import Attention
 from .._attention.keep import Keep
@@ -17,6 +18,7 @@ from .._attention.source import Products, Replay, Scores, Weights
 from .._backbone.axis import TokenAxis
 from .._backbone.layers import Layers, Refusal
 from .._backbone.signals import Signals
+from .._capture.wrappers import layers_of
 from .._objective.distiller import Distiller
 from .._plugins.specs import resolve
 from ..errors import SignalError
@@ -47,13 +49,18 @@ def _of_function(target: str) -> View:
     except ImportError as error:
         raise SignalError(f"{target!r}: {error}") from None
     fits = isinstance(made, tuple) and 2 <= len(made) <= 4
-    if not fits or not isinstance(made[0], Distiller) or not isinstance(made[1], Mapping):
+    if not fits or not _is_distiller(made[0]) or not isinstance(made[1], Mapping):
         raise SignalError(
             f"{target!r} returns (distiller, batch), (distiller, batch, words) or (distiller, "
             f"batch, words, images), as distillkit.view takes them; got {_kinds(made)}"
         )
     distiller, batch, words, images = (*made, None, None)[:4]
     return view(distiller, batch=batch, words=words, images=images)
+
+
+def _is_distiller(made: Any) -> bool:
+    """Whether it is a distiller, wrapped or not."""
+    return isinstance(made, nn.Module) and any(isinstance(x, Distiller) for x in layers_of(made))
 
 
 def _of_file(path: Path) -> View:

@@ -8,8 +8,9 @@ import data
 import figures
 import torch
 from torch import Tensor, nn
-from training import batch_of, distiller_of
+from training import HERE, batch_of, distiller_of
 
+import distillkit as dk
 from distillkit import losses
 
 TO_IMAGE = "attention.text_to_image"
@@ -31,6 +32,26 @@ def attention_examples(
         kl = losses.attention_kl(its_own, theirs)
         panels[name] = (its_own.probabilities(), result.student["logits"], kl)
     return [_example(pairs, int(one), row, panels) for row, one in enumerate(index)]
+
+
+def attention_page(
+    students: Mapping[str, nn.Module], teacher: nn.Module, pairs: data.Pairs, index: Tensor
+) -> dk.View:
+    """The same as a page to look around in, with a slider from student to student."""
+    batch = batch_of(pairs, index)
+    with torch.no_grad():
+        seen = {
+            name: dk.Backbone(student.eval(), HERE / "student.toml").signals(batch)
+            for name, student in students.items()
+        }
+        theirs = dk.Backbone(teacher.eval(), HERE / "teacher.toml").signals(batch)
+    questions = [data.QUESTIONS[one] for one in pairs.question[index]]
+    return dk.view(
+        seen,
+        theirs,
+        words=[["[CLS]", *one.split()] for one in questions],
+        images=[data.image_of(one) for one in pairs.scenes[pairs.scene[index]]],
+    )
 
 
 def first_of_each_kind(pairs: data.Pairs, digits: int | None = None) -> Tensor:

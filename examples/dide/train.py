@@ -4,7 +4,7 @@
 
 trains a teacher that reads question and scene together, then three students that encode them
 apart: alone, with soft labels, and with soft labels and cross-modal attention (DiDE). It prints a
-table and writes results and pictures to examples/dide/out/.
+table and writes results, pictures and a page of attention to examples/dide/out/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import figures
 import models
 import timing
 import torch
-from attention_examples import attention_examples, first_of_each_kind
+from attention_examples import attention_examples, attention_page, first_of_each_kind
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -110,8 +110,9 @@ def main() -> None:
     )
     shown = attention_examples(students, teacher, test, first_of_each_kind(test))
     figures.draw_attention(out / "attention.png", shown)
-    where = os.path.relpath(out)
-    console.print(f"results.json, learning_curves.png and attention.png are in {where}")
+    attention_page(students, teacher, test, torch.arange(12)).save(out / "attention.html")
+    written = "results.json, learning_curves.png, attention.png and attention.html"
+    console.print(f"{written} are in {os.path.relpath(out)}")
 
 
 def parse_arguments() -> argparse.Namespace:

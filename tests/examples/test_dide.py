@@ -134,3 +134,5 @@ def test_the_demo_runs_from_end_to_end(tmp_path):
     for name in ("learning_curves.png", "attention.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / name).stat().st_size > 20_000
+    page = (tmp_path / "attention.html").read_text(encoding="utf-8")
+    assert '"checkpoints":["alone","soft labels","DiDE"]' in page

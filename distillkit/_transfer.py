@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
+from ._torch_private import innermost, is_functorch_wrapped_tensor
 from .errors import OptionError
 
 
@@ -25,18 +25,27 @@ class Destination(NamedTuple):
 
         Raises:
             OptionError: a dtype that is not floating point, a memory format.
+            TypeError: arguments that ``tensor.to`` does not take.
 
         Examples:
             >>> Destination.of(("cpu", torch.float16), {"non_blocking": True})[:3]
             (device(type='cpu'), torch.float16, True)
         """
-        rest = {name: value for name, value in kwargs.items() if name != "copy"}
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **rest)  # noqa: SLF001 (as nn.Module.to does)
+        rest = dict(kwargs)
+        memory_format = rest.pop("memory_format", None)
+        first = args[0] if args else rest.get("other")
+        if isinstance(first, Tensor):
+            found = _to_place_of(*args, **rest)
+        elif isinstance(first, torch.dtype):
+            found = _to_dtype(*args, **rest)
+        else:
+            found = _to_device(*args, **rest)
+        dtype = found.dtype
         if dtype is not None and not dtype.is_floating_point:
             raise OptionError(f"to() takes floating point dtypes; got {dtype}")
         if memory_format is not None:
             raise OptionError(f"to() takes no memory format; got {memory_format}")
-        return cls(device, dtype, non_blocking, bool(kwargs.get("copy", False)))
+        return found
 
     def move(self, x: Tensor) -> Tensor:
         """The tensor there; itself if it is there already."""
@@ -59,11 +68,40 @@ class Destination(NamedTuple):
         return self.move(torch.where(kept, bounded, -torch.inf))
 
 
+# the three ways to call ``tensor.to``; a wrong argument is Python's TypeError
+
+
+def _to_device(
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002 (torch's own)
+    copy: bool = False,  # noqa: FBT001, FBT002
+) -> Destination:
+    place = None if device is None else torch.device(device)
+    if not (dtype is None or isinstance(dtype, torch.dtype)):
+        raise TypeError(f"to(): dtype is a torch.dtype; got {dtype!r}")
+    return Destination(place, dtype, non_blocking, copy)
+
+
+def _to_dtype(
+    dtype: torch.dtype,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002
+    copy: bool = False,  # noqa: FBT001, FBT002
+) -> Destination:
+    return Destination(None, dtype, non_blocking, copy)
+
+
+def _to_place_of(
+    other: Tensor,
+    non_blocking: bool = False,  # noqa: FBT001, FBT002
+    copy: bool = False,  # noqa: FBT001, FBT002
+) -> Destination:
+    return Destination(other.device, other.dtype, non_blocking, copy)
+
+
 def is_inference(x: Tensor) -> bool:
     """Whether a tensor was made under ``torch.inference_mode()``, inside of ``vmap`` too."""
-    while is_functorch_wrapped_tensor(x):  # a mapped tensor itself always says no
-        x = get_unwrapped(x)
-    return x.is_inference()
+    return innermost(x).is_inference()  # a mapped tensor itself always says no
 
 
 def is_fleeting(x: Tensor) -> bool:

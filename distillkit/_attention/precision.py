@@ -15,7 +15,17 @@ def widen(x: Tensor) -> Tensor:
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
     """``(n, d), (m, d) -> (n, m)`` in the tensors' own dtype, whatever autocast says."""
-    if not torch.amp.is_autocast_available(one.device.type):  # meta
+    if not _has_autocast(one.device.type):
         return one @ other.mT
     with torch.autocast(one.device.type, enabled=False):
         return one @ other.mT
+
+
+def _has_autocast(device: str) -> bool:
+    """Whether a type of device has autocast to turn off; meta has none.
+
+    Before torch 2.13 a compiler cannot ask torch.
+    """
+    if torch.compiler.is_compiling():
+        return device != "meta"
+    return torch.amp.is_autocast_available(device)

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from .._torch_private import is_functorch_wrapped_tensor
 from .._transfer import trackable
 from ..errors import CaptureError, ShapeError
 from .keep import block_of, is_kept

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._torch_private import hooks_before
 from .diagnosis import check_recorded, warn_of_missing
 from .record import Record
 from .scope import Scope
@@ -69,7 +70,7 @@ def capture(
 
 def _kept_on(model: nn.Module, key: tuple[Any, ...]) -> Scope | None:
     """The scope whose hooks an earlier capture of the same modules left on a compiled model."""
-    for hook in model._forward_pre_hooks.values():  # noqa: SLF001 (torch lists hooks nowhere else)
+    for hook in hooks_before(model):
         hooks = getattr(hook, "__self__", None)
         if not isinstance(hooks, Hooks) or not hooks.belongs_to(model) or hooks.watcher is None:
             continue

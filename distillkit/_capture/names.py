@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
+from .._torch_private import children_of, is_compiled
 from ..errors import CaptureError, did_you_mean
 from .wrappers import plain_names
 
@@ -108,11 +108,5 @@ def module_at(model: nn.Module, segments: Iterable[str]) -> nn.Module | None:
     for segment in segments:
         if module is None:
             return None
-        module = module._modules.get(segment)  # noqa: SLF001 (getattr costs five times as much)
+        module = children_of(module).get(segment)  # getattr costs five times as much
     return module
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of a module go through ``torch.compile``."""
-    compiled = getattr(module, "_compiled_call_impl", None) is not None
-    return compiled or isinstance(module, OptimizedModule)

@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
 from .._attention import Attention
 from .._plugins.registry import provided
 from .._plugins.specs import OperationSpec, Reference, check_target, resolve
+from .._torch_private import Overload, Overloads, operator_of
 from ..errors import CaptureError, PluginLoadWarning, SpecError
 
 Function = Callable[..., Any]
 
-OPERATORS = (OpOverload, OpOverloadPacket)
+OPERATORS = (Overload, Overloads)
 _PREFIX = "torch.ops."
 _TORCHS_OWN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "higher_order"})
 
@@ -66,16 +65,7 @@ def _loaded(spec: OperationSpec) -> Any:
             return None
         target = resolve(target)
         check_target(spec, target)
-    return known_as(target)
-
-
-def known_as(function: Any) -> Any:
-    """The key of a function in the table of readers: an operator without its overload."""
-    if isinstance(function, OpOverload):
-        return function.overloadpacket
-    if isinstance(function, CustomOpDef):
-        return function._opoverload.overloadpacket  # noqa: SLF001 (how torch finds it itself)
-    return function
+    return operator_of(target)
 
 
 def may_attend(operator: Any, args: tuple[Any, ...]) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils._pytree import tree_leaves as leaves
 
 from .._attention import Attention
+from .._torch_private import is_functorch_wrapped_tensor, leaves_of
 from ..errors import CaptureError, unknown_name
 from ._read.reading import Reading, check_unwritten
 from ._watch.follower import TRANSFORMED
@@ -315,7 +314,7 @@ def nothing_of(name: str, recorder: Recorder) -> str:
 
 def _recorded(what: str, name: str, found: Mapping[str, Any], wanted: Iterable[str]) -> Any:
     if name in found:
-        tensors = [leaf for leaf in leaves(found[name]) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves_of(found[name]) if isinstance(leaf, Tensor)]
         if any(map(is_functorch_wrapped_tensor, tensors)):
             raise CaptureError(f"the {what} of {name!r} cannot be kept: {TRANSFORMED}")
         return found[name]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointFunction
 
+from .._torch_private import in_backward, in_reentrant_checkpoint
 from ..errors import CaptureError
 from . import operations
 from ._read.reading import Reading, check_no_attention, read, read_call
@@ -92,7 +91,7 @@ class Recorder:
     def add(self, owner: Owner, seen: Seen) -> None:
         """Write down an attention that was seen."""
         name = owner[-1] if owner else ""
-        if in_backward() or (self.held is not None and name not in self.held):
+        if is_repeated() or (self.held is not None and name not in self.held):
             return
         if self.with_grad and not self.detach and not torch.is_grad_enabled():
             _refuse_reentrant(name)
@@ -162,23 +161,18 @@ def is_certain(seen: Seen) -> bool:
     )
 
 
-def in_backward() -> bool:
+def is_repeated() -> bool:
     """Gradient checkpointing runs a forward again inside the backward: nothing new."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and in_backward()
 
 
 def _refuse_reentrant(name: str) -> None:
     """Checkpointing with use_reentrant=True runs without gradient: a loss would teach nothing."""
     if torch.compiler.is_compiling():
         return
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            raise CaptureError(
-                f"module {name!r} runs inside a checkpoint with use_reentrant=True, which "
-                "computes it without gradient: what is captured could teach nothing; checkpoint "
-                "with use_reentrant=False, or capture with detach=True"
-            )
-        frame = frame.f_back  # type: ignore[assignment]
+    if in_reentrant_checkpoint():
+        raise CaptureError(
+            f"module {name!r} runs inside a checkpoint with use_reentrant=True, which computes it "
+            "without gradient: what is captured could teach nothing; checkpoint with "
+            "use_reentrant=False, or capture with detach=True"
+        )

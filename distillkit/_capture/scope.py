@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .._plugins.specs import OperationSpec
+from .._torch_private import may_nest
 from ..errors import CaptureError
 from . import operations
 from ._watch.kernels import ShownFunctions
@@ -114,7 +115,7 @@ class Scope:
         self._encoders = [
             module
             for module in names.modules.values()
-            if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
+            if isinstance(module, nn.TransformerEncoder) and may_nest(module)
         ]
         self._watched = {
             name: _Watched(names.modules[name], names.paths[name]) for name in {*chosen, *wanted}

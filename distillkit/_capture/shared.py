@@ -8,10 +8,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
+
+from .._torch_private import nest
 
 _LOCK = threading.RLock()
 Listener = Callable[[Any], None]
@@ -75,12 +78,39 @@ def run_padded(encoder: nn.TransformerEncoder) -> Iterator[None]:
     """Run without nested tensors, which go past the attention modules, or crash."""
     with _LOCK:
         _held[encoder] = _held.get(encoder, 0) + 1
-        encoder.use_nested_tensor = False
+        settled = nest(encoder, allowed=False)
     try:
-        yield
+        with nullcontext() if settled else _without_fast_path():
+            yield
     finally:
         with _LOCK:
             _held[encoder] -= 1
             if not _held[encoder]:
-                encoder.use_nested_tensor = True
+                nest(encoder, allowed=True)
                 del _held[encoder]
+
+
+_slowed = 0  # blocks that are open, in all threads
+_was_fast = True
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Keep the whole process off torch's fast path of attention, which makes nested tensors.
+
+    Only the first block turns it off and only the last one puts it back, so that threads may
+    overlap; a path that its user has turned off stays off.
+    """
+    global _slowed, _was_fast
+    with _LOCK:
+        if _slowed == 0:
+            _was_fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _slowed += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _slowed -= 1
+            if _slowed == 0:
+                torch.backends.mha.set_fastpath_enabled(_was_fast)

@@ -8,21 +8,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode_stack,
-    _pop_mode,
-    _push_mode,
-)
+from torch.overrides import TorchFunctionMode
 
+from .._torch_private import is_functorch_wrapped_tensor, operator_of, take_off
 from . import operations
 from ._watch.calls import LOOKS, name_of, traced_name_of
 from ._watch.follower import TRANSFORMED, Follower
 from ._watch.history import same_source
 from ._watch.sighting import FusedCall, Owner
-from .recorder import Recorder, Seen, in_backward
+from .recorder import Recorder, Seen, is_repeated
 
 _WHOLE, _LOOK = "<a whole attention>", "<nothing new>"  # in place of a name
 _NOTHING: Mapping[str, Any] = {}
@@ -101,11 +96,11 @@ class Watcher:
 
         torch calls hooks after an ``Exception``, not after a KeyboardInterrupt or SystemExit.
         """
-        if self.stack:
+        was_on = bool(self.stack)
+        if was_on:
             self.stack.clear()
             self.follower.forget()
-        if any(mode is self.mode for mode in _modes_that_are_on()):
-            _take_off(self.mode)
+        take_off(self.mode, was_on=was_on)
 
     def add(self, owner: Owner, seen: Seen) -> None:
         if self.recorder is not None:
@@ -118,23 +113,6 @@ class Watcher:
     def blind_to(self, kernel: str) -> None:
         if self.recorder is not None:
             self.recorder.blind_to(tuple(self.stack), kernel)
-
-
-def _modes_that_are_on() -> list[TorchFunctionMode]:
-    """The function modes of this thread, the one that was entered last at the end."""
-    stack: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return stack
-
-
-def _take_off(mode: TorchFunctionMode) -> None:
-    """Take a mode off the thread's stack, wherever it lies; what lies on it stays."""
-    above = []
-    while any(one is mode for one in _modes_that_are_on()):
-        top = _pop_mode()  # type: ignore[no-untyped-call]
-        if top is not mode:
-            above.append(top)
-    for one in reversed(above):
-        _push_mode(one)  # type: ignore[no-untyped-call]
 
 
 class Hooks:
@@ -159,7 +137,7 @@ class Hooks:
         # Without kwargs, torch calls a hook that another thread is putting on or taking off at this
         # moment; such a hook belongs to that thread, and there is nothing to do here.
         watcher = self._watcher_of(running)
-        if watcher is not None and kwargs is not None and not in_backward():
+        if watcher is not None and kwargs is not None and not is_repeated():
             watcher.start(args, kwargs)
 
     def enter(self, running: nn.Module, _: object) -> None:
@@ -174,12 +152,12 @@ class Hooks:
 
     def keep_output(self, running: nn.Module, _: object, output: object) -> None:
         watcher = self._watcher_of(running)
-        if watcher is not None and watcher.recorder is not None and not in_backward():
+        if watcher is not None and watcher.recorder is not None and not is_repeated():
             watcher.recorder.keep_output(self._name, output)
 
     def keep_input(self, running: nn.Module, given: tuple[Any, ...]) -> None:
         watcher = self._watcher_of(running)
-        if watcher is not None and watcher.recorder is not None and given and not in_backward():
+        if watcher is not None and watcher.recorder is not None and given and not is_repeated():
             watcher.recorder.entered.append(given[0])
 
     def __reduce__(self) -> tuple[type[Hooks], tuple[None, str, None]]:
@@ -246,7 +224,7 @@ class _Mode(TorchFunctionMode):
         watcher = self._watcher
         read = self._readers.get(func)
         if read is None and type(func) in operations.OPERATORS:
-            read = self._readers.get(operations.known_as(func))
+            read = self._readers.get(operator_of(func))
             if read is None and operations.may_attend(func, args):
                 watcher.blind_to(str(func))
         if read is None:

@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from .._torch_private import children_of, slot_of
+
 _HOLDS: dict[type[nn.Module], str] = {
-    OptimizedModule: "_orig_mod",
     DataParallel: "module",
     DistributedDataParallel: "module",
     AveragedModel: "module",
 }
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-# wrappers of FSDP and of activation checkpointing are known by where they keep the module
-_SLOTS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def inner_of(module: nn.Module) -> tuple[str, nn.Module] | None:
@@ -38,11 +36,10 @@ def _inner_of_known(module: nn.Module) -> tuple[str, nn.Module] | None:
     for wrapper, name in _HOLDS.items():
         if isinstance(module, wrapper):
             return name, getattr(module, name)
-    children = module._modules  # noqa: SLF001 (named_children() leaves a shared child out)
-    for name in _SLOTS:
-        inner = children.get(name)
-        if inner is not None:
-            return name, inner
+    slot = slot_of(module)
+    inner = None if slot is None else children_of(module)[slot]
+    if slot is not None and inner is not None:
+        return slot, inner
     if _is_of_peft(module, "PeftModel"):
         return "base_model", module.base_model  # type: ignore[return-value]
     if _is_of_peft(module, "BaseTuner"):
@@ -52,7 +49,7 @@ def _inner_of_known(module: nn.Module) -> tuple[str, nn.Module] | None:
 
 def _only_child(module: nn.Module) -> tuple[str, nn.Module] | None:
     """The one child of a module whose ``forward`` passes on whatever it is given."""
-    children = module._modules  # noqa: SLF001
+    children = children_of(module)
     if len(children) != 1 or "forward" in vars(module):
         return None
     if not _takes_anything(type(module).forward):

@@ -289,11 +289,17 @@ def _task_loss(task: Tensor | None) -> Tensor:
     return task
 
 
+# torch refuses the question for a device that it cannot cast for, and a compiler to ask which are
+_CASTING = tuple(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
+
+
 @contextmanager
 def autocast_off() -> Iterator[None]:
     """Losses run in the dtype that they choose."""
     with ExitStack() as stack:
-        for device in ("cpu", "cuda", "xpu", "mps"):
+        for device in _CASTING:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield

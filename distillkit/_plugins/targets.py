@@ -10,7 +10,7 @@ import functools
 import types
 from typing import Any
 
-_OPERATORS = ("torch._ops", "torch._library.custom_ops")  # where torch keeps their classes
+_OPERATORS = ("OpOverload", "OpOverloadPacket", "CustomOpDef")  # classes of torch
 
 
 def why_unseen(target: Any) -> str | None:
@@ -26,7 +26,7 @@ def why_unseen(target: Any) -> str | None:
     """
     if isinstance(target, str):
         return _FUNCTION_APPLY if target.endswith(".apply") and ":" in target else None
-    if isinstance(target, types.FunctionType) or type(target).__module__ in _OPERATORS:
+    if isinstance(target, types.FunctionType) or _is_operator(type(target)):
         return None
     if isinstance(target, functools.partial):
         inner = getattr(target.func, "__name__", repr(target.func))
@@ -49,6 +49,11 @@ def why_unseen(target: Any) -> str | None:
     if isinstance(target, type):
         return f"{target.__qualname__} is a class. {_WRAP}"
     return f"an object of the class {type(target).__qualname__} is called by its class. {_WRAP}"
+
+
+def _is_operator(cls: type) -> bool:
+    """Whether a class is one of torch's for operators, wherever torch keeps it."""
+    return cls.__name__ in _OPERATORS and cls.__module__.partition(".")[0] == "torch"
 
 
 def _is_torchs(function: Any) -> bool:

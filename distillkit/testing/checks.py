@@ -261,7 +261,7 @@ def device(loss: Loss, given: Arguments) -> None:
 
 def compiles(loss: Loss, given: Arguments) -> None:
     """``torch.compile(fullgraph=True)`` traces it whole; value and gradient are the eager ones."""
-    torch._dynamo.reset()  # noqa: SLF001 (every loss is the same code object to dynamo)
+    torch.compiler.reset()  # every loss is the same code object to it
     copy, student, _ = given.with_leaves()
     expected = loss(copy)
     compiled = torch.compile(loss.function_for(copy), fullgraph=True, backend="aot_eager")
@@ -271,7 +271,7 @@ def compiles(loss: Loss, given: Arguments) -> None:
         line = str(error).strip().splitlines()[0]
         raise CheckFailedError(f"torch.compile(fullgraph=True): {line}") from None
     finally:
-        torch._dynamo.reset()  # noqa: SLF001
+        torch.compiler.reset()
     require_close(value, expected, "compiled value")
     pairs = zip(gradients(value, student), gradients(expected, student), strict=True)
     for found, right in pairs:

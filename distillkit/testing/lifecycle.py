@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 
-from .._capture.names import is_compiled
 from .._capture.watcher import Hooks
 from .._objective.distiller import Distilled, Distiller
 from .._objective.teacher import flags_before, flags_of
+from .._torch_private import hooks_after, hooks_before, is_compiled, is_function_mode_on
 from ..errors import CaptureError, OptionError
 from .ranks import in_two_processes
 from .results import CheckResult
@@ -393,8 +392,7 @@ def _models(distiller: Distiller) -> list[nn.Module]:
 
 
 def _hooks_of(module: nn.Module) -> list[Any]:
-    hooks = (module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001
-    return [hook for several in hooks for hook in several.values()]
+    return [*hooks_after(module), *hooks_before(module)]
 
 
 def _watching(modules: Iterable[nn.Module]) -> bool:
@@ -407,9 +405,8 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _check_clean(distiller: Distiller, hooks: int, after: str) -> None:
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    if modes:
-        raise UnmetError(f"after {after} a function mode of torch is on: {modes[-1]}")
+    if is_function_mode_on():
+        raise UnmetError(f"after {after} a function mode of torch is on")
     if _hooks(distiller) != hooks:
         raise UnmetError(f"after {after} hooks are on the models")
 

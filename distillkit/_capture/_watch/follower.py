@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from ..._torch_private import is_functorch_wrapped_tensor
 from .broadcast import COMPARISONS, MAY_PAIR, Pairings
 from .calls import (
     ALONG_THE_WIDTH,

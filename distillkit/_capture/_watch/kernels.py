@@ -12,8 +12,9 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch.overrides import handle_torch_function
+
+from ..._torch_private import is_function_mode_on
 
 _HERE = 0x5EE  # the place in the code below where the function that answers goes
 
@@ -83,7 +84,7 @@ def _showing_code(function: types.FunctionType) -> types.CodeType:
     plain.__kwdefaults__ = function.__kwdefaults__
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        if torch._C._is_torch_function_mode_enabled():  # noqa: SLF001
+        if is_function_mode_on():
             return handle_torch_function(function, (), *args, **kwargs)
         return plain(*args, **kwargs)
 

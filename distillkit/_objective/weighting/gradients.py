@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._capture.names import ModuleNames
+from ..._torch_private import is_reentrant_node
 from ...errors import CaptureError, RecipeError
 
 _REENTRANT = (
@@ -94,7 +95,7 @@ def refuse_reentrant(values: Iterable[Tensor]) -> None:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "CheckpointFunctionBackward":
+        if is_reentrant_node(node.name()):
             raise RecipeError(_REENTRANT)
         seen.add(node)
         waiting.extend(following for following, _ in node.next_functions)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
+from ..._torch_private import are_transforms_active, is_legacy_batched_tensor
 from . import tiling
 from .comparison import Engine, ForBackward, Pair, Wanted
 from .operators import (
@@ -62,18 +62,14 @@ def _may_keep(keep: ForBackward, wanted: Wanted, device: torch.device) -> bool:
         return False
     if keep == "maps":
         return True
-    # settling a guess reads the weights of the rows and changes gradients in place
-    return not teacher and tiling.can_sync(device) and not _is_transformed()
-
-
-def _is_transformed() -> bool:
-    """Whether a ``torch.func`` transform is at work, whose tensors cannot be changed in place."""
-    return bool(torch._C._are_functorch_transforms_active())  # noqa: SLF001 (torch has no other)
+    # settling a guess reads the weights of the rows and changes gradients in place, which no
+    # tensor of a transform allows
+    return not teacher and tiling.can_sync(device) and not are_transforms_active()
 
 
 def _can_settle(upstream: Tensor) -> bool:
     """Whether the guess may be made right in place: for one backward that is not differentiated."""
-    return not torch.is_grad_enabled() and not is_legacy_batchedtensor(upstream)
+    return not torch.is_grad_enabled() and not is_legacy_batched_tensor(upstream)
 
 
 def _without_aliases(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

@@ -28,7 +28,7 @@ SCRIPT = """
 def said(tmp_path_factory):
     """The lines of mypy's report, without the file's name."""
     folder = tmp_path_factory.mktemp("script")
-    (folder / "user.py").write_text(textwrap.dedent(SCRIPT))
+    (folder / "user.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"),
          str(folder / "user.py")],

@@ -7,7 +7,7 @@ PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
+.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
@@ -18,10 +18,14 @@ help:
 	@echo "make test-newest  the tests with the newest versions (own environment)"
 	@echo "make dist    build sdist and wheel of every distribution"
 	@echo "make smoke   install the wheels in a fresh environment and run them from there"
+	@echo "make packages  check the archives, and a user's script with mypy and pyright beside the wheels"
 	@echo "make loops   train in Trainer, accelerate, Lightning, with PEFT, and the paper's example (own environment)"
 	@echo "make oracles compare every loss with independent implementations (own environment)"
 	@echo "make benchmarks  measure, and write the tables of the docs (an hour)"
 	@echo "make documents  write the tables of the docs and the list of the public API"
+	@echo "make test-machines  the tests in other locales, zones, folders, orders, writes docs/reference/machines.md"
+	@echo "make coverage  which lines and branches no test runs; COVERAGE=tests/cache for some tests alone"
+	@echo "make fuzz    10,000 damaged recipes, adapter files, command lines and caches each (an hour)"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment and every output"
 
@@ -67,6 +71,18 @@ smoke: dist
 	.venv-wheels/bin/python $(INSTALL) -c constraints.txt dist/distillkit-*.whl dist/distillkit_transformers-*.whl
 	.venv-wheels/bin/python -I tools/smoke.py
 
+# run where the script lies and not the package, so that the wheels are what a checker sees
+packages: smoke .venv-wheels/.packages
+	.venv-wheels/bin/twine check --strict dist/*
+	.venv-wheels/bin/check-wheel-contents dist/*.whl
+	mkdir -p build/typed && cp tools/typed_script.py build/typed/
+	cd build/typed && $(CURDIR)/.venv-wheels/bin/mypy --strict typed_script.py
+	cd build/typed && $(CURDIR)/.venv-wheels/bin/pyright --pythonpath $(CURDIR)/.venv-wheels/bin/python typed_script.py
+
+# `smoke` makes the environment anew
+.venv-wheels/.packages: requirements/packages.txt smoke
+	.venv-wheels/bin/python $(INSTALL) -c constraints.txt -r $<
+
 loops: .venv-loops/.loops
 	.venv-loops/bin/python -m pytest tests/loops tests/paper plugins/distillkit-lightning
 
@@ -94,8 +110,23 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# the tests of COVERAGE, all unless said; lines of other processes count too
+coverage: $(VENV)/.coverage
+	$(RUN) -m coverage erase
+	$(RUN) -m coverage run -m pytest -p no:cacheprovider $(COVERAGE)
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
+
+test-machines: $(VENV)/.test
+	$(RUN) -m tools.machine_conditions
+
+# files and command lines that are nearly right, or nothing at all
+FUZZ ?= 10000
+fuzz: $(VENV)/.test
+	DISTILLKIT_FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz
+
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -74,5 +74,5 @@ def in_a_folder_of_its_own(
 def _one_thread_and_a_seed() -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("DISTILLKIT_THREADS", "1")))
     torch.manual_seed(0)

@@ -252,7 +252,7 @@ def main() -> None:
     result = measure(options)
     sys.stdout.write(shown(result) + "\n")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

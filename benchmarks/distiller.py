@@ -124,7 +124,7 @@ def distiller(student: Dual, teacher: Fusion, size: Size) -> dk.Distiller:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.toml" for name in ("student", "teacher")]
         for path, text in zip(paths, (of_student, of_teacher), strict=True):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         return dk.Distiller(
             student, teacher, "dide", student_adapter=paths[0], teacher_adapter=paths[1]
         )

@@ -47,7 +47,9 @@ def machine(device: str) -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        names = [
+            x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("model name")
+        ]
         model = names[0].partition(":")[2].strip() if names else model
         if "bf16" not in info.read_text():  # avx512_bf16, amx_bf16; of ARM, bf16
             model += " (which multiplies no bfloat16)"
@@ -153,7 +155,7 @@ def report(
             "cases": figures,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from ._plugins.specs import (
     resolve,
 )
 from ._recipe_listing import recipe_block, recipe_details
+from ._toml_file import read_toml
 from ._version import NOT_INSTALLED, installed_version
 from .errors import DistillKitError, PluginLoadWarning, RecipeError, did_you_mean
 
@@ -309,7 +309,7 @@ def _check(arguments: Arguments) -> int:
     for file in arguments.files:
         try:
             print(f"{file}: {_checked(file)}")
-        except (DistillKitError, OSError, UnicodeDecodeError, ImportError) as error:
+        except (DistillKitError, ImportError) as error:
             wrong = 1
             own = isinstance(error, DistillKitError)
             said = str(error) if own else f"{type(error).__name__}: {error}"
@@ -331,12 +331,10 @@ def _checked(file: str) -> str:
 
 def _is_adapter(file: str) -> bool:
     """Whether a TOML file has an adapter's tables; one with neither's is an error here."""
-    if not Path(file).is_file():
+    path = Path(file)
+    if not (path.is_file() or path.suffix == ".toml"):
         return False  # a recipe's name, or an error that load_recipe words
-    try:
-        table = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"no TOML: {error}") from None
+    table = read_toml(path, "recipe or adapter file", RecipeError).tables
     if "terms" in table:
         return False
     if "streams" in table or "tokens" in table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from distillkit import AlignerSpec, LossSpec, Recipe, Schedule, load_recipe
 from distillkit._objective.recipe import TermRecipe
 from distillkit._plugins.registry import provided
 from distillkit.testing.aligner_checks import CHECKS
-from tools import document_tables, performance_tables, scale_table
+from tools import document_tables, needs, performance_tables, scale_table
 
 ROOT = Path(__file__).parents[1]
 PROVE = ROOT / "docs/how-to/prove-your-loss.md"
@@ -173,10 +174,81 @@ def test_every_recipe_of_the_reference_is_one(tmp_path):
     assert len(blocks) > 4
     for block in blocks:
         file = tmp_path / "one.toml"
-        file.write_text(block if "name =" in block.partition("[[")[0] else f'name = "x"\n{block}')
+        file.write_text(
+            block if "name =" in block.partition("[[")[0] else f'name = "x"\n{block}',
+            encoding="utf-8",
+        )
         assert load_recipe(file).build().each()
 
 
 def test_every_check_of_an_aligner_is_in_its_page():
     page = (ROOT / "docs/how-to/write-an-aligner.md").read_text(encoding="utf-8")
     assert rows_of(page, "## Prove it") == set(CHECKS)
+
+
+# what the blocks of a page show -> a requirement that brings it
+BROUGHT_BY = {
+    r"^\s*(?:import|from) transformers\b": {"transformers", "distillkit-transformers"},
+    r"^\s*(?:import|from) distillkit_transformers\b": {"distillkit-transformers"},
+    r"^\s*(?:import|from) hypothesis\b|(?<!torch\.)\btesting\.\w": {"distillkit[testing]"},
+    r"^\s*(?:import|from) matplotlib\b|\bplot\.\w": {"distillkit[plot]"},
+    r"\bSignalCache\(": {"distillkit[cache]", "distillkit[paper]"},
+    r"^\s*(?:import|from) PIL\b": {"pillow"},
+}
+CORE = {"distillkit", "torch", "numpy", "einops", "pluggy", "pydantic"}
+OTHERS = {"transformers", "distillkit_transformers", "hypothesis", "matplotlib", "acme_distill"}
+OTHERS |= {
+    "tokenizers",
+    "distillkit_lightning",
+    "lightning",
+}  # what those bring, and their own page
+
+
+@pytest.mark.parametrize("page", needs.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_says_at_its_top_what_it_needs_beside_distillkit(page):
+    code, named = needs.python_of(page), set(needs.named_by(page))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+    unknown = imported - CORE - OTHERS - {"PIL"} - set(sys.stdlib_module_names)
+    assert not unknown, f"say in BROUGHT_BY what brings {unknown}"
+    for pattern, requirements in BROUGHT_BY.items():
+        if re.search(pattern, code, re.MULTILINE):
+            assert named & requirements, f"Needs: `pip install ...` with one of {requirements}"
+    if page.parent.parent != needs.PLUGINS and named:
+        title, line = page.read_text(encoding="utf-8").split("\n\n")[:2]
+        assert title.startswith("# ")
+        assert needs.LINE.match(line), "the line stands below the title"
+        assert code, "nothing on this page is executed"
+
+
+def test_without_a_requirement_its_modules_are_not_there():
+    program = (
+        "import importlib.util, sys; from importlib import metadata, machinery\n"
+        "from tools import needs\n"
+        "there = needs.distributions_of(['distillkit'])\n"
+        "sys.meta_path = [needs.Without(there) if one is machinery.PathFinder else one\n"
+        "                 for one in sys.meta_path]\n"
+        "import distillkit as dk\n"
+        "assert importlib.util.find_spec('transformers') is None\n"
+        "assert importlib.util.find_spec('torch') is not None\n"
+        "assert metadata.version('torch')\n"
+        "try: dk.testing.check_loss\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
+    assert 'pip install "distillkit[testing]"' in done.stdout
+
+
+def test_no_text_is_read_or_written_in_the_encoding_of_the_machine():
+    found = []
+    folders = ("distillkit", "plugins", "tests", "tools", "examples", "benchmarks")
+    for file in [one for folder in folders for one in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, given = node.func.attr, len(node.args)
+            bare = {"read_text": 0, "write_text": 1}.get(name) == given
+            if bare and "encoding" not in {one.arg for one in node.keywords}:
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not found, "encoding="

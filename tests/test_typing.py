@@ -26,17 +26,15 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """The lines of mypy's report, without the file's name."""
+    """The lines of mypy's report."""
     folder = tmp_path_factory.mktemp("script")
-    (folder / "user.py").write_text(textwrap.dedent(SCRIPT))
+    (folder / "user.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"),
-         str(folder / "user.py")],
+         str(folder / "user.py"), str(ROOT / "tools/typed_script.py")],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    return [
-        line.partition("user.py:")[2] for line in done.stdout.splitlines() if "user.py:" in line
-    ]
+    return done.stdout.splitlines()
 
 
 def test_what_a_call_returns_is_known(said):
@@ -45,8 +43,12 @@ def test_what_a_call_returns_is_known(said):
 
 
 def test_a_misspelt_name_is_an_error_and_nothing_else_is(said):
-    wrong = [line for line in said if "error:" in line]
+    wrong = [line for line in said if "user.py:" in line and "error:" in line]
     names = ("Distillr", "chek_loss", "kl_divergance")
     assert len(wrong) == len(names), wrong
     for name, line in zip(names, wrong, strict=True):
         assert f'no attribute "{name}"' in line
+
+
+def test_a_whole_script_is_right_apart_from_what_it_ignores(said):
+    assert not [line for line in said if "typed_script.py:" in line]

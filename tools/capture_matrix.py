@@ -212,7 +212,7 @@ def main() -> None:
     compiled = "" if options.no_compile else COMPILED
     page = f"{INTRODUCTION}{compiled}\n{table(options.families, compiled=wanted)}\n"
     if options.write:
-        options.write.write_text(page)
+        options.write.write_text(page, encoding="utf-8")
     else:
         sys.stdout.write(page)
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from distillkit import LossSpec, RecipeSpec, load_recipe, testing
+from distillkit.__main__ import _provides, _table
 from distillkit._objective.recipe import TermRecipe
 from distillkit._plugins.catalogue import bibliography, catalogue
+from distillkit._plugins.loading import plugins
 from distillkit._plugins.recipe_card import SIDES, RecipeCard, recipe_card
 from distillkit._plugins.registry import provided
 from distillkit.testing.adapter_checks import CHECKS as ADAPTER_CHECKS
@@ -33,6 +35,7 @@ DOCUMENTS = (
     "docs/explanation/losses.md",
     "docs/explanation/signal-cache.md",
     "docs/reference/adapters.md",
+    "docs/reference/command-line.md",
     "docs/reference/losses.md",
     "docs/reference/packaged-recipes.md",
 )
@@ -63,6 +66,20 @@ def chosen_by(check: testing.Check) -> str:
         return "`bound=`"
     arguments = {"where": "an argument `where`", "option_bounds": "options with bounds"}
     return choosing[0] if choosing else arguments[check.name]
+
+
+def listed_plugins() -> str:
+    """What ``python -m distillkit plugins`` prints: of distillkit as it is, of two others made up."""
+    ours = next(plugin for plugin in plugins() if plugin.source.name == "distillkit")
+    lines = _table(
+        [
+            ["distillkit", "1.0", "loaded", _provides(ours)],
+            ["acme-distill:acme", "1.0", "loaded", "1 loss, 1 adapter, 1 recipe"],
+            ["other:other", "0.3", "broken", ""],
+        ]
+    )
+    why = "    ModuleNotFoundError: No module named 'acme_kernels' (.../other/plugin.py, line 3)"
+    return f"```console\n$ python -m distillkit plugins\n{lines}\n{why}\n```"
 
 
 def faults() -> str:
@@ -225,6 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "defects": defects,
     "damages": damages,
     "events": events,
+    "listed_plugins": listed_plugins,
     "losses": losses,
     "guide": guide,
 }

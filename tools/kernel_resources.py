@@ -203,7 +203,7 @@ def main() -> None:
             "tables": tables(found),
             "cases": found,
         }
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def tables(found: list[dict[str, Any]]) -> dict[str, str]:

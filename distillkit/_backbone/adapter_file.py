@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from .._tables import Table, validated
-from ..errors import SignalError, UnknownNameError, did_you_mean
+from .._toml_file import read_toml
+from ..errors import SignalError, did_you_mean
 from .token_run import TokenRun
 from .toml_lines import line_of
 
@@ -204,13 +204,7 @@ def read_adapter_file(path: str | Path | Traversable) -> AdapterFile:
         SignalError: the file says something that no adapter file means; with the line.
     """
     path = Path(path) if isinstance(path, str) else path
-    if not path.is_file():
-        raise UnknownNameError(f"there is no adapter file {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SignalError(f"adapter file {str(path)!r} is no TOML: {error}") from None
+    text, tables = read_toml(path, "adapter file", SignalError)
 
     def line(place: Sequence[str | int], message: str) -> int:
         if (stream := re.match(r"\[\[tokens\.([\w-]+)\]\]", message)) is not None:

@@ -128,10 +128,22 @@ class Store:
                 beside.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
-        if self.folder is not None:
-            return (self.folder / name).read_bytes()
-        data: bytes = self._system.cat_file(f"{self._root}/{name}")
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CacheError: it cannot be read.
+        """
+        try:
+            if self.folder is not None:
+                return (self.folder / name).read_bytes()
+            data: bytes = self._system.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"{name} cannot be read from {self.place} ({error.strerror or error})"
+            ) from error
         return data
 
     def file(self, name: str) -> File:

@@ -250,8 +250,19 @@ class Distiller(nn.Module):
             loss = attach_to_outputs(loss, output)
         return Distilled(loss, result.parts, result.weights, student_signals, taught, result.counts)
 
-    if TYPE_CHECKING:  # a module's call is Any to a checker
-        __call__ = forward
+    if TYPE_CHECKING:  # a module's call is Any to a checker, and stays it for `= forward`
+
+        def __call__(
+            self,
+            batch: Mapping[str, Any] | None = None,
+            /,
+            *,
+            progress: float | None = None,
+            teacher_signals: TeacherSignals | None = None,
+            normalizer: Normalizer | None = None,
+            labels: Any = None,
+            **entries: Any,
+        ) -> Distilled: ...
 
     def _items(
         self, batch: SideOfBatch, output: Any, task: Tensor | None, normalizer: Normalizer | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from .._plugins.registry import lookup
 from .._plugins.specs import RecipeSpec, resource_file
 from .._tables import Table, validated
-from ..errors import RecipeError, unknown_name
+from .._toml_file import read_toml
+from ..errors import RecipeError, UnknownNameError, unknown_name
 from .compared import compared_signals
 from .ensemble import ALL, given_names
 from .layer_choice import layer_rule
@@ -214,14 +214,18 @@ def load_recipe(name: str | Path) -> Recipe:
         ['kl_divergence', 'attention_kl', 'attention_kl']
     """
     if str(name).endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise unknown_name("recipe file", str(path), map(str, path.parent.glob("*.toml")))
-        text = path.read_text(encoding="utf-8")
+        table = read_toml(Path(name), "recipe file", RecipeError).tables
     else:
-        text = resource_file(lookup(RecipeSpec, str(name))).read_text(encoding="utf-8")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {str(name)!r} is no TOML: {error}") from None
+        file = resource_file(_registered(str(name)))
+        table = read_toml(file, "recipe file", RecipeError).tables
     return validated(Recipe, table, f"recipe {str(name)!r}", RecipeError)
+
+
+def _registered(name: str) -> RecipeSpec:
+    """The spec of a registered recipe; a file of another name is told what it lacks."""
+    try:
+        return lookup(RecipeSpec, name)
+    except UnknownNameError:
+        if not Path(name).is_file():
+            raise
+        raise RecipeError(f"{name!r} is no recipe file: its name has to end in .toml") from None

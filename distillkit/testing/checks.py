@@ -131,12 +131,11 @@ def gradcheck(loss: Loss, given: Arguments) -> None:
 def gradient_reaches_student(loss: Loss, given: Arguments) -> None:
     """Every input of the student, in every position, and every parameter gets a gradient.
 
-    Where a loss of logits is flat, its gradient is rightly 0: such a position is asked again with
-    the student's logits further apart.
+    Where a loss is flat, its gradient is rightly 0: such a position is asked again with the
+    student's numbers elsewhere, since one that is cut off has no gradient anywhere.
     """
     parameters = loss.parameters_for(given)
-    of_logits = bool({"logits", "shift_invariant"} & set(loss.spec.tags))
-    factors = (1.0, 4.0, 16.0) if of_logits else (1.0,)
+    factors = _elsewhere(loss)
     reached: list[Tensor] = []
     for factor in factors:
         inputs, learned = _gradients_of(loss, _times(given, factor), list(parameters.values()))
@@ -147,6 +146,14 @@ def gradient_reaches_student(loss: Loss, given: Arguments) -> None:
         if all(one.all() for one in reached):
             return
     raise CheckFailedError("no gradient reaches the student")
+
+
+def _elsewhere(loss: Loss) -> tuple[float, ...]:
+    """By what a student's numbers may be multiplied; what an example makes may allow nothing."""
+    if loss.spec.example is None:
+        return (1.0, 4.0, 16.0, -4.0, 0.25)
+    of_logits = {"logits", "shift_invariant"} & set(loss.spec.tags)
+    return (1.0, 4.0, 16.0) if of_logits else (1.0,)
 
 
 def _times(given: Arguments, factor: float) -> Arguments:

@@ -157,10 +157,10 @@ class Study(_Table):
         settings = model.model_dump(exclude={"steps", "seeds", "note", "title", "name", "part"})
         settings |= {"steps": steps, "seed": seed, "scenes": self.scenes.model_dump()}
         if isinstance(model, Student):
-            settings["recipe"] = tomllib.loads((STUDY / model.recipe).read_text())
+            settings["recipe"] = tomllib.loads((STUDY / model.recipe).read_text(encoding="utf-8"))
             settings["recipe"].pop("summary", None)
             for side in ("student_adapter", "teacher_adapter"):
-                settings[side] = (HERE / getattr(model, side)).read_text()
+                settings[side] = (HERE / getattr(model, side)).read_text(encoding="utf-8")
             teacher = next(one for one in self.teachers if one.name == model.teacher)
             settings["teacher"] = self._run(teacher, teacher.steps, seed).digest
         key = f"{model.name}/{steps}/{seed}"

@@ -461,8 +461,13 @@ WRONG = [
 def test_a_run_that_means_nothing_is_refused_with_its_line(tmp_path, line, lines, message):
     run = f'[[tokens.joint]]\nmodality = "image"\n{lines}\n'
     path = tmp_path / "model.toml"
-    path.write_text(HEAD + '[[tokens.joint]]\nmodality = "text"\n' + "length = 4\n" + run)
-    assert path.read_text().splitlines()[5:7] == ["[[tokens.joint]]", 'modality = "image"']
+    path.write_text(
+        HEAD + '[[tokens.joint]]\nmodality = "text"\n' + "length = 4\n" + run, encoding="utf-8"
+    )
+    assert path.read_text(encoding="utf-8").splitlines()[5:7] == [
+        "[[tokens.joint]]",
+        'modality = "image"',
+    ]
     with pytest.raises(errors.SignalError, match=message) as raised:
         dk.DeclarativeAdapter.from_toml(path)
     assert f"line {line}: tokens.joint.1" in str(raised.value), str(raised.value)
@@ -500,7 +505,7 @@ TOGETHER = [
 def test_runs_that_contradict_each_other(tmp_path, case):
     _, one, two, message = case
     path = tmp_path / "model.toml"
-    path.write_text(HEAD + f"[[tokens.joint]]\n{one}\n[[tokens.joint]]\n{two}\n")
+    path.write_text(HEAD + f"[[tokens.joint]]\n{one}\n[[tokens.joint]]\n{two}\n", encoding="utf-8")
     with pytest.raises(errors.SignalError, match=message) as raised:
         dk.DeclarativeAdapter.from_toml(path)
     assert "line 3: " in str(raised.value)
@@ -520,7 +525,7 @@ def test_marks_that_could_lie_in_two_runs():
 
 def test_a_table_of_no_stream(tmp_path):
     path = tmp_path / "model.toml"
-    path.write_text(HEAD + '[[tokens.jiont]]\nmodality = "text"\nlength = 3\n')
+    path.write_text(HEAD + '[[tokens.jiont]]\nmodality = "text"\nlength = 3\n', encoding="utf-8")
     with pytest.raises(
         errors.SignalError,
         match=r"line 3: \[\[tokens\.jiont\]\] is of no stream.*did you mean 'joint'",

@@ -160,10 +160,10 @@ class TestBadInput:
 
     def test_a_file_names_itself(self, tmp_path):
         path = tmp_path / "model.toml"
-        path.write_text("stream = 3")
+        path.write_text("stream = 3", encoding="utf-8")
         with pytest.raises(errors.SignalError, match=r"(?s)model\.toml.*did you mean 'streams'"):
             dk.DeclarativeAdapter.from_toml(path)
-        path.write_text("streams = ")
+        path.write_text("streams = ", encoding="utf-8")
         with pytest.raises(errors.SignalError, match=r"model\.toml"):
             dk.DeclarativeAdapter.from_toml(path)
         with pytest.raises(errors.UnknownNameError, match="there is no adapter file"):

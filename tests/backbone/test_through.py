@@ -264,7 +264,7 @@ WRONG = [
 
 
 def test_a_file_that_composes_loads(tmp_path):
-    (tmp_path / "right.toml").write_text(FILE)
+    (tmp_path / "right.toml").write_text(FILE, encoding="utf-8")
     assert dk.DeclarativeAdapter.from_toml(tmp_path / "right.toml").through == "latent"
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_composes_loads(tmp_path):
 def test_what_cannot_be_composed_is_refused_with_its_line(tmp_path, old, new, message):
     assert FILE.count(old) == 1
     path = tmp_path / "wrong.toml"
-    path.write_text(FILE.replace(old, new))
+    path.write_text(FILE.replace(old, new), encoding="utf-8")
     with pytest.raises(errors.SignalError) as raised:
         dk.DeclarativeAdapter.from_toml(path)
     assert message in str(raised.value)

@@ -95,7 +95,7 @@ def prompts(entries):
 @pytest.fixture
 def files(tmp_path):
     for name, text in (("florence", FLORENCE), ("altclip", ALTCLIP)):
-        (tmp_path / f"{name}.toml").write_text(text)
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
     return tmp_path
 
 

@@ -162,12 +162,12 @@ def killed_at_every_step(folder: Path, truth: Bits) -> dict[str, Any]:
             steps = Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
             with steps.watched():
                 filling(place, loader)()
-            (folder / "count").write_text(str(steps.count))
+            (folder / "count").write_text(str(steps.count), encoding="utf-8")
 
         return work
 
     assert succeeded(forked(fill_until(folder / "whole", None)))
-    count = int((folder / "count").read_text())
+    count = int((folder / "count").read_text(encoding="utf-8"))
     unfinished = 0
     for step in range(count):
         place = folder / str(step)
@@ -282,7 +282,7 @@ def a_worker_outlives_its_writer(folder: Path, truth: Bits) -> dict[str, Any]:
     _wait_for(lambda: small_cache.shards(place) != [])
     os.kill(writer, signal.SIGKILL)
     os.waitpid(writer, 0)
-    worker = int(pids.read_text())
+    worker = int(pids.read_text(encoding="utf-8"))
     os.kill(worker, 0)  # it is still there
     try:
         check_filled(place, truth)
@@ -311,10 +311,10 @@ def a_worker_dies(folder: Path, truth: Bits) -> dict[str, Any]:
             error = str(found)
         after = [module.training for module in backbone.model.modules()]
         result = {"error": error, "modes_as_before": before == after, "stored": len(cache)}
-        (folder / "result").write_text(json.dumps(result))
+        (folder / "result").write_text(json.dumps(result), encoding="utf-8")
 
     assert succeeded(forked(work))
-    result: dict[str, Any] = json.loads((folder / "result").read_text())
+    result: dict[str, Any] = json.loads((folder / "result").read_text(encoding="utf-8"))
     check_after_a_kill(place, truth, [])
     check_filled(place, truth)
     return result
@@ -344,7 +344,7 @@ class _Examples:
 
     def __getitem__(self, index: int) -> Batch:
         unfinished = self._pids.with_suffix(".part")
-        unfinished.write_text(str(os.getpid()))
+        unfinished.write_text(str(os.getpid()), encoding="utf-8")
         unfinished.rename(self._pids)
         if index == len(LOADER) - 1:
             time.sleep(60)

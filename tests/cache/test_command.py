@@ -76,7 +76,7 @@ def recipes(tmp_path):
     for name, term in terms.items():
         lines = [f'{key} = "{value}"' for key, value in term.items()]
         text = f'name = "{name}"\n[[terms]]\n' + "\n".join(lines)
-        (tmp_path / f"{name}.toml").write_text(text)
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
     return {name: str(tmp_path / f"{name}.toml") for name in terms}
 
 
@@ -292,7 +292,7 @@ def test_a_place_without_a_cache(action, tmp_path, capsys):
     more = [str(tmp_path / "to")] if action == "export" else []
     assert main(["cache", action, str(tmp_path / "nothing"), *more]) == 1
     assert "error: there is no signal cache in" in capsys.readouterr().err
-    (tmp_path / "cache.json").write_text(json.dumps({"some": "thing"}))
+    (tmp_path / "cache.json").write_text(json.dumps({"some": "thing"}), encoding="utf-8")
     assert main(["cache", action, str(tmp_path), *more]) == 1
     assert "cache.json is damaged" in capsys.readouterr().err
 

@@ -79,8 +79,8 @@ def elsewhere(tmp_path):
             return dk.SignalCache("counted://cache", recipe, local=local, storage_options=options)
 
         def requests(self):
-            found = [json.loads(line) for line in log.read_text().splitlines()]
-            log.write_text("")
+            found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            log.write_text("", encoding="utf-8")
             return found
 
     return Elsewhere()

@@ -254,9 +254,9 @@ def test_a_state_beside_the_tensors_counts_and_must_be_data(place, tmp_path):
 )
 def test_a_header_that_was_changed_is_refused(change, said, place):
     file = place / "cache.json"
-    table = json.loads(file.read_text())
+    table = json.loads(file.read_text(encoding="utf-8"))
     change(table)
-    file.write_text(json.dumps(table))
+    file.write_text(json.dumps(table), encoding="utf-8")
     with pytest.raises(CacheError, match=said):
         dk.SignalCache(place)
 

@@ -192,6 +192,6 @@ def test_find_attention_lists_and_verifies_each(found):
 
 def test_the_page_lists_every_family():
     page = Path(__file__).parents[2] / "docs" / "reference" / "capture-matrix.md"
-    lines = page.read_text().splitlines()
+    lines = page.read_text(encoding="utf-8").splitlines()
     listed = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert listed == ["architecture", *zoo.FAMILIES]

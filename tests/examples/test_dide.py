@@ -126,7 +126,7 @@ def test_the_demo_runs_from_end_to_end(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Test accuracy" in done.stdout
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert list(results["test_accuracy"]) == ["teacher", "alone", "soft labels", "DiDE"]
     assert set(results["test_accuracy"]["DiDE"]) == {"all", *data.KINDS}
     assert len(results["validation_accuracy"]["DiDE"]) == 12

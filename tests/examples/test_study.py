@@ -105,7 +105,7 @@ def without_times(lines):
 @pytest.fixture
 def study_file(tmp_path):
     path = tmp_path / "study.toml"
-    path.write_text(STUDY + student("DiDE", "comparison", steps=120))
+    path.write_text(STUDY + student("DiDE", "comparison", steps=120), encoding="utf-8")
     return path
 
 
@@ -137,14 +137,14 @@ def documents_in(root):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = [f"<!-- begin {name} -->\n<!-- end {name} -->" for name in results.BLOCKS]
-        path.write_text("\n\n".join(["before", *blocks, "after"]))
+        path.write_text("\n\n".join(["before", *blocks, "after"]), encoding="utf-8")
     (root / "docs/images").mkdir(parents=True)
     return root
 
 
 def test_the_whole_of_a_small_study(tmp_path):
     path, out = tmp_path / "study.toml", tmp_path / "out"
-    path.write_text(SMALL)
+    path.write_text(SMALL, encoding="utf-8")
     root = documents_in(tmp_path / "root")
     printed = finished(started(path, out, "--docs", str(root)))
     assert "0 of 11 models are there, 11 to go" in printed
@@ -154,7 +154,7 @@ def test_the_whole_of_a_small_study(tmp_path):
     assert "the same/20/0" not in lines  # but one that DiDE's line tells of
     assert lines["DiDE/20/0"]["test"].keys() == {"all", *data.KINDS}
     assert [reading[0] for reading in lines["DiDE/20/0"]["readings"]] == [10, 20]
-    text = (root / "docs/results.md").read_text()
+    text = (root / "docs/results.md").read_text(encoding="utf-8")
     assert text.startswith("before")
     assert text.endswith("after")
     blocks = {
@@ -172,7 +172,7 @@ def test_the_whole_of_a_small_study(tmp_path):
 
 
 def test_what_lacks_runs_is_not_published(tmp_path, study_file):
-    (tmp_path / "results.jsonl").write_text("")
+    (tmp_path / "results.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit, match="lacks 3 runs, the first is 'teacher/20/0'"):
         results.read_results(tmp_path / "results.jsonl", study_plan.load_study(study_file))
 
@@ -187,7 +187,7 @@ def test_what_lacks_runs_is_not_published(tmp_path, study_file):
 )
 def test_a_study_with_a_mistake_is_refused(tmp_path, line, complaint):
     path = tmp_path / "study.toml"
-    path.write_text(STUDY + student("DiDE", "comparison", more=line))
+    path.write_text(STUDY + student("DiDE", "comparison", more=line), encoding="utf-8")
     with pytest.raises(SystemExit, match=complaint):
         study_plan.load_study(path)
 
@@ -196,10 +196,12 @@ def test_equal_settings_have_equal_digests(study_file):
     study = study_plan.load_study(study_file)
     teacher, run = study.runs()
     assert study.teacher_of(run) == teacher
-    renamed = study_file.read_text().replace('name = "DiDE"', 'name = "it"\nnote = "other"')
-    study_file.write_text(renamed)
+    renamed = study_file.read_text(encoding="utf-8").replace(
+        'name = "DiDE"', 'name = "it"\nnote = "other"'
+    )
+    study_file.write_text(renamed, encoding="utf-8")
     assert list(study_plan.load_study(study_file).runs())[1].digest == run.digest
-    study_file.write_text(renamed.replace("steps = 20\n", "steps = 21\n"))
+    study_file.write_text(renamed.replace("steps = 20\n", "steps = 21\n"), encoding="utf-8")
     other = list(study_plan.load_study(study_file).runs())
     assert other[0].digest != teacher.digest
     assert other[1].digest != run.digest  # another teacher
@@ -250,5 +252,5 @@ def test_documents_show_the_committed_results():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "<!-- begin study_" in text
         assert results.written(text, found) == text, "run make reproduce"
-    for line in (ROOT / "docs/results.jsonl").read_text().splitlines():
+    for line in (ROOT / "docs/results.jsonl").read_text(encoding="utf-8").splitlines():
         assert json.loads(line)["run"]

@@ -27,7 +27,7 @@ def test_ten_files_are_as_they_are_printed():
 
 def test_the_tutorials_file_is_the_one_that_is_written(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "acme_fusion_setup.py").write_text(SETUP)
+    (tmp_path / "acme_fusion_setup.py").write_text(SETUP, encoding="utf-8")
     with contextlib.chdir(tmp_path):
         assert main(["inspect", "acme_fusion_setup:fusion", "-o", "fusion.toml"]) == 0
     written = (tmp_path / "fusion.toml").read_text(encoding="utf-8")

@@ -230,7 +230,7 @@ class TestHub:
         trainer.push_to_hub()
         assert {"README.md", "config.json", "model.safetensors", ALIGNERS} <= hub.sent[-1]
         assert not any(name.startswith("checkpoint") for name in hub.sent[-1])
-        card = (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text(encoding="utf-8")
         assert card.startswith("---\n")
         assert "teacher `VisionTextDualEncoderModel`" in card
         assert "| attention_kl/attention.text_to_image | attention.text_to_image | 1.0 |" in card
@@ -244,7 +244,7 @@ class TestHub:
         trainer.train()
         for _ in range(2):
             trainer.create_model_card(model_name="student", tags=["distillation"])
-        card = (tmp_path / "README.md").read_text()
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert card.count("## Distillation") == 1
         assert card.count("```bibtex") == 1
 
@@ -257,5 +257,5 @@ class TestHub:
         trainer.save_model()
         for _ in range(2):
             trainer.create_model_card(model_name="student")
-        card = (tmp_path / "README.md").read_text()
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert card.count("## Distillation") == 1

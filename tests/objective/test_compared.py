@@ -109,7 +109,7 @@ on = "logits"
 
     @pytest.fixture
     def recipe(self, tmp_path):
-        (tmp_path / "sided.toml").write_text(self.TEXT)
+        (tmp_path / "sided.toml").write_text(self.TEXT, encoding="utf-8")
         return dk.load_recipe(tmp_path / "sided.toml")
 
     def test_a_file_says_it(self, recipe):

@@ -205,7 +205,7 @@ layers = %s
     )
     def test_a_file_says_what_python_says(self, written, tmp_path):
         file = tmp_path / "layers.toml"
-        file.write_text(self.TOML % written)
+        file.write_text(self.TOML % written, encoding="utf-8")
         recipe = dk.load_recipe(file)
         given = tomllib.loads(f"x = {written}")["x"]
         in_python = layer_rule(given)

@@ -26,7 +26,7 @@ def signals(width=3, layers=2, **given):
 
 def write(tmp_path, text):
     path = tmp_path / "recipe.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -207,7 +207,7 @@ def test_the_command_line_fills_for_one_teacher(tmp_path):
         f'[[terms]]\nloss = "{t["loss"]}"\non = "{t["on"]}"\nteacher = "{t["teacher"]}"'
         for t in BOTH
     ]
-    recipe.write_text('name = "two"\n' + "\n".join(terms))
+    recipe.write_text('name = "two"\n' + "\n".join(terms), encoding="utf-8")
     place, target = str(tmp_path / "b"), f"{__name__}:b_and_its_batches"
     assert main(["cache", "fill", place, target, "--recipe", str(recipe), "--teacher", "b"]) == 0
     assert list(dk.SignalCache(place).sizes()) == ["attention.text_to_image"]

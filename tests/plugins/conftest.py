@@ -49,7 +49,7 @@ def plugin(monkeypatch, tmp_path):
 
     def made(code):
         head = "import distillkit as dk\nfrom distillkit import LossSpec, hookimpl\n"
-        (tmp_path / "fake_adhoc.py").write_text(head + textwrap.dedent(code))
+        (tmp_path / "fake_adhoc.py").write_text(head + textwrap.dedent(code), encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.setenv("DISTILLKIT_PLUGINS", "fake_adhoc")
         with warnings.catch_warnings():

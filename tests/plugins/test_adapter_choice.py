@@ -126,7 +126,7 @@ def package(tmp_path, monkeypatch):
             place = tmp_path
             for name, content in files.items():
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name).write_text(content)
+                (tmp_path / name).write_text(content, encoding="utf-8")
         monkeypatch.syspath_prepend(str(place))
         monkeypatch.setenv("DISTILLKIT_PLUGINS", "fake_filed.plugin")
 

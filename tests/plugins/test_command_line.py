@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import sys
@@ -164,7 +165,7 @@ def test_a_listing_with_a_broken_plugin_says_so_without_a_traceback(run):
 
 
 def test_the_exit_code_reaches_the_shell(run, tmp_path):
-    (tmp_path / "wrong.toml").write_text("[[terms]]\nlos = 'mse'")
+    (tmp_path / "wrong.toml").write_text("[[terms]]\nlos = 'mse'", encoding="utf-8")
     file = str(tmp_path / "wrong.toml")
     assert run("-m", "distillkit", "check", file, check=False).returncode == 1
     assert run("-m", "distillkit", "check", "dide").returncode == 0
@@ -208,8 +209,8 @@ TERM = "name = 'x'\n[[terms]]\nloss = 'mse'\non = 'logits'\n"
 )
 def test_check_says_what_is_wrong_and_goes_on(tmp_path, capsys, text, said):
     wrong, right = tmp_path / "wrong.toml", tmp_path / "right.toml"
-    wrong.write_text(text)
-    right.write_text(TERM)
+    wrong.write_text(text, encoding="utf-8")
+    right.write_text(TERM, encoding="utf-8")
     assert main(["check", str(wrong), str(right)]) == 1
     out = capsys.readouterr().out
     assert said in out
@@ -221,9 +222,11 @@ def test_check_of_files_that_cannot_be_read(tmp_path, capsys):
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
     (tmp_path / "folder.toml").mkdir()
     for name, said in [
-        ("latin.toml", "UnicodeDecodeError"),
-        ("folder.toml", "no recipe file is called"),
-        ("nothing.toml", "no recipe file is called"),
+        ("latin.toml", "is no UTF-8"),
+        ("folder.toml", "folder.toml': that is a folder"),
+        ("latim.toml", "there is no such file in the folder"),
+        ("latim.toml", f"did you mean {str(tmp_path / 'latin.toml')!r}"),
+        ("no/nothing.toml", f"there is no folder {str(tmp_path / 'no')!r}"),
         ("nothing", "no recipe is called"),
     ]:
         assert main(["check", str(tmp_path / name)]) == 1
@@ -231,7 +234,7 @@ def test_check_of_files_that_cannot_be_read(tmp_path, capsys):
 
 
 def test_check_knows_the_losses_of_plugins(install, tmp_path, capsys):
-    (tmp_path / "x.toml").write_text(TERM.replace("mse", "good_l1"))
+    (tmp_path / "x.toml").write_text(TERM.replace("mse", "good_l1"), encoding="utf-8")
     assert main(["check", str(tmp_path / "x.toml")]) == 1
     assert "no loss is called 'good_l1'" in capsys.readouterr().out
 
@@ -257,11 +260,47 @@ def test_help_describes_every_command(capsys):
 
 
 def test_every_command_has_a_heading_and_its_line_in_the_docs():
-    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^## `(\S+).*`$", page, re.MULTILINE))
     assert headings == set(COMMANDS)
     words = " ".join(page.split()).lower()
     assert all(command.help.lower() in words for command in COMMANDS.values())
+
+
+HEAVY = """
+name = "heavy"
+[[terms]]
+loss = "kl_divergance"
+on = "logits"
+[[terms]]
+loss = "mse"
+on = "logits"
+wieght = 2
+"""
+
+
+def shown_commands():
+    """Each command that the page shows, with what it shows of the output."""
+    page = (ROOT / "docs/reference/command-line.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for command in re.split(r"^\$ python -m distillkit ", block, flags=re.MULTILINE)[1:]:
+            line, _, output = command.partition("\n")
+            yield line, output
+
+
+@pytest.mark.parametrize("command", ["losses", "recipes", "check"])
+def test_a_command_prints_what_the_page_shows(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dide = ROOT / "distillkit/recipes/dide.toml"
+    Path("dide.toml").write_text(dide.read_text(encoding="utf-8"), encoding="utf-8")
+    Path("heavy.toml").write_text(HEAVY, encoding="utf-8")
+    shown = [(line, output) for line, output in shown_commands() if line.split()[0] == command]
+    assert shown
+    for line, output in shown:
+        main(line.split())
+        printed = "".join(capsys.readouterr())
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert doctest.OutputChecker().check_output(output, printed, flags), (line, printed)
 
 
 MODELS = """
@@ -286,7 +325,7 @@ def wrong():
 
 @pytest.fixture
 def in_a_folder_with_models(tmp_path, monkeypatch):
-    (tmp_path / "tiny_models.py").write_text(MODELS)
+    (tmp_path / "tiny_models.py").write_text(MODELS, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -302,7 +341,7 @@ def test_inspect_writes_an_adapter_file_and_lists_attentions_beside_it(
     assert said.err.count("verified") == 2
     assert said.out.startswith('streams = { image = "layers.*.self_attn" }')
     assert "# passed  layout_covers_every_position_once" in said.out
-    Path("printed.toml").write_text(said.out)
+    Path("printed.toml").write_text(said.out, encoding="utf-8")
     assert main(["check", "printed.toml"]) == 0
 
 
@@ -317,7 +356,7 @@ def test_inspect_writes_a_file_where_it_is_told(in_a_folder_with_models, capsys)
 def test_inspect_of_a_model_that_is_not_told_apart(in_a_folder_with_models, capsys):
     assert main(["inspect", "tiny_models:blind", "-o", "blind.toml"]) == 1
     assert "blind.toml: not complete, or wrong" in capsys.readouterr().err
-    assert "# missing: streams" in Path("blind.toml").read_text()
+    assert "# missing: streams" in Path("blind.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

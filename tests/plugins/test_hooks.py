@@ -77,7 +77,7 @@ def test_hook_distillkit_weightings(install):
 
 def test_every_hook_is_a_kind_of_spec_and_has_a_test_and_a_heading_with_its_arguments():
     tests = {name.removeprefix("test_hook_") for name in globals() if name.startswith("test_hook_")}
-    headings = set(re.findall(r"^### `(.+)`$", PAGE.read_text(), re.MULTILINE))
+    headings = set(re.findall(r"^### `(.+)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     declared = {
         name + str(inspect.signature(getattr(hookspecs, name)).replace(return_annotation=""))
         for name in HOOKS

@@ -82,8 +82,12 @@ def test_damaged_metadata_hides_nobody(install):
 def test_a_wrong_entry_point_is_said_in_words(tmp_path, monkeypatch):
     info = tmp_path / "fake_lines-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-lines\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[distillkit]\na = fake lines\nb = \nc = fake_lines:\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fake-lines\nVersion: 1\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        "[distillkit]\na = fake lines\nb = \nc = fake_lines:\n", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.warns(errors.PluginLoadWarning) as caught:
         loading.plugins()
@@ -96,8 +100,12 @@ def test_a_wrong_entry_point_is_said_in_words(tmp_path, monkeypatch):
 def test_two_entry_points_of_one_name_in_one_distribution(tmp_path, monkeypatch, install):
     info = tmp_path / "fake_double-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-double\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[distillkit]\na = fake_slow\na = fake_good.plugin\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fake-double\nVersion: 1\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        "[distillkit]\na = fake_slow\na = fake_good.plugin\n", encoding="utf-8"
+    )
     install("slow", "good")
     monkeypatch.setattr(loading, "installed", lambda: [
         loading.Source("fake-double:a", target, "1") for target in ("fake_good.plugin", "fake_slow")
@@ -190,7 +198,8 @@ def test_what_a_plugin_may_be_besides_a_module_of_functions_that_return_lists(pl
 
 
 def test_a_plugin_may_be_an_object_in_a_module(monkeypatch, tmp_path):
-    (tmp_path / "fake_object.py").write_text(f"""
+    (tmp_path / "fake_object.py").write_text(
+        f"""
 from distillkit import LossSpec, hookimpl
 
 class Plugin:
@@ -199,7 +208,9 @@ class Plugin:
         return [{LOSS}]
 
 plugin = Plugin()
-""")
+""",
+        encoding="utf-8",
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("DISTILLKIT_PLUGINS", "fake_object:plugin")
     assert list(provided(dk.LossSpec)["x"]) == ["fake_object:plugin"]

@@ -23,7 +23,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(name, text):
-        (tmp_path / "fake_cards" / "toml" / f"{name}.toml").write_text(text)
+        (tmp_path / "fake_cards" / "toml" / f"{name}.toml").write_text(text, encoding="utf-8")
         return f"fake_cards:toml/{name}.toml"
 
     return write

@@ -97,6 +97,18 @@ def of_eight_heads(student, teacher, *, heads: int = 8):
     return losses.attention_jsd(student, teacher) * (8 / heads)
 
 
+def content_within_a_margin(student, teacher, *, margin: Annotated[float, Field(ge=0, le=2)] = 2.0):
+    """Flat where both sides are near each other, as losses with a margin are."""
+    student, teacher = checked_pair("content_within_a_margin", VECTORS, student, teacher)
+    return ((student - teacher).square().mean(-1) - margin).clamp(min=0)
+
+
+def content_on_one_side(student, teacher):
+    """Flat on one side of the teacher: the student may say more than it, never less."""
+    student, teacher = checked_pair("content_on_one_side", VECTORS, student, teacher)
+    return (teacher - student).clamp(min=0).mean(-1)
+
+
 SQUARE = ("nonnegative", "exactly_zero_at_identity", "symmetric", "smooth")
 
 RIGHT = (
@@ -108,5 +120,7 @@ RIGHT = (
     LossSpec("annotated", bounds_in_the_annotation, signature=VECTORS, tags=iter(SQUARE)),
     LossSpec("refuses_a_guess", refuses_a_guess, signature=VECTORS, tags=set(SQUARE)),
     LossSpec("welsch", welsch, signature=VECTORS, tags=SQUARE, bound=np.float32(1)),
+    LossSpec("margin", content_within_a_margin, signature=VECTORS, tags=("nonnegative",)),
+    LossSpec("one_sided", content_on_one_side, signature=VECTORS, tags=("nonnegative",)),
     LossSpec("of_eight_heads", of_eight_heads, signature="attention", tags=("nonnegative",)),
 )

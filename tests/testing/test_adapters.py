@@ -173,7 +173,7 @@ def test_patches_are_located_in_pictures():
 
 
 def test_every_check_is_documented():
-    page = (Path(__file__).parents[2] / "docs/reference/adapters.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reference/adapters.md").read_text(encoding="utf-8")
     assert [name for name in CHECKS if f"`{name}`" not in page] == []
     assert all(check.__doc__ for check in CHECKS.values())
 

@@ -33,7 +33,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    path.write_text("\n".join(WORDS))
+    path.write_text("\n".join(WORDS), encoding="utf-8")
     return hf.BertTokenizer(vocab=str(path))
 
 

@@ -34,7 +34,7 @@ def compiled(target, only, folder):
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "found.json").read_text())["cases"]
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))["cases"]
 
 
 @pytest.mark.parametrize("only", ["64 bfloat16 everything 0", "16 bfloat16 single 0"])

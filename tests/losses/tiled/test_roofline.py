@@ -99,7 +99,7 @@ def test_the_textbook_is_counted_by_its_operations(roofline):
 
 
 def test_the_documents_show_what_the_model_says(roofline):
-    text = (ROOT / "docs" / "performance.md").read_text()
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     for one in roofline.tables().values():
         assert one in text, (
             "python benchmarks/roofline.py --json build/roofline.json; python -m tools.performance_tables build/roofline.json"

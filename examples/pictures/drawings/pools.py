@@ -120,9 +120,10 @@ def choose_others(pool: Pool, words: Sequence[str], count: int, random: RandomSt
     allowed = frozenset(pool.words).intersection(*(pool.disjoint[word] for word in words))
     names = [word for word in pool.words if word in allowed]
     if count > len({concept for word in names for concept in pool.of_word[word]}):
+        others = ", ".join(map(repr, names)) or "there are none"
         raise OptionError(
             f"{count} things beside {', '.join(map(repr, words))} are needed, and classes that "
-            f"share nothing with these have fewer: {', '.join(map(repr, names)) or 'there are none'}"
+            f"share nothing with these have fewer: {others}"
         )
     found: list[int] = []
     while len(found) < count:

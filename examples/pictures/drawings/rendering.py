@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from distillkit.errors import OptionError
+
+try:
+    import resvg_py
+    from PIL import Image
+except ImportError:
+    raise OptionError(
+        "drawings are rendered by resvg and pillow: pip install 'distillkit[pictures]'"
+    ) from None
 
 from .concepts import code_of
 from .files import read_json
@@ -40,7 +47,7 @@ def render(
         concepts: all concepts, in Unicode's order.
 
     Raises:
-        OptionError: resvg is not installed; a set that draws none of the concepts.
+        OptionError: a set that draws none of the concepts.
     """
     folder = packages / drawn.package.folder
     pictures = _icons if (folder / "icons.json").exists() else _assets
@@ -133,12 +140,6 @@ def _frame(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rasterize(icon: Mapping[str, Any]) -> Image.Image:
     """A square picture of an icon, centred."""
-    try:
-        import resvg_py
-    except ImportError:
-        raise OptionError(
-            "drawings are rendered by resvg: pip install 'distillkit[pictures]'"
-        ) from None
     side = SIZE * _FINER
     svg = _SVG.format_map(icon)
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)

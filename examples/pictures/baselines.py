@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import build
 import drawings
 from drawings.shortcuts import measure, share_right
+from drawings.tables import describe_sets, describe_tasks
 from drawings.tasks import SPLITS, TASKS, Task, load
 
 from distillkit.errors import OptionError
 
+TABLES = ("drawings", "tasks", "baselines")
 HEADS = {
     "prior": "prior",
     "text": "same text",
@@ -35,22 +36,37 @@ HEADS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=build.OUT)
+    parser.add_argument("folder", type=Path, nargs="?", default=drawings.OUT)
     parser.add_argument("--write", type=Path, help="the document whose tables are replaced")
     given = parser.parse_args()
     try:
+        text = read_document(given.write)
         pictures = drawings.load(given.folder)
         tables = {
-            "drawings": build.describe_sets(pictures),
-            "tasks": build.describe_tasks(given.folder),
+            "drawings": describe_sets(pictures),
+            "tasks": describe_tasks(given.folder),
             "baselines": describe_baselines(given.folder, pictures),
         }
-        if given.write:
-            text = given.write.read_text(encoding="utf-8")
-            given.write.write_text(with_tables(text, tables), encoding="utf-8")
     except OptionError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     print("\n\n".join("\n".join(rows) for rows in tables.values()))
+    if text is not None:
+        given.write.write_text(with_tables(text, tables), encoding="utf-8")
+
+
+def read_document(file: Path | None) -> str | None:
+    """The text of a document, if one is to be written.
+
+    Raises:
+        OptionError: it has no place for one of the tables; said before minutes of measuring.
+    """
+    if file is None:
+        return None
+    if not file.is_file():
+        raise OptionError(f"no document {file} to write tables into")
+    text = file.read_text(encoding="utf-8")
+    with_tables(text, dict.fromkeys(TABLES, ()))
+    return text
 
 
 def describe_baselines(folder: Path, pictures: drawings.Pictures) -> list[str]:

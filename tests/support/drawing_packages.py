@@ -69,7 +69,9 @@ def _write_texts(folder, made):
         "subgroups": {str(number): name for number, name in enumerate(subgroups)},
     }
     _dump(emojibase / "meta/groups.json", meta)
-    _dump(emojibase / "meta/unicode-names.json", {code.upper(): f"SIGN {code}" for code, *_ in made})
+    _dump(
+        emojibase / "meta/unicode-names.json", {code.upper(): f"SIGN {code}" for code, *_ in made}
+    )
     for table in SHORT_CODES:
         codes = {code.upper(): [f"{table}_{code}", f"{table}_x{code}"] for code, *_ in made}
         _dump(emojibase / f"en/shortcodes/{table}.json", codes)

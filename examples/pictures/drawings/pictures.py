@@ -15,6 +15,8 @@ from distillkit.errors import OptionError, did_you_mean
 from .files import read_json, whole_file, write_json
 from .sources import ARTISTS, SETS
 
+OUT = Path(__file__).parents[1] / "out"
+"""Where ``build.py`` puts everything, unless told otherwise."""
 SIZE = 64
 FINISHED = "built.json"
 SPLITS = ("train", "validation", "test", "seen", "new_concepts")

@@ -46,9 +46,6 @@ def make_pool(pictures: Pictures, split: str, grid: int) -> Pool:
     """The pool of the scenes of a split.
 
     Scenes of ``"seen"`` are new scenes of the drawings of training.
-
-    Raises:
-        OptionError: fewer than four disjoint classes have four concepts.
     """
     drawings = defaultdict(list)
     source = "train" if split == "seen" else split
@@ -67,12 +64,10 @@ def make_pool(pictures: Pictures, split: str, grid: int) -> Pool:
         word: frozenset(other for other in of_word if not {*of_word[other]} & {*own})
         for word, own in of_word.items()
     }
-    pool = Pool(
+    return Pool(
         {concept: tuple(own) for concept, own in drawings.items()},
         of_word, disjoint, pictures.table, grid * grid,
     )  # fmt: skip
-    choose_words(pool, pool.cells, RandomState(0))
-    return pool
 
 
 def random_of(task: str, split: str) -> RandomState:

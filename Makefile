@@ -126,7 +126,7 @@ fuzz: $(VENV)/.test
 	DISTILLKIT_FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

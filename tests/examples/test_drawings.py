@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,8 @@ def test_what_does_not_fit_is_an_error(built, pictures, tmp_path):
         drawings.compose([0] * 5, pictures.images)
     with pytest.raises(OptionError, match="9 classes that share nothing are needed"):
         drawings.tasks.make(pictures, "vqa", "test", 100, 3)
+    with pytest.raises(OptionError, match="grid is at least 2; got 1"):
+        building.Sizes(grid=1)
     with pytest.raises(OptionError, match="a grid of 1 cells is too small for hypotheses"):
         entailment.make_hypotheses(pools.make_pool(pictures, "test", 1), 9, pools.random_of("", ""))
 
@@ -401,3 +404,18 @@ def test_a_document_without_places_is_said_before_anything_is_measured(tmp_path,
         run_baselines(monkeypatch, tmp_path / "none", "--write", tmp_path / "other.md")
     with pytest.raises(SystemExit, match=r"^baselines.py: .*none holds no drawings, or not all"):
         run_baselines(monkeypatch, tmp_path / "none")
+
+
+def test_the_page_shows_what_runs(built, capsys):
+    page = (ROOT / "docs/how-to/pictures.md").read_text(encoding="utf-8")
+    baselines.with_tables(page, dict.fromkeys(baselines.TABLES, ()))  # has its places
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"folder": built[0]}
+    exec(block, names)
+    assert re.fullmatch(r".+ -> (true|false)\n", capsys.readouterr().out)
+    assert names["left"].shape == (128, 128, 3)
+    for drawn in SETS:
+        (line,) = re.findall(rf"^\| {drawn.name} \|.*$", page, re.MULTILINE)
+        assert line.endswith(
+            f"| {drawn.package.name} {drawn.package.version} | {drawn.package.licence} |"
+        )

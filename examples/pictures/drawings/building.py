@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from distillkit.errors import OptionError
+
 from . import tasks
 from .concepts import read_concepts
 from .files import read_json, write_json
@@ -44,11 +46,19 @@ class Sizes:
         train: about how many examples of training each task on scenes has.
         test: about how many examples each other split has.
         grid: cells on a side of a scene.
+
+    Raises:
+        OptionError: one is too small.
     """
 
     train: int = 30_000
     test: int = 4_000
     grid: int = GRID
+
+    def __post_init__(self) -> None:
+        for name, least in (("train", 1), ("test", 1), ("grid", 2)):
+            if (given := getattr(self, name)) < least:
+                raise OptionError(f"{name} is at least {least}; got {given}")
 
 
 def build(folder: Path, sizes: Sizes, say: Callable[[str], None] = print) -> None:

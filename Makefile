@@ -7,10 +7,11 @@ PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
+.PHONY: help demo reproduce pictures test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
+	@echo "make pictures  train the study on drawings, write docs/pictures.md; goes on where it stopped (own environment)"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make test-gpu  the tests of the kernels on a GPU, in an environment that has torch for it: GPU_PYTHON=..."
 	@echo "make check   ruff, mypy and the import contracts"
@@ -30,6 +31,10 @@ demo: $(VENV)/.demo
 
 reproduce: $(VENV)/.demo
 	$(RUN) examples/dide/reproduce.py
+
+pictures: .venv-pictures/.pictures
+	.venv-pictures/bin/python examples/pictures/build.py
+	.venv-pictures/bin/python examples/pictures/study.py
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)
@@ -94,7 +99,7 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out examples/pictures/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles .venv-pictures build dist examples/dide/out examples/loops/out examples/pictures/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -117,6 +122,12 @@ $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
 .venv-loops/.loops: requirements/loops.txt $(PINS)
 	test -x .venv-loops/bin/python || $(PYTHON) -m venv .venv-loops
 	.venv-loops/bin/python $(INSTALL) -r $<
+	@touch $@
+
+.venv-pictures/.pictures: requirements/pictures.txt requirements/pictures-no-deps.txt $(PINS)
+	test -x .venv-pictures/bin/python || $(PYTHON) -m venv .venv-pictures
+	.venv-pictures/bin/python $(INSTALL) -r requirements/pictures.txt
+	.venv-pictures/bin/python $(INSTALL) --no-deps -r requirements/pictures-no-deps.txt
 	@touch $@
 
 # their own requirements ask for GPU packages and torchvision; their losses need neither

@@ -18,7 +18,7 @@ from .timing import WAYS
 
 Line = Mapping[str, Any]
 LINES_OF_DOCS = "docs/pictures.jsonl"
-PAGE = "docs/how-to/pictures.md"
+PAGE = "docs/pictures.md"
 SHOWN = {"seen": "seen artists", "test": "new artists", "new_concepts": "new concepts"}
 TEACHER = "teacher"
 TITLES = {
@@ -139,8 +139,8 @@ def timed(results: Results) -> str:
     """What is timed, in words."""
     settings = results.study.timing
     return (
-        f"{settings.texts} texts about each of {settings.scenes} scenes (in NLVR2 pairs of scenes), "
-        "on one thread: how many times\nfaster than the fusion encoder the dual encoder is."
+        f"{settings.texts} texts about each of {settings.scenes} scenes, of NLVR2 pairs of scenes, on "
+        "one thread: how many times\nfaster than the fusion encoder the dual encoder is."
     )
 
 

@@ -8,9 +8,11 @@ PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean
+.PHONY: help demo reproduce pictures test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
+	@echo "make pictures  train the study on drawings, write docs/pictures.md; goes on where it stopped (own environment)"
 	@echo "make test    run every test, doctest and code block of the docs"
 	@echo "make test-gpu  the tests where there is a GPU, its kernels first: GPU_PYTHON=... is a Python whose torch knows it"
 	@echo "make check   ruff, mypy and the import contracts"
@@ -34,6 +36,10 @@ demo: $(VENV)/.demo
 
 reproduce: $(VENV)/.demo
 	$(RUN) examples/dide/reproduce.py
+
+pictures: .venv-pictures/.pictures
+	.venv-pictures/bin/python examples/pictures/build.py
+	.venv-pictures/bin/python examples/pictures/study.py
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)
@@ -126,7 +132,7 @@ fuzz: $(VENV)/.test
 	DISTILLKIT_FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out .venv-pictures
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -149,6 +155,12 @@ $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
 .venv-loops/.loops: requirements/loops.txt $(PINS)
 	test -x .venv-loops/bin/python || $(PYTHON) -m venv .venv-loops
 	.venv-loops/bin/python $(INSTALL) -r $<
+	@touch $@
+
+.venv-pictures/.pictures: requirements/pictures.txt requirements/pictures-no-deps.txt $(PINS)
+	test -x .venv-pictures/bin/python || $(PYTHON) -m venv .venv-pictures
+	.venv-pictures/bin/python $(INSTALL) -r requirements/pictures.txt
+	.venv-pictures/bin/python $(INSTALL) --no-deps -r requirements/pictures-no-deps.txt
 	@touch $@
 
 # their own requirements ask for GPU packages and torchvision; their losses need neither

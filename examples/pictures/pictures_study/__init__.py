@@ -1,0 +1,1 @@
+"""Teachers and students on scenes of drawings, run by run."""

@@ -33,7 +33,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["DISTILLKIT_DOCS_VERSION"] = given.version
     target = given.out / given.version
     failed = build_main(
-        ["-q", "-W", "--keep-going", "-d", str(given.work / "doctrees"), str(source), str(target)]
+        [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-j",
+            "auto",
+            "-d",
+            str(given.work / "doctrees"),
+            str(source),
+            str(target),
+        ]
     )
     if failed:
         return failed

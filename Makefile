@@ -7,10 +7,11 @@ PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean
-.PHONY: help demo reproduce pictures test test-gpu test-lowest test-newest check dist smoke loops oracles benchmarks documents format clean
+.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean pictures docs gallery
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
+	@echo "make docs    build the documentation as a site: build/site/index.html (own environment)"
+	@echo "make gallery train the models whose attention the site's gallery shows (minutes); make docs does it once"
 	@echo "make reproduce  train the whole study (hours), write docs/results.md; goes on where it stopped"
 	@echo "make pictures  train the study on drawings, write docs/pictures.md; goes on where it stopped (own environment)"
 	@echo "make test    run every test, doctest and code block of the docs"
@@ -33,6 +34,17 @@ help:
 
 demo: $(VENV)/.demo
 	$(RUN) examples/dide/train.py
+
+# a warning is an error; a version beside those that are in build/site already
+docs: .venv-docs/.docs build/gallery/gallery.json
+	.venv-docs/bin/python -m tools.website --gallery build/gallery
+
+gallery: .venv-docs/.docs
+	.venv-docs/bin/python examples/dide/gallery.py --out build/gallery
+
+# models that are trained already stay: `make gallery` trains them anew
+build/gallery/gallery.json: | .venv-docs/.docs
+	.venv-docs/bin/python examples/dide/gallery.py --out build/gallery
 
 reproduce: $(VENV)/.demo
 	$(RUN) examples/dide/reproduce.py
@@ -132,7 +144,7 @@ fuzz: $(VENV)/.test
 	DISTILLKIT_FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out .venv-pictures
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out .venv-pictures .venv-docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -150,6 +162,11 @@ $(VENV)/.%: requirements/%.txt $(PINS) | $(VENV)/bin/python
 .venv-newest/.test: $(PINS)
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -r requirements/unpinned.txt
+	@touch $@
+
+.venv-docs/.docs: requirements/docs.txt $(PINS)
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(INSTALL) -r $<
 	@touch $@
 
 .venv-loops/.loops: requirements/loops.txt $(PINS)

@@ -14,6 +14,8 @@ import yaml
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
+from tools.website import markdown
+
 ROOT = Path(__file__).parents[1]
 PROJECTS = [ROOT, *(file.parent for file in sorted(ROOT.glob("plugins/*/pyproject.toml")))]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -150,6 +152,30 @@ def test_both_archives_hold_the_licence_and_what_is_no_code(folder, tmp_path):
     with tarfile.open(sdist) as archive:
         (found,) = [name for name in archive.getnames() if re.fullmatch(r"[^/]+/LICENSE", name)]
         assert archive.extractfile(found).read() == licence
+
+
+@pytest.mark.parametrize("folder", PROJECTS, ids=lambda folder: folder.name)
+def test_a_package_index_gets_links_and_pictures_that_lead_somewhere(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)  # the README is read from there, and installers build there
+    (wheel,) = WheelBuilder(str(folder)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        (described,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        headers, _, text = archive.read(described).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    before, after = markdown.links_of(readme), markdown.links_of(text)
+    tag = f"v{metadata(folder)['version']}"
+    repository = metadata(ROOT)["urls"]["Repository"]
+    for old, new in zip(before, after, strict=True):
+        if markdown.is_external(old) or old.startswith("#"):
+            assert new == old
+        else:
+            file = (folder / old.partition("#")[0]).resolve().relative_to(ROOT)
+            kind = "raw" if file.suffix == ".png" else "blob"
+            anchor = old[len(old.partition("#")[0]) :]
+            assert new == f"{repository}/{kind}/{tag}/{file}{anchor}"
+    code = [[line for line, is_code in markdown.lines_of(one) if is_code] for one in (readme, text)]
+    assert code[0] == code[1]
 
 
 def test_the_lowest_versions_are_the_bounds_of_the_distributions():

@@ -196,7 +196,7 @@ def _recipe(name: str, card: RecipeCard) -> str:
     ]
     source = f"Source: {_title(card.reference)}"
     return "\n\n".join([
-        f"### {name}", f"{recipe.summary[:1].upper()}{recipe.summary[1:]}.", f"`{card.equation}`",
+        f"## {name}", f"{recipe.summary[:1].upper()}{recipe.summary[1:]}.", f"`{card.equation}`",
         table(["term", "weight", "layers", "rows"], terms),
         table(["side", "needs", "adapters of this repository that offer all"], needs),
         f"Not reproduced: {' '.join(card.omits.split())}", source,

@@ -14,6 +14,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -21,9 +22,7 @@ from typing import ForwardRef
 
 from pydantic import BaseModel
 
-import distillkit
-
-PACKAGE = Path(distillkit.__file__).parent
+OWN = ("distillkit", "distillkit_transformers", "distillkit_lightning")  # import packages
 INVENTORY = Path(__file__).parents[1] / "tests" / "public_api.txt"
 MODULES = ("distillkit", "distillkit.errors", "distillkit.losses", "distillkit.testing")
 WIDTH = 100
@@ -114,7 +113,7 @@ def field_of(model: type[BaseModel], name: str) -> inspect.Parameter:
 
 def members_of(cls: type) -> Iterator[tuple[str, object, object]]:
     """Name, value and annotation of the public members, those of the library's bases too."""
-    owners = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "distillkit"]
+    owners = [base for base in cls.__mro__ if root_of(base) in OWN]
     foreign = [base for base in cls.__mro__ if base not in owners]
     found: dict[str, tuple[object, object]] = {}
     for owner in reversed(owners):
@@ -134,7 +133,16 @@ def is_written(value: object) -> bool:
     function = function_of(value)
     if function is None:
         return False
-    return PACKAGE in Path(function.__code__.co_filename).parents
+    root = root_of(function)
+    if root not in OWN:
+        return False
+    package = Path(str(sys.modules[root].__file__)).parent
+    return package in Path(function.__code__.co_filename).parents
+
+
+def root_of(value: type | FunctionType) -> str:
+    """The import package of a class or function."""
+    return value.__module__.partition(".")[0]
 
 
 def function_of(value: object) -> FunctionType | None:

@@ -34,7 +34,7 @@ class LossSpec:
         name: what recipes call it.
         function: reference to ``function(student, teacher, *, ...)``.
         signature: the axes it consumes and returns, in numpy's gufunc notation:
-            ``"(v),(v)->()"``; ``"attention"`` for a loss of two ``Attention``s.
+            ``"(v),(v)->()"``; ``"attention"`` for a loss of two attentions.
         tags: properties that the conformance kit checks, such as ``"nonnegative"``, at every option
             within its bounds (``"symmetric"``: at the defaults); any iterable, kept as a tuple.
         bound: the largest value at the default options, where there is one; checked too. Any

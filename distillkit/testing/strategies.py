@@ -42,7 +42,7 @@ class Arguments:
     """One call of a loss: the student's inputs, the teacher's, and its keyword tensors.
 
     Attributes:
-        student: tensors or :class:`Attention`s, passed first.
+        student: tensors or :class:`Attention` objects, passed first.
         teacher: passed after them.
         keywords: keyword arguments; tensors among them have the same leading axes.
         leading: the axes that are positions.
@@ -137,7 +137,7 @@ class Draw:
     Attributes:
         leading: the axes that are positions; every tensor begins with them.
         sizes: axis of the signature -> its size.
-        values: which kind of numbers tensors hold, one of :data:`EVERY`.
+        values: which kind of numbers tensors hold, such as ``"plain"`` or ``"extreme"``.
         generator: the source of all numbers.
 
     Examples:
@@ -180,7 +180,7 @@ class Draw:
 
 
 def numbers(values: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A float64 tensor of one kind of numbers, one of :data:`EVERY`."""
+    """A float64 tensor of one kind of numbers, one of ``EVERY``."""
     plain = torch.randint(-32, 33, shape, generator=generator) / 8.0
     normal = torch.randn(shape, generator=generator, dtype=torch.float64)
     made = {
@@ -216,7 +216,7 @@ def arguments(
         values: kinds of numbers, simplest first.
         side: the smallest and largest size of an axis.
         least: axis -> the smallest size that the loss takes, where ``side`` begins below it.
-        leading: shapes of the leading axes; losses of ``Attention``s take those of one axis.
+        leading: shapes of the leading axes; losses of attentions take those of one axis.
         options: option -> values that are drawn beside its default.
     """
     inputs, _ = parsed(spec.signature)
@@ -261,8 +261,9 @@ def tensors(
     Args:
         draw: hypothesis's.
         shape: of the tensor.
-        values: kinds of numbers, some of :data:`EVERY`.
-        dtypes: to choose from, for example :data:`DTYPES`.
+        values: kinds of numbers: ``"plain"`` (eighths between -4 and 4), ``"generic"``,
+            ``"constant"``, ``"one_hot"``, ``"extreme"``, ``"tiny"``, ``"large"``.
+        dtypes: to choose from.
     """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     kind, dtype = draw(st.sampled_from(list(values))), draw(st.sampled_from(list(dtypes)))

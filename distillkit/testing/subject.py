@@ -94,7 +94,7 @@ class Loss:
 
     @cached_property
     def options(self) -> dict[str, Option]:
-        """The options that are drawn: numbers, and ``heads`` of a loss of ``Attention``s."""
+        """The options that are drawn: numbers, and ``heads`` of a loss of attentions."""
         found = options_of(self.takes)
         return {n: one for n, one in found.items() if n != "heads" or self.of_attentions}
 
@@ -104,7 +104,7 @@ class Loss:
 
     @property
     def of_attentions(self) -> bool:
-        """Whether its inputs are ``Attention``s."""
+        """Whether its inputs are ``Attention`` objects."""
         return self.spec.signature == "attention" and self.spec.example is None
 
     @cached_property

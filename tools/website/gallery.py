@@ -1,0 +1,53 @@
+"""The gallery's pages: what ``examples/dide/gallery.py`` wrote, one frame for each viewer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+FOLDER = PurePosixPath("gallery")
+LISTED = "gallery.json"
+
+
+def pages(viewers: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """The list, a page for each viewer, and the viewers, which are whole pages of their own.
+
+    Args:
+        viewers: the folder of the viewers, with ``gallery.json``: a list of tables with ``file``,
+            ``title`` and ``text``.
+
+    Raises:
+        FileNotFoundError: the gallery was not made.
+    """
+    listed = viewers / LISTED
+    if not listed.is_file():
+        raise FileNotFoundError(f"{listed} is missing: run make gallery")
+    lines = [
+        "# Gallery", "",
+        ("Live viewers of models that were trained for this page: hover a word to see where teacher "
+        "and student look for it. [See what is distilled](../how-to/see-what-is-distilled.md) "
+        "says how to make one of your own."), "",
+    ]  # fmt: skip
+    names = []
+    for one in json.loads(listed.read_text(encoding="utf-8")):
+        file = PurePosixPath(one["file"])
+        names.append(file.stem)
+        lines.append(f"- **[{one['title']}]({file.stem}.md)**  \n  {one['text']}")
+        yield FOLDER / f"{file.stem}.md", viewer_page(one["title"], one["text"], file).encode()
+        yield PurePosixPath("_static") / FOLDER / file, (viewers / file).read_bytes()
+    lines += ["", "```{toctree}", ":hidden:", "", *names, "```", ""]
+    yield FOLDER / "index.md", "\n".join(lines).encode()
+
+
+def viewer_page(title: str, text: str, file: PurePosixPath) -> str:
+    """A viewer in a frame that can reach neither the site nor a network."""
+    address = f"../_static/{FOLDER}/{file}"
+    return "\n".join(
+        [
+            f"# {title}", "", text, "",
+            f'<p><a href="{address}">Open it alone</a></p>',
+            (f'<iframe class="viewer" title="{title}" sandbox="allow-scripts" src="{address}">'
+            "</iframe>"), "",
+        ]
+    )  # fmt: skip

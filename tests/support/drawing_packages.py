@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import baselines
 import numpy as np
 from drawings.concepts import is_new
+from drawings.pictures import Concept, Pictures
 from drawings.sources import CLDR, CLDR_DERIVED, EMOJIBASE, SETS, SHORT_CODES
+from drawings.words import SUBGROUPS as OF_CLASS
+from drawings.words import classes_of
 
 SUBGROUPS = {
     "animal-bird": "animals-nature",
@@ -32,6 +37,24 @@ def concepts():
                 left[is_new(code)] -= 1
                 found.append((code, f"{subgroup} {code}", subgroup, group))
     return found
+
+
+def made_pictures():
+    """Five concepts of every class, drawn by nobody, all of them for training."""
+    shown = [(name, place) for name in OF_CLASS for place in range(5)]
+    table = [
+        Concept(
+            code=f"{FIRST + number:x}", character="", name=f"{name} {place}",
+            names=(f"{name} {place}",), keywords=(), classes=classes_of("", name), group="",
+            subgroup=name, is_new=False,
+        )
+        for number, (name, place) in enumerate(shown)
+    ]  # fmt: skip
+    count = 2 * len(table)
+    texts = np.full(count, "train")
+    images = np.zeros((count, 1, 1, 4), np.uint8)
+    numbers = np.arange(count) % len(table)
+    return Pictures(images, texts, texts, numbers, texts, tuple(table))
 
 
 def write(folder: Path) -> None:
@@ -124,3 +147,16 @@ def _write_assets(folder, made):
 def _dump(file, value):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def files(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def run_baselines(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, arguments)])
+    baselines.main()

@@ -1,7 +1,8 @@
 """Hypotheses about a scene with covered cells: contradiction, neutral, entailment.
 
 A cover hides anything, or nothing. Three scenes and three hypotheses make a square in which each
-scene and each hypothesis has each label once, so that neither alone says anything.
+scene and each hypothesis has each label once, so that neither alone says anything. Where a square
+does not fit into a grid, its hypotheses are not used: in 2 x 2 cells, "more than" and "three".
 """
 
 from __future__ import annotations

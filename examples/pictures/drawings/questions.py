@@ -153,7 +153,8 @@ def _where(pool: Pool, random: RandomState) -> list[tuple[np.ndarray, str, str]]
         at = np.roll(order, turn)
         scene = np.empty(pool.cells, np.int64)
         for word, place in zip(words, at, strict=True):
-            scene[place] = draw(pool, *choose_concepts(pool, word, 1, random), random)
+            (concept,) = choose_concepts(pool, word, 1, random)
+            scene[place] = draw(pool, concept, random)
         found += [
             (scene, f"where is the {word}", names[place])
             for word, place in zip(words, at, strict=True)

@@ -67,7 +67,7 @@ class Reader:
         if len(places) != 1:
             return None
         if asked == "which":
-            return self._pictures.table[self._pictures.concepts[scene[places[0]]]].name
+            return self._pictures.table[int(self._pictures.concepts[scene[places[0]]])].name
         side = round(len(scene) ** 0.5)
         row, column = divmod(places[0], side)
         if side not in _ROWS:

@@ -116,7 +116,8 @@ def match(
     for name, icon in icons.items():
         fitting = named[_letters(name)]
         if len(fitting) == 1 and name not in taken:
-            found.setdefault(*fitting, icon)
+            (number,) = fitting
+            found.setdefault(number, icon)
     return found
 
 

@@ -49,18 +49,18 @@ def measure(train: Task, splits: Sequence[Task], pictures: Pictures) -> list[Sho
     words = CountVectorizer(token_pattern=r"\S+", binary=True).fit(train.texts)
     by_words = _fit(words.transform(train.texts), train.labels)
     by_contents = _fit(contents_of(train, pictures), train.labels, _WIDTH)
-    kinds, cells = _kinds(train), _cells(train)
+    kinds, cells, learned = _kinds(train), _cells(train), train.labels.tolist()
     found = []
     for split in splits:
-        labels = split.labels
+        labels = split.labels.tolist()
         found.append(
             Shortcuts(
-                prior=best_per_key(kinds, train.labels, _kinds(split), labels),
-                text=best_per_key(train.texts, train.labels, split.texts, labels),
+                prior=best_per_key(kinds, learned, _kinds(split), labels),
+                text=best_per_key(train.texts, learned, split.texts, labels),
                 words=by_words.score(words.transform(split.texts), labels),
                 text_limit=best_per_key(split.texts, labels, split.texts, labels),
                 contents=by_contents.score(contents_of(split, pictures), labels),
-                cells=best_per_key(cells, train.labels, _cells(split), labels),
+                cells=best_per_key(cells, learned, _cells(split), labels),
                 scene_limit=best_per_key(_scenes(split), labels, _scenes(split), labels),
                 reader=share_right(split, pictures),
             )
@@ -82,9 +82,9 @@ def best_per_key(
     """
     counts: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
     for key, label in zip(keys, labels, strict=True):
-        counts[key][int(label)] += 1
+        counts[key][label] += 1
     best = {key: _most_frequent(own) for key, own in counts.items()}
-    of_all = _most_frequent(Counter(map(int, labels)))
+    of_all = _most_frequent(Counter(labels))
     right = [
         best.get(key, of_all) == label for key, label in zip(test_keys, test_labels, strict=True)
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -136,7 +137,12 @@ def _pair(
     return np.stack(scenes)
 
 
-def _contents(statement: Statement, truth: bool, concepts: int) -> list[Contents]:  # noqa: FBT001
+@cache
+def _contents(
+    statement: Statement,
+    truth: bool,  # noqa: FBT001
+    concepts: int,
+) -> tuple[Contents, ...]:
     """What two scenes may show of a class with so many concepts."""
     most = range(_MOST + 1)
     every = [
@@ -145,7 +151,7 @@ def _contents(statement: Statement, truth: bool, concepts: int) -> list[Contents
         for same in ((False, True) if left and right else (False,))
         if left + right - same <= concepts
     ]
-    return [one for one in every if statement.fits(one) and statement.truth(one) == truth]
+    return tuple(one for one in every if statement.fits(one) and statement.truth(one) == truth)
 
 
 def _shown(

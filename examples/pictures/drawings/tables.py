@@ -15,12 +15,12 @@ def describe_sets(pictures: Pictures) -> list[str]:
     rows = ["| set | artist | for | drawings | package | licence |", "|---|---|---|---:|---|---|"]
     for drawn in SETS:
         count = int((pictures.sets == drawn.name).sum())
-        package = f"{drawn.package.name} {drawn.package.version}"
-        cells = (drawn.name, drawn.artist, use[drawn.artist], count, package, drawn.package.licence)
-        rows.append(f"| {' | '.join(map(str, cells))} |")
+        own = drawn.package
+        cells = [drawn.name, drawn.artist, use[drawn.artist], str(count)]
+        rows.append(f"| {' | '.join(cells)} | {own.name} {own.version} | {own.licence} |")
     for package in TEXTS:
-        cells = ("names, groups", "", "all", "", f"{package.name} {package.version}")
-        rows.append(f"| {' | '.join(cells)} | {package.licence} |")
+        named = f"{package.name} {package.version}"
+        rows.append(f"| names, groups |  | all |  | {named} | {package.licence} |")
     return rows
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from drawings import pictures, tasks
 from drawings.files import write_json
 from drawings.sources import SETS
 from drawings.words import SUBGROUPS
+from pictures_study.perception import learn
 from pictures_study.words import vocabulary_of
+from pictures_study.world import singles_of, write_space
 
 CLASSES = ("animal-bird", "food-fruit", "drink", "tool", "time")
 KNOWN, NEW = 9, 4  # concepts of each class
 FEATURES, VECTORS = 24, 16
 GRID = 2
+STEPS = 120  # of perception
 
 
 def concepts():
@@ -51,6 +55,8 @@ def write(folder: Path, train: int = 120, test: int = 40) -> None:
     kinds = random.normal(size=(len(table), FEATURES)).astype(np.float32)
     features = kinds[held.concepts] + 0.1 * random.normal(size=(len(held), FEATURES))
     np.savez(folder / "features.npz", features=features.astype(np.float16))
-    words = vocabulary_of(folder, held).words
-    vectors = random.normal(size=(len(words), VECTORS)).astype(np.float32)
-    np.savez(folder / "words.npz", words=np.array(words), vectors=vectors)
+    vocabulary = vocabulary_of(folder, held)
+    vectors = random.normal(size=(len(vocabulary), VECTORS)).astype(np.float32)
+    np.savez(folder / "words.npz", words=np.array(vocabulary.words), vectors=vectors)
+    singles = singles_of(held, folder, vocabulary, torch.from_numpy(vectors))
+    write_space(folder, learn(singles, seed=0, steps=STEPS))

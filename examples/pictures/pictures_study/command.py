@@ -36,7 +36,7 @@ from .training import (
     train_teacher,
     write_whole,
 )
-from .world import World, load_world, shape_of
+from .world import World, load_world, shape_of, sight_of
 
 PICTURES = Path(__file__).parents[1]
 ROOT = PICTURES.parents[1]
@@ -69,8 +69,10 @@ class Work:
     def do(self, run: Run) -> dict[str, Any]:
         """Train, measure or time one; what a line says of it."""
         began = time.process_time()
-        if run.kind == "timing":
-            found: dict[str, Any] = {"timed": self._timed(run)}
+        if run.kind == "perception":
+            found: dict[str, Any] = {"accuracy": self._sight()}
+        elif run.kind == "timing":
+            found = {"timed": self._timed(run)}
         else:
             model, spent, steps = self._trained(run)
             write_whole(self._weights(run), model.state_dict())
@@ -83,7 +85,7 @@ class Work:
 
     def is_done(self, run: Run, lines: Mapping[str, Any]) -> bool:
         """Whether nothing is left of it: its line is there, and its weights where it has some."""
-        return run.digest in lines and (run.kind == "timing" or self._weights(run).exists())
+        return run.digest in lines and (not run.trains or self._weights(run).exists())
 
     # ------------------------------------------------------------------------------- training
 
@@ -169,6 +171,10 @@ class Work:
         return {
             split: round(accuracy(model, self._examples(run.task, split)), 4) for split in splits
         }
+
+    def _sight(self) -> dict[str, float]:
+        found = sight_of(self.world, load_pictures(self.drawings))
+        return {split: round(share, 4) for split, share in found.items()}
 
     def _timed(self, run: Run) -> dict[str, float]:
         """Seconds of every way to answer, with untrained models: weights cost nothing."""

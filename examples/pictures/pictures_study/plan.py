@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .recipes import METHODS, Method, recipe_of
 
 Positive = Annotated[int, Field(gt=0)]
-Kind = Literal["pre-training", "teacher", "pre-trained student", "student", "timing"]
+Kind = Literal["perception", "pre-training", "teacher", "pre-trained student", "student", "timing"]
 
 
 class _Table(BaseModel):
@@ -55,7 +55,7 @@ class Timing(_Table):
 
 
 class Run(_Table):
-    """One model to train, or one timing. Equal digests mean equal settings.
+    """One model to train, or one thing to measure. Equal digests mean equal settings.
 
     Attributes:
         kind: what it is.
@@ -70,6 +70,11 @@ class Run(_Table):
     method: Method | None
     seed: int
     digest: str
+
+    @property
+    def trains(self) -> bool:
+        """Whether it leaves weights."""
+        return self.kind not in ("perception", "timing")
 
     @property
     def key(self) -> str:
@@ -127,6 +132,7 @@ class Study(_Table):
 
     def runs(self) -> Iterator[Run]:
         """Seed by seed, what others begin from first."""
+        yield self.run("perception", self.seeds[0])
         for seed in self.seeds:
             yield self.run("pre-training", seed)
             yield self.run("pre-trained student", seed)

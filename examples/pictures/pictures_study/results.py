@@ -96,6 +96,14 @@ def comparison(results: Results) -> str:
     return table(head, rows)
 
 
+def sight(results: Results) -> str:
+    """How many single drawings perception tells the classes of."""
+    head = ("training", "seen artists, other drawings", "validation", "new artists", "new concepts")
+    splits = ("train", "seen", "validation", "test", "new_concepts")
+    lines = results.of("", "perception")
+    return table(head, [[percent([line["accuracy"][s]]) for s in splits] for line in lines])
+
+
 def gains(results: Results) -> str:
     """What each step from one method to the next adds, seed by seed, on new artists."""
     rows = []
@@ -139,7 +147,7 @@ def timed(results: Results) -> str:
     """What is timed, in words."""
     settings = results.study.timing
     return (
-        f"{settings.texts} texts about each of {settings.scenes} scenes, of NLVR2 pairs of scenes, on "
+        f"{settings.texts} texts about each of {settings.scenes} scenes (of pairs, in NLVR2), on "
         "one thread: how many times\nfaster than the fusion encoder the dual encoder is."
     )
 
@@ -157,6 +165,7 @@ def whole(results: Results) -> str:
 
 BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "pictures_comparison": comparison,
+    "pictures_sight": sight,
     "pictures_gains": gains,
     "pictures_timed": timed,
     "pictures_speed": speed,

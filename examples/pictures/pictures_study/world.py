@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from drawings import Pictures
 from drawings import load as load_pictures
-from drawings.tasks import Task
+from drawings.tasks import SPLITS, Task
 from drawings.tasks import load as load_task
 from drawings.words import WORDS
 from numpy.typing import NDArray
@@ -121,10 +121,7 @@ def load_world(folder: Path) -> World:
 def _space(folder: Path, pictures: Pictures, vocabulary: Vocabulary, vectors: Tensor) -> Space:
     path = folder / FILE
     if not path.exists():
-        made = learn(singles_of(pictures, folder, vocabulary, vectors), SEED)
-        beside = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(beside, drawings=made.drawings.numpy(), words=made.words.numpy())
-        beside.replace(path)
+        write_space(folder, learn(singles_of(pictures, folder, vocabulary, vectors), SEED))
     held = np.load(path)
     space = Space(torch.from_numpy(held["drawings"]), torch.from_numpy(held["words"]))
     if (len(space.drawings), len(space.words)) != (len(pictures), len(vocabulary)):
@@ -132,19 +129,46 @@ def _space(folder: Path, pictures: Pictures, vocabulary: Vocabulary, vectors: Te
     return space
 
 
+def sight_of(world: World, pictures: Pictures) -> dict[str, float]:
+    """The share of the drawings of each split that are nearer to their classes than to others."""
+    classes = list(WORDS)
+    words = world.words[[world.vocabulary[word] for word in classes]]
+    near = world.vectors[:-2] @ words.T  # (n, classes)
+    own = _classes_of(pictures)[torch.from_numpy(pictures.concepts)] > 0
+    farthest = near.masked_fill(~own, torch.inf).min(1).values
+    right = (farthest > near.masked_fill(own, -torch.inf).max(1).values).numpy()
+    shown = {split: pictures.of_split(split) for split in SPLITS}
+    return {
+        split: float(right[numbers[world.is_seen[numbers]]].mean())
+        for split, numbers in shown.items()
+    }
+
+
+def _classes_of(pictures: Pictures) -> Tensor:
+    """``(concepts, classes)``, 1 where a concept is of a class."""
+    return torch.tensor(
+        [[float(word in concept.classes) for word in WORDS] for concept in pictures.table]
+    )
+
+
+def write_space(folder: Path, space: Space) -> None:
+    """The whole file or none."""
+    path = folder / FILE
+    beside = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(beside, drawings=space.drawings.numpy(), words=space.words.numpy())
+    beside.replace(path)
+
+
 def singles_of(
     pictures: Pictures, folder: Path, vocabulary: Vocabulary, vectors: Tensor
 ) -> Singles:
     """Single drawings of training with their classes and names."""
     classes = list(WORDS)
-    is_of = torch.tensor(
-        [[float(word in concept.classes) for word in classes] for concept in pictures.table]
-    )
     concepts = torch.from_numpy(pictures.concepts)
     training = pictures.of_split("train")
     return Singles(
         features=torch.from_numpy(load_features(folder, pictures)),
-        is_of=is_of[concepts],
+        is_of=_classes_of(pictures)[concepts],
         name=concepts,
         training=torch.from_numpy(training[with_class(pictures)[training]]),
         words=vectors,

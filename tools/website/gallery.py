@@ -8,6 +8,29 @@ from pathlib import Path, PurePosixPath
 
 FOLDER = PurePosixPath("gallery")
 LISTED = "gallery.json"
+# pictures of the documentation: the file, what it shows, and the page that says how it was made
+PICTURES = (
+    (
+        "study-attention.png",
+        "Where teacher and students look for the digit that a question names",
+        "results.md",
+    ),
+    (
+        "study-learning.png",
+        "Learning curves of the students, over steps and over time",
+        "results.md",
+    ),
+    (
+        "attention-map.png",
+        "Where the class token of a small ViT looks",
+        "tutorial/attention-of-any-model.md",
+    ),
+    (
+        "divergences.png",
+        "Loss and slope of each divergence over the probability that the student gives",
+        "how-to/choose-a-loss.md",
+    ),
+)
 
 
 def pages(viewers: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -36,6 +59,9 @@ def pages(viewers: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         lines.append(f"- **[{one['title']}]({file.stem}.md)**  \n  {one['text']}")
         yield FOLDER / f"{file.stem}.md", viewer_page(one["title"], one["text"], file).encode()
         yield PurePosixPath("_static") / FOLDER / file, (viewers / file).read_bytes()
+    lines += ["", "## Pictures", ""]
+    for picture, text, page in PICTURES:
+        lines += [f"![{text}](../images/{picture})", "", f"*[{text}](../{page}).*", ""]
     lines += ["", "```{toctree}", ":hidden:", "", *names, "```", ""]
     yield FOLDER / "index.md", "\n".join(lines).encode()
 
@@ -45,6 +71,7 @@ def viewer_page(title: str, text: str, file: PurePosixPath) -> str:
     address = f"../_static/{FOLDER}/{file}"
     return "\n".join(
         [
+            "---", "hide-toc: true", "---",
             f"# {title}", "", text, "",
             f'<p><a href="{address}">Open it alone</a></p>',
             (f'<iframe class="viewer" title="{title}" sandbox="allow-scripts" src="{address}">'

@@ -7,7 +7,7 @@ PINS := $(PROJECTS) constraints.txt requirements/unpinned.txt
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean pictures docs gallery
+.PHONY: help demo reproduce test test-gpu test-lowest test-newest check dist smoke packages loops oracles benchmarks documents fuzz test-machines coverage format clean pictures docs gallery test-versions test-these
 help:
 	@echo "make demo    train teacher and students on real digits, print the table, draw the pictures"
 	@echo "make docs    build the documentation as a site: build/site/index.html (own environment)"
@@ -19,6 +19,8 @@ help:
 	@echo "make check   ruff, mypy and the import contracts"
 	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (own environment)"
 	@echo "make test-newest  the tests with the newest versions (own environment)"
+	@echo "make test-versions  both, and write what passed with which versions into docs/reference/versions.md"
+	@echo "make test-these  the tests with versions of one's choice: THESE=\"torch==2.9.1\" (own environment)"
 	@echo "make dist    build sdist and wheel of every distribution"
 	@echo "make smoke   install the wheels in a fresh environment and run them from there"
 	@echo "make packages  check the archives, and a user's script with mypy and pyright beside the wheels"
@@ -74,6 +76,21 @@ test-lowest: .venv-lowest/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
+# both run, whatever the first one says, and the page tells of both
+test-versions: .venv-lowest/.test .venv-newest/.test $(VENV)/.test
+	.venv-lowest/bin/python -m tools.versions run lowest -- $(PYTEST_ARGS); lowest=$$?; \
+	.venv-newest/bin/python -m tools.versions run newest -- $(PYTEST_ARGS); newest=$$?; \
+	$(RUN) -m tools.versions write; \
+	test $$lowest -eq 0 && test $$newest -eq 0
+
+# any versions that fit together: make test-these THESE="torch==2.9.1 transformers==5.24.0"
+THESE ?= torch
+test-these:
+	test -x .venv-these/bin/python || $(PYTHON) -m venv .venv-these
+	.venv-these/bin/python $(INSTALL) $(THESE) -r requirements/unpinned.txt
+	mkdir -p build
+	.venv-these/bin/python -m tools.versions run these --lines build/versions.jsonl -- $(PYTEST_ARGS)
+
 # a wheel is built from its sdist: what the sdist lacks is seen here
 dist: $(VENV)/.test
 	rm -rf dist
@@ -111,6 +128,7 @@ documents: $(VENV)/.test
 	$(RUN) -m tools.document_tables
 	$(RUN) -m tools.inspected_page
 	$(RUN) -m tools.family_table
+	$(RUN) -m tools.versions write
 	$(RUN) -m tools.public_api --write
 
 # Liger's chunked losses need torch alone, its package wants triton
@@ -144,7 +162,7 @@ fuzz: $(VENV)/.test
 	DISTILLKIT_FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out .venv-pictures .venv-docs
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheels .venv-loops .venv-oracles build dist examples/dide/out examples/loops/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage examples/pictures/out .venv-pictures .venv-docs .venv-these
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

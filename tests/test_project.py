@@ -82,6 +82,19 @@ def test_a_workflow_is_pinned_reads_only_and_runs_targets_that_exist(file):
     assert used <= make_targets()
 
 
+def test_the_matrix_of_versions_begins_at_the_bounds_and_ends_at_the_pins():
+    matrix = read_yaml(".github/workflows/ci.yml")["jobs"]["versions"]["strategy"]["matrix"]
+    pythons = [one.removeprefix(PYTHON) for one in metadata(ROOT)["classifiers"] if PYTHON in one]
+    assert (matrix["python-version"][0], matrix["python-version"][-1]) == ("3.11", pythons[-1])
+    stated = [*metadata(ROOT)["dependencies"]]
+    stated += metadata(ROOT / "plugins/distillkit-transformers")["dependencies"]
+    bounds = dict(one.split(">=") for one in stated if ">=" in one)
+    for name in ("torch", "transformers"):
+        first, *_, last = matrix[name]
+        assert (first + ".0").startswith(bounds[name] + ".")
+        assert last == pins()[name]
+
+
 def test_ci_runs_every_kind_of_check():
     commands = {step.get("run") for step in steps(read_yaml(".github/workflows/ci.yml"))}
     assert {f"make {target} PYTHON=python" for target in ("check", "test", "smoke")} <= commands
@@ -180,7 +193,9 @@ def test_a_package_index_gets_links_and_pictures_that_lead_somewhere(folder, tmp
 
 def test_the_lowest_versions_are_the_bounds_of_the_distributions():
     lowest = runpy.run_path(str(ROOT / "tools/lowest.py"))
-    printed = lowest["lowest"]("torch==9.1\n# why\nnumpy==8.2", ["torch>=2.1", "numpy", "rich>=3"])
+    printed = lowest["lowest"](
+        "torch==9.1\n# why\ntriton==7\nnumpy==8.2", ["torch>=2.1", "numpy", "rich>=3"]
+    )
     assert printed.splitlines() == ["torch==2.1", "# why", "numpy==8.2", "rich==3"]
     bounds = lowest["lower_bounds"](lowest["_declared"]())
     assert {"torch", "pydantic", "pluggy", "transformers", "pytest"} <= bounds.keys()

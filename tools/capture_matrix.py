@@ -148,7 +148,7 @@ class Counter:
 
 def graphs(model: nn.Module, batch: dict[str, Any]) -> int | None:
     """How many graphs the compiler makes; None: it fails."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = Counter()
     # drawing inside forward is of the zoo, not of the model
     model._forward_pre_hooks.clear()
@@ -178,7 +178,7 @@ def compiled_records(name: str, expected: int) -> str:
 
 
 def graphs_keeping_hooks(model: nn.Module, batch: dict[str, Any]) -> int:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = Counter()
     torch.compile(model, backend=counter)(**batch)
     return counter.graphs

@@ -16,16 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PIN = re.compile(rf"(?P<name>{_NAME.pattern})==")
+_CHOSEN_BY_TORCH = {"triton"}  # each build of torch for a GPU asks for one version
 _LOWER_BOUND = re.compile(r">=\s*(\d+(?:\.\d+)*)\s*(?:,|$)")
 
 
 def lowest(constraints: str, requirements: Iterable[str]) -> str:
     """The lines of ``constraints``, pins replaced by the lower bounds of ``requirements``.
 
-    A bound on something that is not pinned there becomes a line of its own at the end.
+    A bound on something that is not pinned there becomes a line of its own at the end. With another
+    torch than the pinned one the pin of what torch chooses itself is dropped.
     """
     bounds = lower_bounds(requirements)
     lines = constraints.splitlines()
+    if "torch" in bounds and f"torch=={bounds['torch']}" not in lines:
+        lines = [line for line in lines if line.partition("==")[0] not in _CHOSEN_BY_TORCH]
     for i, line in enumerate(lines):
         pin = _PIN.match(line)
         if pin and canonical(pin["name"]) in bounds:

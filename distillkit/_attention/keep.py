@@ -61,7 +61,7 @@ class Keep(NamedTuple):
 
     def with_rows(self, rows: Tensor | None) -> Keep:
         """The same where these query positions count, ``(b, q)``; None: all."""
-        return self._replace(rows=_rows(rows, self.shape))
+        return Keep(self.shape, self.mask, self.bias, self.causal, _rows(rows, self.shape))
 
     # entries
 
@@ -83,7 +83,7 @@ class Keep(NamedTuple):
     def entries_of_rows(self, rows: slice, device: torch.device) -> Tensor | None:
         """The keys that some rows keep, broadcastable to ``(b, h, rows, k)``; None: all."""
         keep: Tensor | None = None
-        for part in self.parts:
+        for part in self.parts():
             block = part[:, :, rows] if part.shape[2] > 1 else part
             keep = both(keep, is_kept(block))
         if self.causal:
@@ -92,10 +92,11 @@ class Keep(NamedTuple):
             keep = both(keep, past_keys(positions, torch.arange(k, device=device))[None, None])
         return keep
 
-    @property
+    # methods: a compiler before torch 2.13 sees no properties of a NamedTuple, and no _replace
+
     def by_row(self) -> bool:
         """Whether the rows of one example and head can keep different keys."""
-        return self.causal or any(part.shape[2] > 1 for part in self.parts)
+        return self.causal or any(part.shape[2] > 1 for part in self.parts())
 
     # rows
 
@@ -181,7 +182,6 @@ class Keep(NamedTuple):
         """Every tensor that is held."""
         return [x for x in (self.mask, self.bias, self.rows) if x is not None]
 
-    @property
     def parts(self) -> list[Tensor]:
         """The tensors that drop keys."""
         return [x for x in (self.mask, self.bias) if x is not None]
@@ -190,8 +190,8 @@ class Keep(NamedTuple):
         """The kept entries, so many rows at a time that a piece stays small."""
         q = self.shape[2]
         step = q
-        if self.by_row:
-            lead = [max([1, *(x.shape[axis] for x in self.parts)]) for axis in (0, 1)]
+        if self.by_row():
+            lead = [max([1, *(x.shape[axis] for x in self.parts())]) for axis in (0, 1)]
             step = max(1, min(q, CHUNK // max(1, lead[0] * lead[1] * self.shape[3])))
         for start in range(0, q, max(1, step)):
             chunk = slice(start, min(q, start + step))

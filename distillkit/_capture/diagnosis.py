@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from .._needs import CAPTURE_IN_COMPILED_CODE
 from ..errors import CaptureError, CaptureWarning
 from .record import Record, nothing_of
 from .recorder import Recorder
+
+_AFTER_COMPILING = "; compiled code does not notice a later capture"
 
 
 def check_recorded(record: Record, recorder: Recorder, compiled: Iterable[str] = ()) -> None:
@@ -38,7 +41,7 @@ def check_recorded(record: Record, recorder: Recorder, compiled: Iterable[str] =
             or "nothing was recorded: the model that was given to capture did not run inside "
             "the `with` block, or no chosen module computes a softmax of query @ key^T in "
             f"Python (chosen: {_sample(recorder.chosen.classes)})"
-            + ("; compiled code does not notice a later capture" if compiled else "")
+            + (_AFTER_COMPILING + CAPTURE_IN_COMPILED_CODE.unmet() if compiled else "")
         )
     missing = [name for name in recorder.chosen.classes if name not in recorder.ever]
     if recorder.chosen.strict and missing:
@@ -60,6 +63,7 @@ def check_not_stale(recorder: Recorder, compiled: Iterable[str]) -> None:
                 f"module {name!r} was compiled before it was captured, and compiled code does "
                 "not notice hooks that come later; open the capture (or make the Distiller) "
                 "before the first compiled call, or call torch.compiler.reset() first"
+                f"{CAPTURE_IN_COMPILED_CODE.unmet()}"
             )
 
 

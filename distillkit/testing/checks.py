@@ -266,25 +266,6 @@ def device(loss: Loss, given: Arguments) -> None:
         require(value.shape == expected.shape, f"another shape on {place}: {tuple(value.shape)}")
 
 
-def compiles(loss: Loss, given: Arguments) -> None:
-    """``torch.compile(fullgraph=True)`` traces it whole; value and gradient are the eager ones."""
-    torch.compiler.reset()  # every loss is the same code object to it
-    copy, student, _ = given.with_leaves()
-    expected = loss(copy)
-    compiled = torch.compile(loss.function_for(copy), fullgraph=True, backend="aot_eager")
-    try:
-        value = compiled(*copy.student, *copy.teacher, **copy.passed)
-    except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise CheckFailedError(f"torch.compile(fullgraph=True): {line}") from None
-    finally:
-        torch.compiler.reset()
-    require_close(value, expected, "compiled value")
-    pairs = zip(gradients(value, student), gradients(expected, student), strict=True)
-    for found, right in pairs:
-        require_close(found, right, "compiled gradient")
-
-
 def bad_shapes(loss: Loss, given: Arguments) -> None:
     """Inputs that do not fit raise a ``ValueError`` with both shapes; none is broadcast.
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from .._plugins.specs import LossSpec
 from ..errors import unknown_name
-from . import budget, checks, invariants, precision
+from . import budget, checks, compiling, invariants, precision
 from .results import CheckResult
 from .strategies import EVERY, GENERIC, Arguments, arguments
 from .subject import CheckFailedError, Loss
@@ -188,7 +188,7 @@ CHECKS = (
     Check(checks.memory_layout, _always, side=(2, 4), leading=((3,), (2, 2)), share=0.5),
     Check(checks.device, _always, share=0.25),
     Check(checks.bad_shapes, _always, side=(2, 3), leading=((2,), (3,)), share=0.25),
-    Check(checks.compiles, _always, GENERIC, (3, 3), ((2,),), share=0.0, options="default"),
+    Check(compiling.compiles, _always, GENERIC, (3, 3), ((2,),), share=0.0, options="default"),
     Check(invariants.nonnegative, _tagged("nonnegative"), values=EVERY),
     # generic: what nothing correlates with, a constant, may have a value of its own
     Check(invariants.zero_at_identity, _tagged("zero_at_identity"), GENERIC, side=(2, 4)),

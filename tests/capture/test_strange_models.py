@@ -14,6 +14,7 @@ import distillkit as dk
 from distillkit import errors
 from tests.support import strange, wild
 from tests.support.strange import BATCH, DEPTH, HEADS, TOKENS, WIDTH
+from tests.support.versions import capture_in_compiled_code
 
 TOLERANCE = 1e-5
 cases = pytest.mark.parametrize("name", list(strange.CASES))
@@ -1096,13 +1097,14 @@ class TestSilenceIsAnError:
 
 @pytest.fixture
 def _fresh_compiler():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.filterwarnings("ignore")
+@capture_in_compiled_code
 class TestCompiled:
     """In one graph, as the model is without capture."""
 

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import distillkit as dk
 from distillkit import errors
 from distillkit._capture.record import Record
 from distillkit._capture.scope import Scope
 from tests.support import tiny, zoo
+from tests.support.versions import capture_in_compiled_code
 
 KINDS = {"fused": tiny.FusedAttention, "eager": tiny.EagerAttention}
 kinds = pytest.mark.parametrize("kind", list(KINDS))
@@ -181,9 +182,10 @@ class TestCheckpointing:
     def test_without_early_stop(self, kind, backward):
         plain, (x, mask) = encoder(kind), tokens()
         expected = true_gradients(plain, x, mask)
-        model = Checkpointed(plain, use_reentrant=False, early_stop=False)
+        model = Checkpointed(plain, use_reentrant=False)
         with dk.capture(model, "blocks.*") as record:
-            output = model(x, mask)
+            with set_checkpoint_early_stop(False):  # the argument early_stop is younger
+                output = model(x, mask)
             loss = objective(maps_of(record), output)
             if backward == "inside":
                 loss.backward()
@@ -297,9 +299,9 @@ class Counter:
 
 @pytest.fixture
 def _fresh_compiler():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def assert_maps(record, model, x, mask):
@@ -320,6 +322,7 @@ def attempt(function):
 @kinds
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.filterwarnings("ignore")
+@capture_in_compiled_code
 class TestCompile:
     def test_registered_before_compiling_it_is_exact_in_one_graph(self, kind):
         model, (x, mask) = encoder(kind), tokens()
@@ -473,6 +476,7 @@ class TestDistiller:
         for model in (student, teacher):
             assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
+    @capture_in_compiled_code
     @pytest.mark.usefixtures("_fresh_compiler")
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("compiled", ["student", "both", "distiller"])

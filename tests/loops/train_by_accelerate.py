@@ -91,7 +91,7 @@ def by_fsdp2(accelerator: Accelerator, folder: str) -> dict[str, Any]:
 def compiles(distiller: dk.Distiller) -> TookEffect:
     """What accelerate compiles itself."""
     del distiller
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     return lambda: torch._dynamo.utils.counters["frames"]["ok"] > 0
 

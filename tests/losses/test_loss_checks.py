@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distillkit import LossSpec, errors, testing
+from distillkit import LossSpec, errors, losses, testing
+from distillkit._needs import WHOLE_GRAPHS_OF_ATTENTIONS
 from distillkit._plugins.registry import provided
+from distillkit.testing import compiling
 from distillkit.testing.strategies import Draw, made_from
 
 OURS = [by["distillkit"] for by in provided(LossSpec).values() if "distillkit" in by]
@@ -14,7 +16,30 @@ OURS = [by["distillkit"] for by in provided(LossSpec).values() if "distillkit" i
 
 @testing.parametrize_with_loss_checks(OURS)
 def test_loss(loss, check):
+    if check.name == "compiles" and not compiling.traces_whole(testing.Loss.of(loss)):
+        pytest.skip(WHOLE_GRAPHS_OF_ATTENTIONS.unmet().removeprefix("; "))
     check(loss)
+
+
+def test_an_old_torch_is_named_where_a_loss_is_not_traced_whole(monkeypatch):
+    def breaks(student, teacher):
+        torch._dynamo.graph_break()
+        return losses.attention_kl(student, teacher)
+
+    loss = testing.Loss.of(LossSpec("breaks", breaks, signature="attention", summary="Breaks."))
+    call = made_from(
+        loss.spec,
+        Draw((2,), dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 2), "generic", torch.Generator()),
+    )
+    with pytest.raises(testing.CheckFailedError) as raised:
+        compiling.compiles(loss, call)
+    assert "torch 2.9" not in str(raised.value)
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    with pytest.raises(
+        testing.CheckFailedError,
+        match=r"of a loss on attentions needs torch 2\.9, and this is 2\.8\.0",
+    ):
+        compiling.compiles(loss, call)
 
 
 @pytest.mark.parametrize("spec", OURS, ids=lambda spec: spec.name)

@@ -69,7 +69,7 @@ def checkpointing(distiller: dk.Distiller) -> TookEffect:
 
 
 def compiling(distiller: dk.Distiller) -> TookEffect:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:

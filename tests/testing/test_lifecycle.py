@@ -88,7 +88,7 @@ def as_peft_does():
 
 
 def compiled():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     recipe = dk.Recipe(name="compiled", terms=TERMS)
     student = torch.compile(tiny.Dual(), backend="eager")
     return dk.Distiller(student, tiny.Fusion(), recipe, **files()), tiny.batch(4)

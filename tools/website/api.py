@@ -23,7 +23,7 @@ TOPICS = {
         "backbones": ("Backbones, adapters and signals", ("_backbone",)),
         "attention": ("Attention and capture", ("_attention", "_capture")),
         "cache": ("The teacher's signals on disk", ("_cache",)),
-        "view": ("Look at what is distilled", ("_view",)),
+        "view": ("Look at what is distilled", ("_view", "_report")),
         "plugins": ("Plugins", ("_plugins",)),
     },
     "distillkit.losses": {

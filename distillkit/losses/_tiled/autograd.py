@@ -111,7 +111,11 @@ class _Divergence(torch.autograd.Function):
             return (None,) * LEAVES + WITHOUT_GRADIENT
         *tensors, student_map, teacher_map = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:LEAVES])
-        settings = ctx.settings._replace(wanted=wanted)
+        # not _replace(): it is traced, which a compiler before torch 2.13 cannot
+        given = ctx.settings
+        settings = Settings(
+            given.numbers, given.flags, wanted, given.kind, given.keep, given.engine
+        )
         found: list[Tensor | None]
         if ctx.guess is not None and _can_settle(upstream):
             guess = ctx.guess

@@ -107,18 +107,23 @@ class Loop(Protocol):
     def scale_guess(self, upstream: Tensor, pair: Pair, guess: Gradients) -> Leaves[bool]: ...
 
 
-def pack_tensors(pair: Pair) -> Tensors:
-    """The tensors of a comparison, as the operators take them."""
-    student, teacher = pair.sides
-    masks = student.mask, teacher.mask
-    return Tensors(*student.leaves, *teacher.leaves, *masks, pair.rows, pair.keys)
+def pack_tensors(pair: Pair) -> tuple[Tensor | None, ...]:
+    """The tensors of a comparison in the order of :class:`Tensors`, as the operators take them."""
+    # a plain tuple, field by field: this is traced, and a compiler before torch 2.13 neither cuts a
+    # NamedTuple nor sees its properties
+    student, teacher = pair.student, pair.teacher
+    return (
+        student.query, student.key, student.bias,
+        teacher.query, teacher.key, teacher.bias,
+        student.mask, teacher.mask, pair.rows, pair.keys,
+    )  # fmt: skip
 
 
 def pack_settings(
     pair: Pair, wanted: Sequence[bool], keep: ForBackward, engine: Engine
 ) -> Settings:
     """Everything else of a comparison, as the operators take it."""
-    student, teacher = pair.sides
+    student, teacher = pair.student, pair.teacher
     numbers = Numbers(
         temperature=student.temperature,
         beta=pair.kind.beta,

@@ -35,7 +35,7 @@ class TileScores:
         self._query = of_part(side.query, part.number)[:, part.rows]
         self._key = of_part(side.key, part.number)[:, part.keys]
         self._keep = side.keep
-        self._by_row = self._keep.by_row
+        self._by_row = self._keep.by_row()
         self._cached_keys: tuple[slice, Tensor] | None = None
 
     def queries(self, tile: Tile) -> Tensor:
@@ -137,7 +137,7 @@ class TileScores:
 
     def _compute_keep(self, heads: slice, rows: Span, keys: Span) -> Tensor | None:
         keep: Tensor | None = None
-        for part in self._keep.parts:
+        for part in self._keep.parts():
             keep = both(keep, is_kept(_cut_map(part, self._part.number, heads, rows, keys)))
         if self.side.causal:
             device = self.side.query.device

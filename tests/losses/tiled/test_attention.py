@@ -14,6 +14,7 @@ from torch import Tensor
 from distillkit import Attention, errors, losses
 from distillkit.losses import _attention
 from distillkit.losses._tiled import tiling
+from tests.support.versions import whole_graphs_of_attentions
 
 WAYS = ["saved", "recompute", "guess", "blocked"]
 FUNCTIONS = [losses.attention_kl, losses.attention_reverse_kl, losses.attention_jsd]
@@ -295,6 +296,7 @@ def test_autocast_does_not_round_the_products(way):
     assert torch.equal(plain, cast)
 
 
+@whole_graphs_of_attentions
 def test_a_compiled_caller_has_no_graph_break(way):
     case = small(dtype=torch.float32)
 

@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="the kernels need triton (pip install trito
 
 from distillkit.losses._tiled._triton import attention, support
 from distillkit.losses._tiled._triton.geometry import Geometry
+from tests.support.versions import whole_graphs_of_attentions
 
 pytestmark = [
     pytest.mark.skipif(
@@ -318,6 +319,7 @@ def test_autocast_does_not_round_the_products():
     assert torch.equal(plain, cast)
 
 
+@whole_graphs_of_attentions
 def test_a_compiled_caller_has_no_graph_break():
     leaves, options = small()
 

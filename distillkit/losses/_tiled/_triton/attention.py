@@ -227,7 +227,7 @@ class _Call:
 
 def counted_rows(pair: Pair) -> Tensor | None:
     """The rows that count, boolean (b or 1, h or 1, q or 1); None: all of them."""
-    if not pair.teacher.keep.parts:  # a causal row sees its first key
+    if not pair.teacher.keep.parts():  # a causal row sees its first key
         return pair.rows
     return pair.counted()
 
@@ -239,7 +239,7 @@ def keys_in_use(side: Side, counted: Tensor | None) -> Tensor | None:
     """
     keep = side.keep
     _, _, q, k = keep.shape
-    if keep.parts and keep.by_row:
+    if keep.parts() and keep.by_row():
         return keep.keys_in_use(counted, side.query.device)
     kept = keep._replace(causal=False).entries_of_rows(slice(0, 1), side.query.device)
     used = None if kept is None else kept[:, :, 0].expand(-1, -1, k)

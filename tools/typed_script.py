@@ -28,7 +28,7 @@ def train(student: nn.Module, teacher: nn.Module, batch: dict[str, Tensor]) -> d
     assert_type(result, dk.Distilled)
     assert_type(result.loss, Tensor)
     assert_type(result.parts, dict[str, Tensor])
-    result.loss.backward()
+    torch.autograd.backward(result.loss)  # Tensor.backward has no types
     optimizer.step()
     print(distiller.check(batch))
     return {name: float(part) for name, part in result.parts.items()}

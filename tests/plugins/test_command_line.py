@@ -164,6 +164,12 @@ def test_a_listing_with_a_broken_plugin_says_so_without_a_traceback(run):
     assert done.stderr == said
 
 
+def test_a_terminal_without_a_letter_shows_its_number(run, tmp_path):
+    (tmp_path / "x.toml").write_text(TERM.replace("'x'", "'π'"), encoding="utf-8")
+    shown = run("-m", "distillkit", "check", str(tmp_path / "x.toml"), PYTHONIOENCODING="ascii")
+    assert "a recipe, '\\u03c0'" in shown.stdout
+
+
 def test_the_exit_code_reaches_the_shell(run, tmp_path):
     (tmp_path / "wrong.toml").write_text("[[terms]]\nlos = 'mse'", encoding="utf-8")
     file = str(tmp_path / "wrong.toml")

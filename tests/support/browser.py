@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -130,11 +131,15 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("screenshot", None, "GET")))
 
 
+# to this machine, whatever proxy it has for others
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def request(url: str, body: dict | None = None, method: str = "POST"):
     data = None if method == "GET" else json.dumps(body or {}).encode()
     asked = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with DIRECTLY.open(asked, timeout=60) as answer:
             return json.load(answer)["value"]
     except urllib.error.HTTPError as error:
         raise RuntimeError(error.read().decode()[:2000]) from None
@@ -148,7 +153,10 @@ def browser(profile: Path, size: tuple[int, int] = (1500, 950)) -> Iterator[Brow
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     driver = subprocess.Popen(
-        [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [DRIVER, f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(profile)},  # chromium wants one that it can write to
     )
     try:
         until = time.monotonic() + 30

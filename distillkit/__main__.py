@@ -108,7 +108,7 @@ def _not_taken(parser: argparse.ArgumentParser, command: str, unknown: Sequence[
     """What a command does not take, with the option that may have been meant."""
     option = next((one for one in unknown if one.startswith("-")), None)
     if option is None:
-        return f"{command} takes no more arguments; got {' '.join(map(repr, unknown))}"
+        return f"unrecognized arguments: {' '.join(unknown)}"
     known = _options(parser, command)
     said = did_you_mean(option.partition("=")[0], known)
     return f"{command} has no option {option.partition('=')[0]!r}; {said}"

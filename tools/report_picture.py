@@ -51,8 +51,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--teacher-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--teacher-steps", type=int, default=500)
     parser.add_argument("--html", type=Path, help="where the page is kept")
     return parser.parse_args()
 

@@ -175,7 +175,8 @@ function draw(chart) {
   if (chart.low) {
     const top = HEIGHT, end = height - BOTTOM;
     chart.lowY = yAxis(chart.low, top, end, true);
-    chart.lowY.ticks = [...new Set([chart.lowY.ticks[0], chart.lowY.ticks[chart.lowY.ticks.length - 1]])];
+    const largest = Math.max(0, ...chart.low.map((one) => one.values.reduce((a, b) => Math.max(a, b ?? 0), 0)));
+    chart.lowY.ticks = [...new Set([0, largest])];
     root.append(svg("text", { x: LEFT, y: top - 6 }, "weight"));
     drawBand(root, chart.low, chart.x, chart.lowY, { bottom: end, smooth: false });
   }

@@ -13,18 +13,32 @@ from .._backbone.signals import Signals
 from ..errors import OptionError
 
 
+class Side(NamedTuple):
+    """A model's signals, and the names of those that terms compare."""
+
+    signals: Signals
+    names: Sequence[str]
+
+
 class Partners(NamedTuple):
-    """Examples and their partners, in the same order; empty where nobody has one."""
+    """Examples in their order, and the partner of each; empty where nobody has one.
+
+    Attributes:
+        own: the examples that have a partner.
+        other: their partners.
+        are_all: whether every example has one.
+    """
 
     own: list[int]
     other: list[int]
+    are_all: bool
 
 
-def partners(sides: Sequence[Signals]) -> Partners:
+def partners(sides: Sequence[Side]) -> Partners:
     """Each example's partner: the one before it among those whose padding is the same.
 
     Args:
-        sides: the signals of all models.
+        sides: of all models.
 
     Raises:
         OptionError: signals of unequally many examples, such as logits of all pairs of a batch and
@@ -41,22 +55,22 @@ def partners(sides: Sequence[Signals]) -> Partners:
     alike: dict[bytes, list[int]] = {}
     for i, key in enumerate(_paddings(sides, count)):
         alike.setdefault(key, []).append(i)
-    own: list[int] = []
-    other: list[int] = []
+    found: dict[int, int] = {}
     for group in alike.values():
         if len(group) > 1:
-            own += group
-            other += [*group[-1:], *group[:-1]]
-    return Partners(own, other)
+            found.update(zip(group, [*group[-1:], *group[:-1]], strict=True))
+    own = sorted(found)
+    return Partners(own, [found[i] for i in own], len(own) == count)
 
 
-def _counts(sides: Sequence[Signals]) -> set[int]:
+def _counts(sides: Sequence[Side]) -> set[int]:
     """How many examples the signals have; one number where they agree."""
     found: set[int] = set()
-    for signals in sides:
-        for name, value in signals.items():
-            if name in PARAMETERS:
+    for signals, names in sides:
+        for name in names:
+            if name in PARAMETERS or name not in signals:
                 continue
+            value = signals[name]
             layers = value if isinstance(value, Sequence) else [value]
             found.update(
                 one.shape[0] for one in layers if isinstance(one, (Attention, Tensor)) and one.shape
@@ -64,11 +78,13 @@ def _counts(sides: Sequence[Signals]) -> set[int]:
     return found
 
 
-def _paddings(sides: Sequence[Signals], count: int) -> list[bytes]:
+def _paddings(sides: Sequence[Side], count: int) -> list[bytes]:
     """What is padding of each example, as bytes that are equal where it is the same."""
     found = [b""] * count
-    for signals in sides:
-        for name in signals:
+    for signals, names in sides:
+        for name in names:
+            if name not in signals:
+                continue
             for axis in signals.axes(name):
                 valid = None if axis is None else axis.valid
                 if valid is None:

@@ -17,11 +17,12 @@ from .._objective.layer_choice import LayerChoice, layer_rule
 from .._objective.objective import autocast_off
 from .._objective.surroundings import dry_run
 from .._objective.teacher import device_of
+from .._objective.term import Term
 from .._view.contents import Scene, scene_of
 from .._view.sources import Given, sources_of
 from .._view.tokens import Explained, given_words
 from ..errors import OptionError
-from .partners import partners
+from .partners import Side, partners
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,26 +124,34 @@ def _readings(
     """Each comparing term on own and on wrong teacher signals, whatever its weight is now."""
     brought = batch.get("teacher_signals")
     found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    terms = [term for term in distiller.objective.each() if not term.is_task]
     with dry_run(distiller):
         theirs = distiller.run_teacher(batch) if brought is None else brought
         _, ours = distiller.run_student(batch)
-        sides = [ours, *([theirs] if isinstance(theirs, Signals) else theirs.values())]
-        paired = partners(sides)
+        paired = partners(_sides(terms, ours, theirs))
+        others = theirs
         if paired.own:
+            other = torch.tensor(paired.other, device=device_of(distiller.student))
+            others = _of_teacher(theirs, other)
+        if paired.own and not paired.are_all:
             own = torch.tensor(paired.own, device=device_of(distiller.student))
-            other = torch.tensor(paired.other, device=own.device)
-            batch = _taken(distiller, batch, own, ours)
-            ours = ours.take(own)
-            theirs, others = _of_teacher(theirs, own), _of_teacher(theirs, other)
+            batch = _taken(terms, batch, own)
+            ours, theirs = ours.take(own), _of_teacher(theirs, own)
         view = SideOfBatch(batch, "student")
         with autocast_off(), alone():
-            for term in distiller.objective.each():
-                if term.is_task:
-                    continue
+            for term in terms:
                 found[0][str(term.name)] = term(ours, theirs, view).item()
                 if paired.own:
                     found[1][str(term.name)] = term(ours, others, view).item()
     return found
+
+
+def _sides(terms: Sequence[Term], ours: Signals, theirs: Any) -> list[Side]:
+    """The signals of every model, with what terms compare of them."""
+    names = [one.student for term in terms for one in term.on]
+    taught = [one.teacher for term in terms for one in term.on]
+    teachers = [theirs] if isinstance(theirs, Signals) else list(theirs.values())
+    return [Side(ours, names), *(Side(one, taught) for one in teachers)]
 
 
 def _of_teacher(theirs: Any, index: Tensor) -> Any:
@@ -151,26 +160,10 @@ def _of_teacher(theirs: Any, index: Tensor) -> Any:
     return {name: one.take(index) for name, one in theirs.items()}
 
 
-def _taken(
-    distiller: Distiller, batch: Mapping[str, Any], index: Tensor, ours: Signals
-) -> Mapping[str, Any]:
-    """The entries of these examples, where terms read any.
-
-    Raises:
-        OptionError: an entry that terms read is not of the examples that signals have.
-    """
-    entries = {name for term in distiller.objective.each() for name in term.entries}
-    count = next((len(x) for x in ours.values() if isinstance(x, Tensor)), None)
-    taken = dict(batch)
-    for name in entries & set(batch):
-        value = batch[name]
-        if not isinstance(value, Tensor) or (count is not None and len(value) != count):
-            raise OptionError(
-                f"a term reads the entry {name!r}, which is not of the {count} examples that the "
-                "watched batch's signals have; give the watch readings=False"
-            )
-        taken[name] = value[index]
-    return taken
+def _taken(terms: Sequence[Term], batch: Mapping[str, Any], index: Tensor) -> Mapping[str, Any]:
+    """The batch, with these examples of the entries that terms read."""
+    names = {name for term in terms for name in term.entries} & set(batch)
+    return {**batch, **{name: batch[name][index] for name in names}}
 
 
 def _attention(distiller: Distiller, watch: Watch, batch: Mapping[str, Any]) -> Scene:

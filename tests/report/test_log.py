@@ -14,6 +14,7 @@ import torch
 
 import distillkit as dk
 from distillkit import losses
+from distillkit._report.partners import Side, partners
 from distillkit._report.reading import read_run
 from distillkit.errors import DistillKitError, LogError, OptionError
 from tests.distributed.two_processes import ROOT, run_in_two_processes
@@ -93,6 +94,16 @@ def test_words_of_one_length_are_read_against_each_other_alone():
     assert seen.wrong == pytest.approx(other.wrong)
     alone = look(made, dk.Watch(batch={n: x[:2] for n, x in batch.items()}, attention=False))
     assert (len(alone.own), alone.wrong) == (2, {})
+
+
+def test_partners_are_of_the_signals_that_terms_compare():
+    axis = dk.TokenAxis("text", torch.tensor([[True, True], [True, False], [True, True]]))
+    values = {"hidden.text": torch.zeros(3, 2, 4), "logits": torch.zeros(2, 4)}
+    side = dk.Signals(values, axes={"hidden.text": (axis,)})
+    assert partners([Side(side, ["hidden.text"])]) == ([0, 2], [2, 0], False)
+    assert partners([Side(side, ["logits"])]) == ([0, 1], [1, 0], True)
+    with pytest.raises(OptionError, match="unequally many: 2, 3.*readings=False"):
+        partners([Side(side, ["hidden.text", "logits"])])
 
 
 def test_a_look_changes_nothing_of_the_training(trained, tmp_path):

@@ -168,7 +168,7 @@ def test_what_is_no_run_is_said(tmp_path, files, command, message, capsys):
             "report has no option '--ouput'; did you mean '--output'?",
         ),
         (["cache", "fill", "a", "b:c", "--recipes=d"], "did you mean '--recipe'"),
-        (["plugins", "more"], "plugins takes no more arguments; got 'more'"),
+        (["plugins", "more"], "unrecognized arguments: more"),
         (["report"], "RUN"),
     ],
 )

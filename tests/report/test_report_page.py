@@ -95,6 +95,9 @@ def test_there_is_a_curve_of_every_part_and_weight(opened, folders):
     paths = "return [...document.querySelectorAll('#curves svg.chart')].map(s => [...s.querySelectorAll('path')].map(p => p.getAttribute('d')).filter(d => d.includes('L')).length)"
     # the loss has its cross beside its curve, and each part its weight
     assert opened.run(paths) == [2, 2, 2, 2]
+    labels = "return [...document.querySelector(arguments[0]).querySelectorAll('text')].map(t => t.textContent)"
+    largest = max(one["weights"][TO_IMAGE] for one in lines(folders[0], "step")[:STEPS])
+    assert f"{largest:.4g}" in opened.run(labels, chart(TO_IMAGE))
     points = "return document.querySelector(arguments[0]).querySelector('path.raw').getAttribute('d').split(/[ML]/).length - 1"
     assert opened.run(points, chart("Loss")) == STEPS + 1
 

@@ -355,6 +355,12 @@ def test_what_cannot_be_shown_is_said(call, error, message):
         call()
 
 
+def test_what_no_page_can_hold_is_refused_before_it_fills_the_memory():
+    layers = [dk.Attention(torch.zeros(8, 8, 2048, 1), torch.zeros(8, 8, 2048, 1))] * 2
+    with pytest.raises(OptionError, match=r"2 layers .* = \(8, 8, 2048, 2048\).*fewer examples"):
+        dk.view(layers, words=[["a"] * 2048] * 8)
+
+
 def test_a_distiller_needs_a_batch_and_brings_its_teacher():
     student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
     adapter = dk.DeclarativeAdapter(streams={})

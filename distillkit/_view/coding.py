@@ -18,7 +18,7 @@ from .maps import Distances, Maps
 from .prediction import Offset, Rows, rows_of
 from .steps import Errors, Steps, errors_of, steps_of
 
-LEVELS = (254, 126, 62, 46, 36, 28, 24, 20, 18, 16, 14, 12, 11, 10, 9, 8, 7, 6, 5, 4)
+LEVELS = (254, 126, 62, 46, 36, 28, 24, 20, 18, 16, 14, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2)
 """How finely numbers are told apart: the first that fits is taken, else the last."""
 
 _SAMPLE = 4  # examples by which a size is foretold

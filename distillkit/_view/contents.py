@@ -11,7 +11,7 @@ from .._attention import Attention
 from .._backbone.axis import TokenAxis
 from .._backbone.signals import Signals
 from .._objective.layer_choice import LayerChoice, layer_rule
-from ..errors import ShapeError, SignalError
+from ..errors import OptionError, ShapeError, SignalError
 from .coding import Coded, Layer, encoded
 from .maps import Axes, Distances, distances_of, maps_of, on_same_tokens
 from .pictures import Picture, pictures_of
@@ -21,6 +21,9 @@ from .tokens import Explained, Token, tokens_of
 
 PAGE_BYTES = 5_000_000
 """How large a page may become before numbers are told apart less finely."""
+
+LARGEST = 400_000_000
+"""How many numbers of one signal a page takes."""
 
 _FRAME_BYTES, _BLOCK_BYTES = 60_000, 200  # of the page without its data; beside one layer's text
 
@@ -183,6 +186,7 @@ def _shown(name: str, sources: Sources, choice: LayerChoice, first: int) -> _Sho
                 f"tokens; got {', '.join(map(str, sorted(shapes)))}"
             )
         (shape,) = shapes
+        _check_size(name, shape, len(matched) * (len(students) + (theirs is not None)))
         entry = _layer_facts(number, teacher_number, same=theirs is None or depth == len(theirs))
         teacher = pairs[0][1]
         if teacher is not None:
@@ -227,6 +231,17 @@ def followed(layer: Layer, name: str, before: Sequence[Layer], position: int) ->
         return layer._replace(family=f"{name}, alone")
     order = "first" if before[0].distances is None else "later"
     return layer._replace(family=f"{name}, {order}", reference=position - 1)
+
+
+def _check_size(name: str, shape: Sequence[int], maps: int) -> None:
+    """Refuse what no page can hold before it fills the memory."""
+    total = math.prod(shape) * maps
+    if total > LARGEST:
+        raise OptionError(
+            f"{name} is {maps} layers (b, h, q, k) = {tuple(shape)} of both sides, {total:.1e} "
+            f"numbers; a page holds {LARGEST:.0e}. Show fewer examples, layers=[...], or other "
+            "signals=[...]"
+        )
 
 
 def _stride(axis: TokenAxis) -> int:

@@ -125,9 +125,9 @@ def test_fewer_levels_are_taken_where_the_page_would_be_too_large():
     fine = coding.encoded(layers, 10**7)
     budget = int(0.7 * size(fine))
     coarse = coding.encoded(layers, budget)
-    assert fine.levels == 254 > coarse.levels > 4
+    assert fine.levels == 254 > coarse.levels > 2
     assert 0.7 * budget < size(coarse) <= budget
-    assert coding.encoded(layers, 0).levels == 4
+    assert coding.encoded(layers, 0).levels == 2
     assert fine.errors.absolute < coarse.errors.absolute
 
 
@@ -353,6 +353,12 @@ def test_images_are_what_they_show():
 def test_what_cannot_be_shown_is_said(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_no_page_can_hold_is_refused_before_it_fills_the_memory():
+    layers = [dk.Attention(torch.zeros(8, 8, 2048, 1), torch.zeros(8, 8, 2048, 1))] * 2
+    with pytest.raises(OptionError, match=r"2 layers .* = \(8, 8, 2048, 2048\).*fewer examples"):
+        dk.view(layers, words=[["a"] * 2048] * 8)
 
 
 def test_a_distiller_needs_a_batch_and_brings_its_teacher():

@@ -74,6 +74,9 @@ def test_a_page_has_a_title_and_a_first_sentence():
     text = "<!-- c -->\n# The `title`\n\n```python\nx = 1\n```\n\nOne [sentence](x.md),\nin lines. Two.\n"
     assert markdown.title_of(text) == "The `title`"
     assert markdown.first_sentence(text) == "One sentence, in lines."
+    needing = "# T\n\nNeeds: `pip install x`\n\nA task. More.\n"
+    assert markdown.first_sentence(needing) == "A task."
+    assert markdown.first_sentence("# T\n\n## S\n\nText.\n") == ""
     assert "<!--" not in markdown.without_comments(text)
     assert markdown.without_comments("```\n<!-- kept -->\n```") == "```\n<!-- kept -->\n```"
     with pytest.raises(ValueError, match="this one has none"):

@@ -138,7 +138,7 @@ def test_a_gallery_frames_each_viewer(tmp_path):
     assert "[One](one.md)" in made["gallery/index.md"]
 
 
-@pytest.mark.filterwarnings("default")  # of libraries that the examples use
+@pytest.mark.filterwarnings("ignore")  # of libraries that the examples use
 @pytest.mark.parametrize("name", QUICKLY)
 def test_a_notebook_runs(name, tmp_path, monkeypatch, capsys):
     script = ROOT / f"examples/{name}.py"

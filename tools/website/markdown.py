@@ -102,14 +102,15 @@ def title_of(text: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of the first paragraph of prose below the title; empty without one."""
-    paragraph: list[str] = []
-    for line, is_code in lines_of(without_comments(text)):
-        if not is_code and re.match(r"[A-Za-z`\[(]", line):
-            paragraph.append(line)
-        elif paragraph:
-            break
-    whole = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph))
+    """The first sentence of the first paragraph between title and sections; empty without one.
+
+    A line that says what to install, ``Needs: ...``, is passed over.
+    """
+    prose = "\n".join("" if is_code else line for line, is_code in lines_of(without_comments(text)))
+    introduction = re.split(r"^##", prose, maxsplit=1, flags=re.MULTILINE)[0]
+    paragraphs = (one.strip("\n") for one in re.split(r"\n\s*\n", introduction))
+    whole = next((one for one in paragraphs if re.match(r"(?!Needs:)[A-Za-z`\[(]", one)), "")
+    whole = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(whole.split("\n")))
     end = re.search(r"(?<=[.:])\s+(?=[A-Z`])|$", whole)
     return whole[: end.start()].rstrip(":") if end else whole
 

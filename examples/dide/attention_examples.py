@@ -49,7 +49,7 @@ def attention_page(
     return dk.view(
         seen,
         theirs,
-        words=[["[CLS]", *one.split()] for one in questions],
+        words=[["[CLS]", *one.split(), "[SEP]"] for one in questions],
         images=[data.image_of(one) for one in pairs.scenes[pairs.scene[index]]],
     )
 

@@ -68,6 +68,10 @@ class Listener:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.failed: list[str] = []
+        self.interrupted = False
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.interrupted = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -88,10 +92,11 @@ class Listener:
 
 
 def run(name: str, arguments: Sequence[str], lines: Path) -> int:
-    """Run the tests, add the line, and return pytest's exit status."""
+    """Run the tests, add the line unless they were interrupted, and return pytest's exit status."""
     listener = Listener()
     status = int(pytest.main(list(arguments), plugins=[listener]))
-    if not listener.counts:
+    if listener.interrupted or not listener.counts:
+        print("nothing is noted: the tests were interrupted, or there were none", file=sys.stderr)
         return status or 1
     command = " ".join(["python", "-m", "pytest", *map(shlex.quote, arguments)])
     found = Run(

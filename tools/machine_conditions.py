@@ -156,6 +156,8 @@ def run(name: str, tests: Sequence[str], without: set[str]) -> dict[str, object]
 
 def table(runs: Sequence[dict[str, object]]) -> str:
     """The runs as lines of a page; of one machine and the same tests, the last."""
+    if not runs:
+        return "No run has been written down yet."
     lines = [
         "| locale | zone | hashes | threads | order | processes | tests | result |",
         "|---|---|---|---|---|---|---|---|",

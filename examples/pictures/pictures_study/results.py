@@ -140,7 +140,7 @@ def speed(results: Results) -> str:
         cells = [f"{fused / line['timed'][way]:.1f}" for way in WAYS[1:]]
         rows.append([TITLES[line["task"]], f"{1000 * fused:.0f}", *cells])
     short = ("nothing reused", "each side once", "both stored")
-    return table(("task", "fusion (ms)", *short), rows)
+    return table(("task", "fusion (CPU-ms)", *short), rows)
 
 
 def timed(results: Results) -> str:
@@ -157,9 +157,11 @@ def whole(results: Results) -> str:
     runs = sum(1 for _ in results.study.runs())
     spent = sum(line["all_cpu_seconds"] for line in results.lines)
     machines = sorted({f"{line['machine']}, torch {line['torch']}" for line in results.lines})
+    missing = [TITLES[task] for task in results.study.tasks if task not in results.tasks]
+    absent = f" No student has been trained yet on {', '.join(missing)}." if missing else ""
     return (
         f"{len(results.lines)} of the {runs} runs of the study are in these tables; they took "
-        f"{spent / 60:.0f} CPU minutes. Measured on: {'; '.join(machines)}."
+        f"{spent / 60:.0f} CPU minutes. Measured on: {'; '.join(machines)}.{absent}"
     )
 
 

@@ -195,6 +195,7 @@ BROUGHT_BY = {
     r"^\s*(?:import|from) matplotlib\b|\bplot\.\w": {"distillkit[plot]"},
     r"\bSignalCache\(": {"distillkit[cache]", "distillkit[paper]"},
     r"^\s*(?:import|from) PIL\b": {"pillow"},
+    r"\bmatch_tokens\b": {"distillkit[match]"},
 }
 CORE = {"distillkit", "torch", "numpy", "einops", "pluggy", "pydantic"}
 OTHERS = {"transformers", "distillkit_transformers", "hypothesis", "matplotlib", "acme_distill"}

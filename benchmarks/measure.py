@@ -51,7 +51,7 @@ def machine(device: str) -> str:
             x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("model name")
         ]
         model = names[0].partition(":")[2].strip() if names else model
-        if "bf16" not in info.read_text():  # avx512_bf16, amx_bf16; of ARM, bf16
+        if "bf16" not in info.read_text(encoding="utf-8"):  # avx512_bf16, amx_bf16; of ARM, bf16
             model += " (which multiplies no bfloat16)"
     load = os.getloadavg()[0]
     return f"{model}, one thread, torch {torch.__version__}, load {load:.1f} at the start"

@@ -40,8 +40,8 @@ def test_the_page_is_that_of_the_noted_runs():
 
 
 def test_a_run_is_noted_once_with_its_outcomes(tmp_path):
-    (tmp_path / "test_some.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     lines = tmp_path / "lines.jsonl"
     command = [sys.executable, "-m", "tools.versions", "run", "lowest", "--lines", str(lines), "--"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -63,6 +63,6 @@ def test_a_run_is_noted_once_with_its_outcomes(tmp_path):
 
 def test_a_broken_line_is_named(tmp_path):
     lines = tmp_path / "lines.jsonl"
-    lines.write_text("{}\n")
+    lines.write_text("{}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"lines\.jsonl, line 1 is no run"):
         versions.read(lines)

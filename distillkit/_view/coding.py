@@ -99,7 +99,7 @@ def text_of_bytes(data: bytes) -> str:
 
     Examples:
         >>> text_of_bytes(bytes([0, 255, 128]))
-        '0_kt'
+        '0RMm'
     """
     return base64.b85encode(data).translate(_TO_HTML).decode()
 

@@ -166,7 +166,7 @@ class TestBadInput:
         path.write_text("streams = ", encoding="utf-8")
         with pytest.raises(errors.SignalError, match=r"model\.toml"):
             dk.DeclarativeAdapter.from_toml(path)
-        with pytest.raises(errors.UnknownNameError, match="there is no adapter file"):
+        with pytest.raises(errors.UnknownNameError, match="no adapter file is called"):
             dk.DeclarativeAdapter.from_toml(tmp_path / "other.toml")
 
     def test_batches_and_outputs(self):

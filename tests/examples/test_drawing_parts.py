@@ -113,17 +113,17 @@ def test_without_npm_the_error_names_two_ways(tmp_path, monkeypatch):
 
 
 def test_what_fails_leaves_nothing(tmp_path):
-    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").write_text("old", encoding="utf-8")
     for kept in (whole_file(tmp_path / "file"), whole_folder(tmp_path / "folder")):
         with pytest.raises(KeyboardInterrupt), kept as beside:
-            (beside / "a" if beside.is_dir() else beside).write_text("half")
+            (beside / "a" if beside.is_dir() else beside).write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
     assert files(tmp_path) == {"file": b"old"}
 
 
 def test_a_document_without_places_is_said_before_anything_is_measured(tmp_path, monkeypatch):
     document = tmp_path / "page.md"
-    document.write_text("nothing")
+    document.write_text("nothing", encoding="utf-8")
     with pytest.raises(SystemExit, match="^baselines.py: no place for these tables: <!-- drawings"):
         run_baselines(monkeypatch, tmp_path / "none", "--write", document)
     with pytest.raises(SystemExit, match=r"no document .*other.md to write tables into"):

@@ -265,9 +265,9 @@ MARKS = "".join(
 
 def test_baselines_write_their_tables_into_a_document(built, tmp_path, monkeypatch, capsys):
     document = tmp_path / "page.md"
-    document.write_text(f"before\n\n{MARKS}after\n")
+    document.write_text(f"before\n\n{MARKS}after\n", encoding="utf-8")
     drawing_packages.run_baselines(monkeypatch, built[0], "--write", document)
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     assert "old" not in text
     assert text.startswith("before\n\n<!-- drawings -->\n\n| set |")
     assert text.endswith("\n\n<!-- end baselines -->\n\nafter\n")

@@ -72,7 +72,7 @@ def page_in(root):
     path = root / results.PAGE
     path.parent.mkdir(parents=True)
     blocks = [f"<!-- begin {name} -->\n<!-- end {name} -->" for name in results.BLOCKS]
-    path.write_text("\n\n".join(["before", *blocks, "after"]))
+    path.write_text("\n\n".join(["before", *blocks, "after"]), encoding="utf-8")
     return root
 
 
@@ -81,7 +81,7 @@ def whole(folder, tmp_path_factory):
     """A whole small study: its folder, its pages."""
     out, root = tmp_path_factory.mktemp("out"), page_in(tmp_path_factory.mktemp("root"))
     study = out / "study.toml"
-    study.write_text(SMALL)
+    study.write_text(SMALL, encoding="utf-8")
     printed = finished(started(folder, study, out, "--docs", str(root)))
     assert "0 of 27 runs are there, 27 to go" in printed
     return out, root
@@ -98,12 +98,12 @@ def test_the_whole_of_a_small_study(whole):
             assert line["accuracy"].keys() == set(command.SPLITS)
             assert line["steps"] == (4 if kind in ("teacher", "pre-trained DiDE") else 6)
         assert list(lines[f"{task}/timing/0"]["timed"]) == list(timing.WAYS)
-    assert (root / "docs/pictures.jsonl").read_text() == "".join(
+    assert (root / "docs/pictures.jsonl").read_text(encoding="utf-8") == "".join(
         json.dumps(line) + "\n" for line in results.read_results(
             out / "results.jsonl", load_study(out / "study.toml")
         ).lines
     )  # fmt: skip
-    text = (root / results.PAGE).read_text()
+    text = (root / results.PAGE).read_text(encoding="utf-8")
     assert text.startswith("before")
     assert text.endswith("after")
     assert "27 of the 27 runs" in text
@@ -130,7 +130,7 @@ def test_what_is_there_is_not_trained_again(folder, whole, tmp_path):
 
 def test_a_killed_study_goes_on_to_the_same_weights(folder, tmp_path):
     study = tmp_path / "study.toml"
-    study.write_text(STUDY.format() + TASK.format(task="nlvr2", steps=30))
+    study.write_text(STUDY.format() + TASK.format(task="nlvr2", steps=30), encoding="utf-8")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     plan = load_study(study)
     straight.mkdir()
@@ -172,16 +172,16 @@ def test_a_killed_study_goes_on_to_the_same_weights(folder, tmp_path):
 )
 def test_a_study_with_a_mistake_is_refused(tmp_path, old, new, complaint):
     path = tmp_path / "study.toml"
-    path.write_text(SMALL.replace(old, new))
+    path.write_text(SMALL.replace(old, new), encoding="utf-8")
     with pytest.raises(SystemExit, match=complaint):
         load_study(path)
 
 
 def test_other_settings_have_other_digests(tmp_path):
     path = tmp_path / "study.toml"
-    path.write_text(SMALL)
+    path.write_text(SMALL, encoding="utf-8")
     runs = {run.key: run.digest for run in load_study(path).runs()}
-    path.write_text(SMALL.replace("teacher_steps = 4", "teacher_steps = 5", 1))
+    path.write_text(SMALL.replace("teacher_steps = 4", "teacher_steps = 5", 1), encoding="utf-8")
     others = {run.key: run.digest for run in load_study(path).runs()}
     changed = {key.split("/")[0] for key in runs if runs[key] != others[key]}
     assert changed == {TASKS[0]}

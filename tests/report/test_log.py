@@ -129,7 +129,7 @@ def test_what_is_not_finite_is_null_and_named(tmp_path):
     with dk.RunLog(tmp_path) as log:
         values = {"loss": torch.tensor(float("nan")), "x": float("inf"), "weight/x": 1.0}
         log.write({**values, "lr": float("-inf")}, step=1)
-    text = (tmp_path / "run.jsonl").read_text()
+    text = (tmp_path / "run.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert "Infinity" not in text
     (line,) = lines(tmp_path, "step")
@@ -280,14 +280,14 @@ def test_a_log_that_is_closed_or_of_another_distiller_is_an_error(tmp_path):
     [('{"kind":"begin","format":2}\n', "of format 2"), ("step,loss\n1,2\n", "is no run log")],
 )
 def test_a_file_of_somebody_else_is_left_alone(tmp_path, text, message):
-    (tmp_path / "run.jsonl").write_text(text)
+    (tmp_path / "run.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(LogError, match=message):
         dk.RunLog(tmp_path).write({"loss": 1.0}, step=1)
-    assert (tmp_path / "run.jsonl").read_text() == text
+    assert (tmp_path / "run.jsonl").read_text(encoding="utf-8") == text
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(LogError, match="cannot be written"):
         dk.RunLog(tmp_path / "file" / "run").write({"loss": 1.0}, step=1)
 

@@ -92,17 +92,20 @@ def test_a_reading_that_others_maps_explain_as_well_is_noted():
     write("run", {1: {"loss": 1.0}})
     look = {"kind": "look", "step": 1, "elapsed": 1.0, "seconds": 0.1}
     LOG.write_text(
-        LOG.read_text() + json.dumps({**look, "own": {"t": 0.5}, "wrong": {"t": 0.4}}) + "\n"
+        LOG.read_text(encoding="utf-8")
+        + json.dumps({**look, "own": {"t": 0.5}, "wrong": {"t": 0.4}})
+        + "\n",
+        encoding="utf-8",
     )
     assert any("nothing of the single example" in one for one in texts(read_run("run"), "note"))
 
 
 def test_lines_that_are_damaged_are_left_out_and_named():
     write("run", {s: {"loss": float(s)} for s in (1, 2, 3)})
-    lines = LOG.read_text().splitlines()
+    lines = LOG.read_text(encoding="utf-8").splitlines()
     lines[2] = lines[2].replace('"loss":2.0', '"loss":"2"')
     lines.insert(4, "\x00\x00")
-    LOG.write_text("\n".join(lines) + "\n")
+    LOG.write_text("\n".join(lines) + "\n", encoding="utf-8")
     run = read_run("run")
     assert [row.line.step for row in run.rows] == [1, 3]
     assert len(run.notes) == 2
@@ -112,7 +115,10 @@ def test_lines_that_are_damaged_are_left_out_and_named():
 
 def test_keys_of_a_later_version_of_the_same_format_are_left_alone():
     write("run", {1: {"loss": 1.0}})
-    LOG.write_text(LOG.read_text().replace('"kind":"step"', '"kind":"step","new":{"x":1}'))
+    LOG.write_text(
+        LOG.read_text(encoding="utf-8").replace('"kind":"step"', '"kind":"step","new":{"x":1}'),
+        encoding="utf-8",
+    )
     assert read_run("run").notes == []
 
 
@@ -155,7 +161,7 @@ def test_a_long_log_is_thinned_and_says_so(monkeypatch):
 def test_what_is_no_run_is_said(tmp_path, files, command, message, capsys):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert main(["report", *command]) == 1
     assert re.search(message, capsys.readouterr().err)
 

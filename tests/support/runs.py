@@ -74,5 +74,7 @@ def train(log, made, steps, *, start=0, whole=12):
 
 
 def lines(folder, kind=None, file="run.jsonl"):
-    held = [json.loads(line) for line in Path(folder, file).read_text().splitlines()]
+    held = [
+        json.loads(line) for line in Path(folder, file).read_text(encoding="utf-8").splitlines()
+    ]
     return [one for one in held if kind in (None, one["kind"])]

@@ -17,7 +17,8 @@ SECTIONS = {
     "plugins": ("Distributions", "Packages beside the core, each installed by its own name."),
     "project": ("Project", "What changed, how to contribute, and how to report a weakness."),
 }
-MORE = {"explanation": ["results.md", "pictures.md", "performance.md"]}  # pages of a section that lie above it
+# pages of a section that lie above it
+MORE = {"explanation": ["results.md", "pictures.md", "performance.md"]}
 EXAMPLES = PurePosixPath("examples")
 
 

@@ -70,7 +70,7 @@ class Projection:
                 return call(), skipped
             except torch.OutOfMemoryError:
                 raise
-            except Exception:
+            except Exception:  # whatever reads the missing numbers; a run with them raises the rest
                 if not skipped.outputs:
                     raise
         self._can_skip = False

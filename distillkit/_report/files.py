@@ -66,13 +66,16 @@ class RunFiles:
     def append_attention(self, scene: Scene, step: int) -> None:
         """One line of the file of attention; what earlier lines hold is not repeated."""
         path = self.folder / ATTENTION
-        if self._known is None:
-            self._known = _keys_of(path)
-        line = written(snapshot_of(scene, step, self._known))
+        # no line refers to a text that was not written: until this one is, nothing is known
+        known, self._known = self._known, None
+        if known is None:
+            known = _keys_of(path)
+        line = written(snapshot_of(scene, step, known))
         with _named(path), path.open("ab", buffering=0) as file:
             if not _ends_a_line(path):
                 file.write(b"\n")
             file.write(line)
+        self._known = known
 
     def close(self) -> None:
         """Let the folder go."""

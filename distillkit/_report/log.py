@@ -207,7 +207,6 @@ class RunLog:
             return {}
         if 0 <= self._looked_at <= step < self._looked_at + watch.every:
             return {}
-        self._looked_at = step
         elapsed, start = self._elapsed(), time.perf_counter()
         try:
             looked = look(distiller, watch)
@@ -216,6 +215,7 @@ class RunLog:
             self._looking += seconds
         if self._writes:
             self._write_look(looked, step, elapsed, seconds)
+        self._looked_at = step  # a look that failed is due again
         return {
             f"{side}/{name}": value
             for side, values in (("own", looked.own), ("wrong", looked.wrong))

@@ -18,7 +18,6 @@ from .lines import (
     Entry,
     Facts,
     Look,
-    Numbers,
     Snapshot,
     Step,
     read,
@@ -174,18 +173,14 @@ class _Reader:
 
 def _together(one: Step, other: Step) -> Step:
     """Two lines of one step."""
-
-    def joined_numbers(first: Numbers, second: Numbers) -> Numbers:
-        return {**first, **second}
-
     lost = {**one.nonfinite, **other.nonfinite}
     has_loss = other.loss is not None or "loss" in other.nonfinite
     return other.model_copy(
         update={
             "loss": other.loss if has_loss else one.loss,
-            "parts": joined_numbers(one.parts, other.parts),
-            "weights": joined_numbers(one.weights, other.weights),
-            "values": joined_numbers(one.values, other.values),
+            "parts": {**one.parts, **other.parts},
+            "weights": {**one.weights, **other.weights},
+            "values": {**one.values, **other.values},
             "nonfinite": lost,
             "memory": {**one.memory, **other.memory},
         }

@@ -20,6 +20,8 @@ import torch
 from attention_examples import first_of_each_kind
 from torch import Tensor, nn
 from training import (
+    STUDENT_RATE,
+    TEACHER_RATE,
     Budget,
     accuracy,
     batch_of,
@@ -33,7 +35,6 @@ from training import (
 import distillkit as dk
 
 HERE = Path(__file__).parent
-TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3
 SHOWN = ("attention.text_to_image", "attention.image_to_text")
 
 

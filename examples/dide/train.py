@@ -28,6 +28,8 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 from training import (
+    STUDENT_RATE,
+    TEACHER_RATE,
     Budget,
     Trained,
     accuracy,
@@ -43,7 +45,6 @@ import distillkit as dk
 
 HERE = Path(__file__).parent
 STUDENTS = {"alone": "alone.toml", "soft labels": "soft.toml", "DiDE": "dide.toml"}
-TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import distillkit as dk
 
 HERE = Path(__file__).parent
 QUESTIONS_PER_SCENE = 8
+TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3  # of the demo and the gallery
 COMPARED_PER_SCENE = 2  # questions of each scene whose attention is compared in a step
 TEACHER_SCENES, STUDENT_SCENES = 16, 64  # in a step; with 8, teachers can stay on a plateau
 

@@ -205,6 +205,19 @@ def test_attention_goes_on_and_repeats_nothing(trained, tmp_path):
     assert run.attention.facts["checkpoints"] == ["step 1", "step 5", "step 6", "step 10"]
 
 
+def test_a_look_that_was_not_written_is_not_referred_to(tmp_path):
+    made = runs.distiller()
+    (tmp_path / "attention.jsonl").mkdir(parents=True)
+    with dk.RunLog(tmp_path, made, watch=runs.watch(readings=False)) as log:
+        with pytest.raises(LogError, match="attention.jsonl"):
+            runs.train(log, made, 1)
+        (tmp_path / "attention.jsonl").rmdir()
+        runs.train(log, made, 5)
+    run = read_run(tmp_path)
+    assert run.notes == []
+    assert run.attention.facts["checkpoints"] == ["step 1", "step 5"]
+
+
 # ------------------------------------------------------------------------------- who may write
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any
-
-from torch import Tensor
 
 from ..errors import RecipeError
 from .comparison import Comparison
@@ -15,7 +12,7 @@ from .comparison import Comparison
 
 def free_head_arguments(
     said: tuple[str, str],
-    function: Callable[..., Tensor],
+    accepted: Collection[str],
     comparison: Comparison,
     bound: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -23,7 +20,7 @@ def free_head_arguments(
 
     Args:
         said: what errors call the term and its loss.
-        function: the loss.
+        accepted: the parameters of the loss.
         comparison: both sides in this step.
         bound: the loss's arguments in the recipe.
 
@@ -32,7 +29,6 @@ def free_head_arguments(
     """
     term, loss = said
     found: dict[str, Any] = {}
-    accepted = inspect.signature(function).parameters
     for name, value in comparison.head_arguments().items():
         given = bound.get(name)
         if name not in accepted or (isinstance(given, Real) and given != value):

@@ -39,6 +39,11 @@ def loss_of(loss: str | Callable[..., Tensor]) -> tuple[Callable[..., Tensor], s
     return loss, ""
 
 
+def accepted_by(function: Callable[..., Tensor] | None) -> frozenset[str]:
+    """The names of a loss's parameters."""
+    return frozenset() if function is None else frozenset(inspect.signature(function).parameters)
+
+
 def takes_valid(function: Callable[..., Tensor] | None) -> bool:
     """Whether a loss consumes the tokens and wants to know which of them count."""
     if function is None:

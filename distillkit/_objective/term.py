@@ -26,6 +26,7 @@ from .layer_choice import LayerChoice, layer_rule
 from .learned import check_reached, current, learned_options
 from .normalizer import Number, check_nothing_counts, check_number, divisor, of_layer
 from .options import (
+    accepted_by,
     checked_choice,
     checked_options,
     checked_weight,
@@ -187,6 +188,7 @@ class Term(nn.Module):
         self._counting = Counting(self.name, self.signature, mask, told=self._told_valid)
         self._holds_labels = mask is not None and says_labels(mask)
         self._on_head = any(name in PARAMETERS for one in self.on for name in one)
+        self._accepted = accepted_by(self._function) if self._on_head else frozenset[str]()
         if self._on_head and (self.teachers.is_ensemble or self.gather or len(self.aligners)):
             raise RecipeError(
                 f"term {self.name!r}: `head.weight` is a model's own, not of examples: no "
@@ -323,7 +325,7 @@ class Term(nn.Module):
             known = told_tokens(self._asked_by_loss, comparison.aligned_axes(0))
         if self._on_head:
             said, bound = (self.name, self.loss_name), {**self.options, **self.inputs}
-            known.update(free_head_arguments(said, self._function, comparison, bound))
+            known.update(free_head_arguments(said, self._accepted, comparison, bound))
         if self._told_valid:
             known["valid"] = self._counting.valid(students[0], step)
         try:
